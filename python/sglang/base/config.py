@@ -1,0 +1,170 @@
+"""ServerConfig: every server flag is one field here. `resolve()` computes what is derived and refuses what cannot be.
+
+After `resolve` nobody writes to it; a room is handed the few values it needs, not the record.
+"""
+
+import argparse
+import dataclasses
+import secrets
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from sglang.base.errors import ConfigError
+
+DEMO_MODEL = Path(__file__).parent.parent / "assets" / "demo"
+
+
+def flag(default: Any, help: str, *aliases: str, metavar: str | None = None) -> Any:
+    """A field that is a flag: its default, its help line, further spellings."""
+    return field(default=default, metadata={"help": help, "aliases": aliases, "metavar": metavar})
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    # The model
+    model_path: str = flag("", "Folder or hub id of the model. Without it the built-in demo model.", "--model")
+    tokenizer_path: str = flag("", "Folder or hub id of the tokenizer; the model's own by default.")
+    tokenizer_mode: Literal["auto", "slow"] = flag("auto", "slow: the reference tokenizer instead of the fast one.")
+    load_format: Literal["auto", "safetensors", "pt", "dummy"] = flag(
+        "auto", "Weight files to read. dummy: random weights, no file is read. pt: loaded with weights_only."
+    )
+    dtype: Literal["auto", "half", "float16", "bfloat16", "float", "float32"] = flag(
+        "auto", "Type of weights and activations. auto: the checkpoint's (fp32 checkpoints: fp16 on CUDA, fp32 on CPU)."
+    )
+    trust_remote_code: bool = flag(False, "Run Python code that a model folder brings. Off unless you trust it.")
+    context_length: int | None = flag(None, "Longest sequence in tokens; the model's own limit by default.")
+    quantization: str | None = flag(None, "Weight format, where the checkpoint's config does not say.")
+    chat_template: str | None = flag(None, "Built-in name, .jinja or .json file; the tokenizer's own by default.")
+    served_model_name: str | None = flag(None, "Name the API shows; the model path by default.")
+    revision: str | None = flag(None, "Branch, tag or commit of a hub model.")
+    download_dir: str | None = flag(None, "Where hub files are kept; Hugging Face's cache by default.")
+    json_model_override_args: str = flag("{}", "JSON object merged into the model's config.json.")
+
+    # HTTP
+    host: str = flag("127.0.0.1", "Address to listen on. 0.0.0.0 for every interface.")
+    port: int = flag(30000, "Port to listen on; where it is taken, the next free one, with a warning.")
+    api_key: str | None = flag(None, "Key that requests must carry (Authorization: Bearer or X-API-Key).")
+    ssl_keyfile: str | None = flag(None, "TLS private key; with --ssl-certfile the server speaks HTTPS.")
+    ssl_certfile: str | None = flag(None, "TLS certificate chain.")
+    ssl_ca_certs: str | None = flag(None, "CA file to check client certificates against.")
+    ssl_keyfile_password: str | None = flag(None, "Password of the TLS private key.")
+    log_level: Literal["debug", "info", "warning", "error"] = flag("info", "How much is logged.")
+    log_level_http: Literal["debug", "info", "warning", "error"] | None = flag(None, "Same for HTTP; as --log-level.")
+    log_requests: bool = flag(False, "Log input and output of every request.")
+    enable_cache_report: bool = flag(False, "Report cached prompt tokens in OpenAI usage.")
+    stream_interval: int = flag(1, "Tokens between two events of a stream; the first and the last always come.")
+    skip_server_warmup: bool = flag(False, "Do not answer a first request of our own before reporting ready.")
+    drain_timeout: float = flag(30.0, "Seconds that running requests get to finish after SIGTERM.", metavar="S")
+    watchdog_timeout: float = flag(300.0, "Seconds one step may take before the server gives up.", metavar="S")
+
+    # Scheduling and memory
+    device: Literal["auto", "cpu", "cuda"] = flag("auto", "auto: cuda where there is one.")
+    mem_fraction_static: float | None = flag(
+        None, "Share of device memory for weights and KV pool (CUDA 0.88; CPU: of free RAM, 0.5).", metavar="F"
+    )
+    max_total_tokens: int | None = flag(None, "Size of the KV pool in tokens, whatever memory would allow.")
+    max_running_requests: int | None = flag(None, "Most sequences computed at a time (256 on CPU, 512 on CUDA).")
+    max_queued_requests: int = flag(4096, "Most requests waiting; more are answered 503.")
+    max_prefill_tokens: int = flag(16384, "Most prompt tokens admitted in one step; never less than the chunk size.")
+    chunked_prefill_size: int | None = flag(None, "Most prompt tokens computed in a step; -1: no chunking.")
+    page_size: int = flag(1, "KV cells per page; prefixes are shared in whole pages.")
+    schedule_policy: Literal["lpm", "dfs-weight", "fcfs", "random"] = flag(
+        "lpm", "Order of the queue: longest cached prefix, tree order, arrival, random.", "--schedule-heuristic"
+    )
+    schedule_conservativeness: float = flag(1.0, "Above 1 reserves more memory per request: fewer retractions.")
+    disable_radix_cache: bool = flag(False, "Share no prefixes between requests.")
+    disable_overlap_schedule: bool = flag(False, "CUDA: plan a step only after the last one's tokens are known.")
+    random_seed: int | None = flag(None, "Seed of everything random that a request does not seed itself.")
+    decode_log_interval: int = flag(40, "Decode steps between two status lines.")
+
+    # The device
+    attention_backend: Literal["auto", "torch"] = flag("auto", "Attention kernels. torch: runs anywhere.")
+    kv_cache_dtype: Literal["auto"] = flag("auto", "Type of keys and values; auto: as the activations.")
+    disable_flashinfer: bool = flag(False, "Do without FlashInfer (nothing here needs it yet).")
+    disable_cuda_graph: bool = flag(False, "Launch every kernel by itself (the only way yet).")
+    cpu_threads: int | None = flag(None, "Threads of the CPU engine; all cores by default.")
+
+    # Scale-out
+    tp_size: int = flag(1, "Ranks that split each layer.", "--tp", "--tensor-parallel-size")
+    dp_size: int = flag(1, "Replicas of the model.", "--dp", "--data-parallel-size")
+    nnodes: int = flag(1, "Machines that serve one model together.")
+    node_rank: int = flag(0, "This machine's number, 0 .. nnodes - 1.")
+    nccl_init_addr: str | None = flag(None, "HOST:PORT of node 0.", "--nccl-init", "--dist-init-addr")
+    load_balance_method: Literal["round_robin", "shortest_queue"] = flag("round_robin", "How replicas share requests.")
+    enable_p2p_check: bool = flag(False, "Check GPU peer access instead of assuming it.")
+
+    @property
+    def model_name(self) -> str:
+        return self.served_model_name or ("demo" if self.model_path == str(DEMO_MODEL) else self.model_path)
+
+    def resolve(self) -> "ServerConfig":
+        """A record in which every derived value is filled in. Raises ConfigError: the flag, and what would work."""
+        new: dict[str, Any] = {}
+        if not self.model_path:
+            new["model_path"] = str(DEMO_MODEL)
+        if not self.tokenizer_path:
+            new["tokenizer_path"] = new.get("model_path", self.model_path)
+        if self.random_seed is None:
+            new["random_seed"] = secrets.randbits(31)
+        if self.chunked_prefill_size is not None and self.chunked_prefill_size < -1:
+            raise ConfigError("--chunked-prefill-size must be -1 (off) or at least 1")
+        if self.chunked_prefill_size == 0:
+            raise ConfigError("--chunked-prefill-size must be -1 (off) or at least 1, got 0")
+        for name in ("page_size", "max_queued_requests", "max_prefill_tokens", "stream_interval", "decode_log_interval"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{spell(name)} must be at least 1, got {getattr(self, name)}")
+        for name in ("context_length", "max_total_tokens", "max_running_requests", "cpu_threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{spell(name)} must be at least 1, got {value}")
+        if not 0 < self.port < 65536:
+            raise ConfigError(f"--port must be in [1, 65535], got {self.port}")
+        if self.mem_fraction_static is not None and not 0 < self.mem_fraction_static < 1:
+            raise ConfigError(f"--mem-fraction-static must be in (0, 1), got {self.mem_fraction_static}; try 0.8")
+        if self.schedule_conservativeness <= 0:
+            raise ConfigError(f"--schedule-conservativeness must be above 0, got {self.schedule_conservativeness}")
+        if bool(self.ssl_keyfile) != bool(self.ssl_certfile):
+            raise ConfigError("--ssl-keyfile and --ssl-certfile go together")
+        self._refuse_what_is_not_built()
+        return dataclasses.replace(self, **new)
+
+    def _refuse_what_is_not_built(self) -> None:
+        for name in ("tp_size", "dp_size", "nnodes"):
+            if getattr(self, name) != 1:
+                raise ConfigError(f"{spell(name)} {getattr(self, name)} is not supported yet; leave it at 1")
+        for name in ("nccl_init_addr", "quantization", "enable_p2p_check"):
+            if getattr(self, name):
+                raise ConfigError(f"{spell(name)} is not supported yet")
+
+
+def spell(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Give `parser` one flag per field. Unique prefixes of a flag are accepted, as argparse does."""
+    for f in dataclasses.fields(ServerConfig):
+        options: dict[str, Any] = {"help": f.metadata["help"], "default": f.default, "dest": f.name}
+        kinds = [k for k in get_args(f.type) if k is not type(None)] if get_origin(f.type) is not Literal else []
+        kind = f.type if get_origin(f.type) is Literal else (kinds[0] if kinds else f.type)
+        if kind is bool:
+            options["action"] = "store_true"
+        elif get_origin(kind) is Literal:
+            options["choices"] = get_args(kind)
+        else:
+            options["type"] = kind
+            options["metavar"] = f.metadata["metavar"] or {"int": "N", "float": "F"}.get(kind.__name__, "TEXT")
+        parser.add_argument(spell(f.name), *f.metadata["aliases"], **options)
+
+
+def from_args(args: argparse.Namespace) -> ServerConfig:
+    """The record of parsed flags; flags of other programs in `args` are left alone."""
+    return ServerConfig(**{f.name: getattr(args, f.name) for f in dataclasses.fields(ServerConfig)})
+
+
+def fail(error: ConfigError) -> "None":
+    """One line, exit code 2."""
+    print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(2)

@@ -1,0 +1,16 @@
+"""The one table of what a request may ask for. Checked at the door, before anything is allocated."""
+
+BODY_BYTES = 32 * 2**20  # a 128k-token prompt as JSON integers is about 1 MiB; images travel as base64
+JSON_DEPTH = 64
+BATCH = 4096  # prompts in one request
+N = 128  # samples of one prompt
+STOP_STRINGS = 32
+STOP_STRING_CHARS = 512
+STOP_TOKEN_IDS = 256
+LOGIT_BIAS = 4096
+TOP_LOGPROBS = 128
+TOKEN_IDS_LOGPROB = 1024
+MAX_NEW_TOKENS = 2**24  # far above any context; keeps sums inside 32 bits
+GRAMMAR_CHARS = 1 << 18  # a regex, schema or grammar longer than this is refused unread
+MESSAGES = 4096  # chat turns
+RID_CHARS = 256

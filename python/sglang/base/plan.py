@@ -1,0 +1,97 @@
+"""What scheduler and engine say to each other: a Plan (one forward step) and its Result.
+
+Words: a **page** is `page_size` consecutive KV cells; a **slot** is a running sequence's seat in the engine's
+per-sequence tables (page table, last token, sampling state); a **row** is a sequence's part of one step.
+A plan never holds a token that is not yet known to the host: a decode row says -1 and the engine takes the slot's last
+drawn token, so the next step can be planned before this one's tokens have been read.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from sglang.base.messages import Score
+from sglang.base.sampling import SamplingParams
+
+Ints = NDArray[np.int32]
+Bools = NDArray[np.bool_]
+
+DRAWN = -1  # in Plan.tokens: the slot's last drawn token
+
+
+class Seat(Struct, gc=False):
+    """A sequence takes a slot (or its parameters change): what the sampler must know of it.
+
+    `drawn`: tokens generated before (a resumed sequence); `prompt` and `drawn` are filled only where penalties need
+    them. `first` is the position of the first generated token, so position - first = tokens generated so far: the
+    sampler keys randomness by (seed, that number), which is what makes a resumed sequence go on as it would have.
+    """
+
+    slot: int
+    sampling: SamplingParams
+    first: int
+    prompt: list[int] = []
+    drawn: list[int] = []
+
+
+class Ask(NamedTuple):
+    """Row `row` wants log-probabilities of the token it draws."""
+
+    row: int
+    top: int
+    ids: tuple[int, ...]
+
+
+class PromptAsk(NamedTuple):
+    """Row `row` wants known tokens scored: `targets[i]` given everything up to the row's token `offset + i`."""
+
+    row: int
+    offset: int
+    targets: list[int]
+    top: int
+    ids: tuple[int, ...]
+
+
+class Plan(Struct, gc=False):
+    """One step: R rows, T tokens in all, row after row.
+
+    Row r computes tokens at positions starts[r] .. starts[r] + counts[r] - 1 of the sequence in slot slots[r]; its keys
+    and values go to the pages the table holds for those positions, and it attends to positions 0 .. its own.
+    Where samples[r], a token is drawn from the logits of the row's last position; it becomes the slot's last token.
+    """
+
+    step: int
+    slots: Ints  # [R]
+    starts: Ints  # [R]
+    counts: Ints  # [R]
+    samples: Bools  # [R]
+    tokens: Ints  # [T], DRAWN = the slot's last drawn token
+    table_slots: Ints  # [K] page-table entries that are new: table[slot, index] = page
+    table_index: Ints  # [K]
+    table_pages: Ints  # [K]
+    seats: list[Seat] = []  # applied before the step
+    asks: list[Ask] = []
+    prompt_asks: list[PromptAsk] = []
+
+
+class Result(Struct, gc=False):
+    """What a step produced. tokens[r] is the drawn token, -1 where the row does not sample."""
+
+    tokens: Ints  # [R]
+    scores: dict[int, Score] = {}  # row -> score of the drawn token
+    prompt_scores: dict[int, list[Score]] = {}  # row -> one per target
+
+
+def encode_array(value: Any) -> Any:
+    """msgspec hook: numpy arrays travel as (dtype, bytes). For plans sent to followers and recorded plans."""
+    if isinstance(value, np.ndarray):
+        return (value.dtype.str, value.tobytes())
+    raise NotImplementedError(type(value))
+
+
+def decode_array(kind: Any, value: Any) -> Any:
+    if getattr(kind, "__origin__", None) is np.ndarray or kind is np.ndarray:
+        return np.frombuffer(value[1], dtype=np.dtype(value[0]))
+    raise NotImplementedError(kind)

@@ -1,0 +1,166 @@
+"""SamplingParams: defaults, ranges and the checks, in one place.
+
+Field names and meanings follow SGLang's `sampling_params`; the OpenAI routes translate into them.
+"""
+
+import math
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from sglang.base import limits
+from sglang.base.errors import FieldError
+
+GREEDY_BELOW = 1e-6  # a temperature under this is greedy: dividing by it would overflow float32 logits
+SEED_BITS = 63
+
+
+class SamplingParams(Struct, kw_only=True, frozen=True, omit_defaults=True, gc=False):
+    """How one sequence is decoded. Built by `parse_sampling`; everything inside the process may trust it."""
+
+    max_new_tokens: int = 16
+    min_new_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None  # the front draws one where the caller gave none: resumed sequences must not change
+    logit_bias: dict[int, float] = {}
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    no_stop_trim: bool = False
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    n: int = 1
+    regex: str | None = None
+    json_schema: str | None = None
+    ebnf: str | None = None
+    choices: tuple[str, ...] = ()
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature < GREEDY_BELOW or self.top_k == 1
+
+    @property
+    def penalised(self) -> bool:
+        return self.frequency_penalty != 0 or self.presence_penalty != 0 or self.repetition_penalty != 1
+
+
+# name -> (lowest, highest, lowest is excluded); None = unbounded
+RANGES: dict[str, tuple[float | None, float | None, bool]] = {
+    "max_new_tokens": (0, limits.MAX_NEW_TOKENS, False),
+    "min_new_tokens": (0, limits.MAX_NEW_TOKENS, False),
+    "temperature": (0, None, False),
+    "top_p": (0, 1, True),
+    "min_p": (0, 1, False),
+    "frequency_penalty": (-2, 2, False),
+    "presence_penalty": (-2, 2, False),
+    "repetition_penalty": (0, 2, True),
+    "n": (1, limits.N, False),
+    "seed": (0, 2**SEED_BITS - 1, False),
+}
+ALIASES = {"sampling_seed": "seed", "min_tokens": "min_new_tokens", "max_tokens": "max_new_tokens"}
+UNSUPPORTED = ("stop_regex", "structural_tag", "custom_params", "dtype")  # known to SGLang, not built here yet
+
+
+def parse_sampling(raw: Any, path: str = "sampling_params") -> SamplingParams:
+    """A caller's dict -> checked SamplingParams. None stands for the default, of a key or of the whole.
+
+    Raises FieldError naming the key, its range and the value got.
+    """
+    if raw is None:
+        return SamplingParams()
+    if not isinstance(raw, dict):
+        raise FieldError(path, f"{path} must be an object, got {type(raw).__name__}")
+    known = {f.name for f in msgspec.structs.fields(SamplingParams)}
+    values: dict[str, Any] = {}
+    for key, value in raw.items():
+        if value is None:
+            continue
+        if key in UNSUPPORTED:
+            raise FieldError(f"{path}.{key}", f"{path}.{key} is not supported by this server")
+        name = ALIASES.get(key, key)
+        if name not in known:
+            raise FieldError(f"{path}.{key}", f"unknown key {path}.{key}; known keys: {', '.join(sorted(known))}")
+        if name in ("stop", "stop_token_ids", "choices") and isinstance(value, str | int) and value is not True:
+            value = [value]
+        values[name] = value
+    for name, value in values.items():
+        _check_range(name, value, path)
+    try:
+        params = msgspec.convert(values, SamplingParams, strict=True, str_keys=True)
+    except msgspec.ValidationError as error:
+        field, text = _locate(str(error), path)
+        raise FieldError(field, f"{field}: {text}") from None
+    _check_lists(params, path)
+    return params
+
+
+def check_sampling(params: SamplingParams, path: str = "sampling_params") -> SamplingParams:
+    """The same checks for parameters built in Python. Returns `params`."""
+    for field in msgspec.structs.fields(SamplingParams):
+        value = getattr(params, field.name)
+        if value is not None:
+            _check_range(field.name, value, path)
+    _check_lists(params, path)
+    return params
+
+
+def _check_range(name: str, value: Any, path: str) -> None:
+    field = f"{path}.{name}"
+    if name == "top_k":
+        if isinstance(value, int) and value != -1 and value < 1:
+            raise FieldError(field, f"{field} must be -1 (off) or at least 1, got {value}")
+        return
+    if name not in RANGES or isinstance(value, bool) or not isinstance(value, int | float):
+        return  # a wrong type is msgspec's to name
+    low, high, open_low = RANGES[name]
+    bad = math.isnan(value) or math.isinf(value)
+    bad = bad or (low is not None and (value <= low if open_low else value < low))
+    bad = bad or (high is not None and value > high)
+    if bad:
+        left = "(" if open_low else "["
+        span = f"{left}{low}, {high}]" if high is not None else f"{left}{low}, inf)"
+        raise FieldError(field, f"{field} must be in {span}, got {value}")
+
+
+def _check_lists(p: SamplingParams, path: str) -> None:
+    def fail(name: str, text: str) -> None:
+        raise FieldError(f"{path}.{name}", f"{path}.{name} {text}")
+
+    if p.min_new_tokens > p.max_new_tokens:
+        fail("min_new_tokens", f"must be in [0, max_new_tokens = {p.max_new_tokens}], got {p.min_new_tokens}")
+    if len(p.stop) > limits.STOP_STRINGS:
+        fail("stop", f"may hold at most {limits.STOP_STRINGS} strings, got {len(p.stop)}")
+    for text in p.stop:
+        if not 0 < len(text) <= limits.STOP_STRING_CHARS:
+            fail("stop", f"strings must have 1 to {limits.STOP_STRING_CHARS} characters, got {len(text)}")
+    if len(p.stop_token_ids) > limits.STOP_TOKEN_IDS:
+        fail("stop_token_ids", f"may hold at most {limits.STOP_TOKEN_IDS} ids, got {len(p.stop_token_ids)}")
+    if any(not 0 <= i < 2**31 for i in p.stop_token_ids):
+        fail("stop_token_ids", "must be token ids >= 0")
+    if len(p.logit_bias) > limits.LOGIT_BIAS:
+        fail("logit_bias", f"may hold at most {limits.LOGIT_BIAS} entries, got {len(p.logit_bias)}")
+    for token, bias in p.logit_bias.items():
+        if not 0 <= token < 2**31:
+            fail("logit_bias", f"keys must be token ids >= 0, got {token}")
+        if not -100 <= bias <= 100:  # NaN fails too
+            fail("logit_bias", f"values must be in [-100, 100], got {bias}")
+    held = [name for name in ("regex", "json_schema", "ebnf", "choices") if getattr(p, name)]
+    if len(held) > 1:
+        fail(held[1], f"cannot be combined with {held[0]}: at most one constraint a request")
+    for name in ("regex", "json_schema", "ebnf"):
+        if len(getattr(p, name) or "") > limits.GRAMMAR_CHARS:
+            fail(name, f"may have at most {limits.GRAMMAR_CHARS} characters")
+
+
+def _locate(text: str, path: str) -> tuple[str, str]:
+    """msgspec's 'Expected `int`, got `str` - at `$.top_k`' -> ('sampling_params.top_k', 'expected int, got str')."""
+    message, _, where = text.partition(" - at ")
+    field = where.replace("`", "").replace("key in ", "")
+    return path + field.removeprefix("$"), message.replace("`", "")
