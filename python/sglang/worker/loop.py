@@ -1,0 +1,74 @@
+"""serve(): receive, plan, launch, commit, send, until told to stop.
+
+Depth 1 (CUDA): step N + 1 is planned and launched before step N's tokens are read, so the device never waits for us.
+Depth 0 (CPU): a launch computes at once, so there is nothing to overlap with.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from sglang import schedule
+from sglang.base.link import Link
+from sglang.base.messages import Failed, Flush, Flushed, FromWorker, Piece, Step, Stop, ToWorker
+from sglang.base.plan import Plan, Result
+from sglang.worker.report import Report
+
+
+class Flight(Protocol):
+    def wait(self) -> Result: ...
+
+
+class Device(Protocol):
+    """What the loop needs of an engine."""
+
+    overlap: bool  # launches return before the device is done
+
+    def launch(self, plan: Plan) -> Flight: ...
+
+
+def serve(
+    link: Link[ToWorker, FromWorker],
+    state: schedule.State,
+    device: Device,
+    report: Report,
+    overlap: bool = True,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Run until a Stop arrives. Raises what the engine raises: a failed step is a failed worker."""
+    flying: tuple[Plan, Flight] | None = None
+    overlap = overlap and device.overlap
+    stalled = False  # nothing could be planned: only a message changes that
+    while True:
+        waiting = flying is None and (stalled or state.idle)
+        report.beat(busy=not waiting)
+        messages = link.receive(None if waiting else 0.0)
+        now = clock()
+        pieces: list[Piece] = []
+        for message in messages:
+            match message:
+                case Stop():
+                    return
+                case Flush():
+                    link.send(Flushed(message.ticket, schedule.flush(state)))
+                case _:
+                    pieces += schedule.apply(state, message, now)
+        plan = schedule.plan(state, now)
+        stalled = plan is None
+        landed, flying = flying, None
+        if plan is not None:
+            flying = (plan, device.launch(plan))
+            if not overlap:
+                landed, flying = flying, None
+        if landed is not None:
+            done, flight = landed
+            result = flight.wait()
+            pieces += schedule.commit(state, done, result, clock())
+            report.step(done, state, clock())
+        if pieces or landed is not None:
+            link.send(Step(pieces, state.stats()))
+
+
+def last_words(link: Link[ToWorker, FromWorker], reason: str, setting: bool = False) -> None:
+    """Tell the front why the worker ends; it tells everybody who waits."""
+    link.send(Failed(reason, setting))

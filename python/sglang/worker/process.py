@@ -1,0 +1,64 @@
+"""The body of a worker process: `python -m sglang.worker.process ADDRESS`, configuration as JSON on standard input.
+
+Standard input stays open for as long as the front lives: its end means nobody is left to serve.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+
+from sglang.base.config import ServerConfig
+from sglang.base.errors import ConfigError
+from sglang.base.link import connect
+
+
+def main() -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the front's: it stops us when its requests are done
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    address = sys.argv[1]
+    config = ServerConfig(**json.loads(sys.stdin.readline()))
+    logging.basicConfig(
+        level=config.log_level.upper(), format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
+    )
+    threading.Thread(target=_leave_with_the_front, daemon=True).start()
+    link = connect(address)
+    try:
+        # Torch is imported only here: the process exists, and can report, within milliseconds.
+        from sglang.worker.build import build
+        from sglang.worker.loop import last_words, serve
+        from sglang.worker.report import Report
+
+        state, engine = build(config)
+        report = Report(config.decode_log_interval, config.watchdog_timeout, lambda why: last_words(link, why))
+        link.send(engine.ready)
+        serve(link, state, engine, report, overlap=not config.disable_overlap_schedule)
+        return 0
+    except ConfigError as error:
+        last_words(link, str(error), setting=True)
+        return 2
+    except BaseException as error:
+        traceback.print_exc()
+        last_words(link, f"{type(error).__name__}: {error}")
+        return 1
+    finally:
+        link.close()
+
+
+def _leave_with_the_front() -> None:
+    while sys.stdin.read(4096):
+        pass
+    os._exit(0)
+
+
+def encode_config(config: ServerConfig) -> bytes:
+    """The line that `main` reads."""
+    return json.dumps(dataclasses.asdict(config)).encode() + b"\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

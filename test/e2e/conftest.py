@@ -1,0 +1,79 @@
+"""A real server, started as users start it, shared by the tests of this folder."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+
+PACKAGE_ROOT = Path(__file__).parents[2] / "python"
+START_S = 120  # generous: a loaded two-core machine imports torch in 20 s
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@dataclass
+class Served:
+    """A running server: its address, process and what it has printed."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log_path: Path
+    flags: list[str] = field(default_factory=list)
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    def metric(self, name: str) -> float:
+        """The value of one sample of /metrics, labels ignored."""
+        for line in httpx.get(self.url + "/metrics").text.splitlines():
+            if line.startswith((name + " ", name + "{")):
+                return float(line.rsplit(" ", 1)[1])
+        raise AssertionError(f"no metric {name}")
+
+
+@contextlib.contextmanager
+def serve(folder: Path, *flags: str) -> Iterator[Served]:
+    """Start `python -m sglang.launch_server` with `flags`, wait until it answers, stop it at the end."""
+    port = free_port()
+    log_path = folder / f"server-{port}.log"
+    environment = dict(os.environ, PYTHONPATH=str(PACKAGE_ROOT), OMP_NUM_THREADS="2")
+    command = [sys.executable, "-m", "sglang.launch_server", "--port", str(port), *flags]
+    with log_path.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
+    served = Served(f"http://127.0.0.1:{port}", process, log_path, list(flags))
+    try:
+        deadline = time.monotonic() + START_S
+        while "ready to roll" not in served.log:
+            assert process.poll() is None, f"the server ended with {process.returncode}:\n{served.log}"
+            assert time.monotonic() < deadline, f"the server did not start in {START_S} s:\n{served.log}"
+            time.sleep(0.05)
+        yield served
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The demo model with its default settings."""
+    with serve(tmp_path_factory.mktemp("server"), "--max-total-tokens", "40000") as running:
+        yield running
