@@ -71,7 +71,8 @@ UNSUPPORTED = ("stop_regex", "structural_tag", "custom_params", "dtype")  # know
 def parse_sampling(raw: Any, path: str = "sampling_params") -> SamplingParams:
     """A caller's dict -> checked SamplingParams. None stands for the default, of a key or of the whole.
 
-    Raises FieldError naming the key, its range and the value got.
+    Raises FieldError naming the key as the caller wrote it (under `path`, which may be empty), its range and the
+    value got.
     """
     if raw is None:
         return SamplingParams()
@@ -79,25 +80,29 @@ def parse_sampling(raw: Any, path: str = "sampling_params") -> SamplingParams:
         raise FieldError(path, f"{path} must be an object, got {type(raw).__name__}")
     known = {f.name for f in msgspec.structs.fields(SamplingParams)}
     values: dict[str, Any] = {}
+    spelled: dict[str, str] = {}  # field -> path of the key it came from
     for key, value in raw.items():
         if value is None:
             continue
         if key in UNSUPPORTED:
-            raise FieldError(f"{path}.{key}", f"{path}.{key} is not supported by this server")
+            raise FieldError(_at(path, key), f"{_at(path, key)} is not supported by this server")
         name = ALIASES.get(key, key)
         if name not in known:
-            raise FieldError(f"{path}.{key}", f"unknown key {path}.{key}; known keys: {', '.join(sorted(known))}")
+            raise FieldError(
+                _at(path, key), f"unknown key {_at(path, key)}; known keys: {', '.join(sorted(known | set(ALIASES)))}"
+            )
         if name in ("stop", "stop_token_ids", "choices") and isinstance(value, str | int) and value is not True:
             value = [value]
         values[name] = value
+        spelled[name] = _at(path, key)
     for name, value in values.items():
-        _check_range(name, value, path)
+        _check_range(name, value, spelled[name])
     try:
         params = msgspec.convert(values, SamplingParams, strict=True, str_keys=True)
     except msgspec.ValidationError as error:
-        field, text = _locate(str(error), path)
+        field, text = _locate(str(error), spelled)
         raise FieldError(field, f"{field}: {text}") from None
-    _check_lists(params, path)
+    _check_lists(params, path, spelled)
     return params
 
 
@@ -106,16 +111,19 @@ def check_sampling(params: SamplingParams, path: str = "sampling_params") -> Sam
     for field in msgspec.structs.fields(SamplingParams):
         value = getattr(params, field.name)
         if value is not None:
-            _check_range(field.name, value, path)
-    _check_lists(params, path)
+            _check_range(field.name, value, _at(path, field.name))
+    _check_lists(params, path, {})
     return params
 
 
-def _check_range(name: str, value: Any, path: str) -> None:
-    field = f"{path}.{name}"
+def _at(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def _check_range(name: str, value: Any, field: str) -> None:
     if name == "top_k":
-        if isinstance(value, int) and value != -1 and value < 1:
-            raise FieldError(field, f"{field} must be -1 (off) or at least 1, got {value}")
+        if isinstance(value, int) and value != -1 and not 1 <= value < 2**31:
+            raise FieldError(field, f"{field} must be -1 (off) or in [1, 2^31), got {value}")
         return
     if name not in RANGES or isinstance(value, bool) or not isinstance(value, int | float):
         return  # a wrong type is msgspec's to name
@@ -129,9 +137,10 @@ def _check_range(name: str, value: Any, path: str) -> None:
         raise FieldError(field, f"{field} must be in {span}, got {value}")
 
 
-def _check_lists(p: SamplingParams, path: str) -> None:
+def _check_lists(p: SamplingParams, path: str, spelled: dict[str, str]) -> None:
     def fail(name: str, text: str) -> None:
-        raise FieldError(f"{path}.{name}", f"{path}.{name} {text}")
+        field = spelled.get(name, _at(path, name))
+        raise FieldError(field, f"{field} {text}")
 
     if p.min_new_tokens > p.max_new_tokens:
         fail("min_new_tokens", f"must be in [0, max_new_tokens = {p.max_new_tokens}], got {p.min_new_tokens}")
@@ -159,8 +168,9 @@ def _check_lists(p: SamplingParams, path: str) -> None:
             fail(name, f"may have at most {limits.GRAMMAR_CHARS} characters")
 
 
-def _locate(text: str, path: str) -> tuple[str, str]:
-    """msgspec's 'Expected `int`, got `str` - at `$.top_k`' -> ('sampling_params.top_k', 'expected int, got str')."""
+def _locate(text: str, spelled: dict[str, str]) -> tuple[str, str]:
+    """msgspec's 'Expected `int`, got `str` - at `$.top_k[0]`' -> ('sampling_params.top_k[0]', 'Expected int, got str')."""
     message, _, where = text.partition(" - at ")
-    field = where.replace("`", "").replace("key in ", "")
-    return path + field.removeprefix("$"), message.replace("`", "")
+    path = where.replace("`", "").replace("key in ", "").removeprefix("$.")
+    name, rest = (path.split("[", 1) + [""])[:2]
+    return spelled.get(name, name) + (f"[{rest}" if rest else ""), message.replace("`", "")
