@@ -1,0 +1,169 @@
+"""The HTTP application: its routes, who may call them, and how it starts, drains and stops."""
+
+import asyncio
+import hashlib
+import hmac
+import ipaddress
+import logging
+import signal
+import socket
+from types import FrameType
+from typing import Any
+from urllib.parse import urlsplit
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request as HTTPRequest
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sglang.base.config import ServerConfig
+from sglang.base.errors import WorkerDied
+from sglang.server.front import Front
+from sglang.server.http import Operation, error_response
+from sglang.server.native import Native
+from sglang.server.openai import OpenAI
+from sglang.server.openapi import document
+
+log = logging.getLogger("sglang.server")
+
+KEEP_ALIVE_S = 75  # longer than common proxies and clients keep an idle connection, so that they close it, not we
+LAST_BYTES_S = 3  # after the drain: what connections get to carry away their last events
+OPEN_PATHS = ("/health", "/metrics", "/ping")
+
+
+def build_app(front: Front, config: ServerConfig) -> Starlette:
+    """Every route over `front`, which must have started before the first request comes."""
+    version = _version()
+    operations = [*Native(front, config, version).operations(), *OpenAI(front, config).operations()]
+    description: dict[str, Any] = document(operations, "sglang", version)
+
+    async def openapi(_: HTTPRequest) -> dict[str, Any]:
+        return description
+
+    operations.append(Operation(("/openapi.json",), openapi, "This description.", answer=dict[str, Any]))
+    return Starlette(
+        routes=[route for operation in operations for route in operation.routes()],
+        middleware=[Middleware(Guard, config=config)],
+        exception_handlers={HTTPException: _refuse},
+    )
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("sglang")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return "0"
+
+
+async def _refuse(_: HTTPRequest, error: Exception) -> Response:
+    return error_response(error)
+
+
+class Guard:
+    """Lets in who has the key, and no web page of another origin: browsers send what any page tells them to."""
+
+    def __init__(self, app: ASGIApp, config: ServerConfig):
+        self._app = app
+        self._key = _digest(config.api_key.encode()) if config.api_key else None
+        # Without a key and bound to this machine, only pages of this machine: a name of somebody else's that
+        # resolves to 127.0.0.1 is how foreign pages reach local servers (DNS rebinding).
+        self._local_pages = self._key is None and _is_loopback(config.host)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal = self._refusal(scope) if scope["type"] == "http" else None
+        await (self._app if refusal is None else error_response(refusal))(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> HTTPException | None:
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        if b"origin" in headers:
+            origin = urlsplit(headers[b"origin"].decode("latin-1")).netloc
+            host = headers.get(b"host", b"").decode("latin-1")
+            if origin != host or (self._local_pages and not _is_loopback(host)):
+                return HTTPException(403, "requests from pages of another origin are refused")
+        if self._key is None or scope["path"].startswith(OPEN_PATHS):
+            return None
+        scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+        given = key.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
+        if hmac.compare_digest(_digest(given), self._key):
+            return None
+        return HTTPException(401, "a valid API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY")
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether `host`, with or without a port, names this machine."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+async def serve(app: ASGIApp, front: Front, config: ServerConfig, sockets: list[socket.socket]) -> None:
+    """Serve until a signal or the worker's end.
+
+    SIGTERM or SIGINT: new requests get a 503, running ones `config.drain_timeout` seconds to end; a second signal ends
+    at once. Raises WorkerDied when the worker went first.
+    """
+    level = config.log_level_http or config.log_level
+    server = _Server(
+        uvicorn.Config(
+            app,
+            lifespan="off",
+            ws="none",
+            log_config=None,
+            log_level=level,
+            access_log=level == "debug",
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=LAST_BYTES_S,
+            ssl_keyfile=config.ssl_keyfile,
+            ssl_certfile=config.ssl_certfile,
+            ssl_ca_certs=config.ssl_ca_certs,
+            ssl_keyfile_password=config.ssl_keyfile_password,
+        ),
+        front,
+        config.drain_timeout,
+    )
+    watch = asyncio.create_task(server.watch())
+    try:
+        await server.serve(sockets=sockets)
+    finally:
+        watch.cancel()
+    if front.failed is not None:
+        raise WorkerDied(front.failed)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that drains before it stops: by itself it would close the port first and know no limit."""
+
+    def __init__(self, config: uvicorn.Config, front: Front, drain_s: float):
+        super().__init__(config)
+        self._front = front
+        self._drain_s = drain_s
+        self._signals = 0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._signals += 1
+        if self._signals > 1:
+            self.should_exit = self.force_exit = True
+        log.info("signal=%s %s", signal.Signals(sig).name, "stopping now" if self._signals > 1 else "draining")
+
+    async def watch(self) -> None:
+        """Stop when the worker is gone, or when a signal came and the open requests have ended."""
+        while self._signals == 0 and self._front.failed is None:
+            await asyncio.sleep(0.05)
+        if self._front.failed is None:
+            await self._front.drain(self._drain_s)
+        deadline = asyncio.get_running_loop().time() + LAST_BYTES_S
+        while self._front.open_requests and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.01)  # readers still write their last event
+        self.should_exit = True

@@ -1,0 +1,485 @@
+"""Front: request ids -> streams of outputs. The one owner of what is open between HTTP (or `Engine`) and a worker.
+
+A step of the worker arrives as one message with a Piece per sequence. Handing a piece over is a dict lookup, a list
+append and, where its reader waits, one future; the reader turns everything that has come meanwhile into one Output, so
+a slow client gets fewer and larger outputs and never a queue of stale ones.
+"""
+
+import asyncio
+import logging
+import random
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from sglang.base.config import ServerConfig
+from sglang.base.errors import ConfigError, FieldError, Overloaded, WorkerDied
+from sglang.base.link import Link
+from sglang.base.messages import (
+    Abort,
+    Failed,
+    Finish,
+    Flush,
+    Flushed,
+    FromWorker,
+    Logprobs,
+    Piece,
+    Ready,
+    Score,
+    Step,
+    Submit,
+    ToWorker,
+)
+from sglang.base.sampling import SEED_BITS, SamplingParams
+from sglang.server.metrics import Metrics
+from sglang.text.detokenizer import Detokenizer
+from sglang.text.tokenizer import Tokenizer
+
+log = logging.getLogger("sglang.server")
+
+INLINE_CHARS = 2048  # a longer text is tokenised in a thread: it would hold up the streams for about a millisecond
+NEVER = 1 << 62
+SHUTTING_DOWN = "the server is shutting down"
+ABORTED = Finish("abort", message="aborted by request")
+
+
+class Request(Struct, kw_only=True):
+    """One sequence to generate.
+
+    `interval`: tokens between two outputs, the first and the last always come; 0: the last alone.
+    `source`: what the caller calls the prompt, for error messages. `group`: a name that abort() knows it by as well.
+    """
+
+    prompt: str | list[int]
+    sampling: SamplingParams = SamplingParams()
+    logprobs: Logprobs | None = None
+    rid: str = ""
+    group: str = ""
+    interval: int = 1
+    namespace: str = ""
+    source: str = "prompt"
+
+
+class Output(Struct, gc=False):
+    """What a sequence has gained since its last Output (`delta`, `new`, `scores`), and all of it (`text`, `tokens`).
+
+    `tokens` is shared with later outputs: read it before asking for the next one. It holds a matched stop token,
+    `text` does not. `prompt_scores` comes once, with the first output.
+    """
+
+    rid: str
+    delta: str
+    text: str
+    new: list[int]
+    tokens: list[int]
+    scores: list[Score]
+    prompt_scores: list[Score]
+    finish: Finish | None
+    prompt_tokens: int
+    cached_tokens: int
+    latency_s: float
+
+
+class _Group:
+    """The streams of one reader."""
+
+    __slots__ = ("error", "ready", "waiter")
+
+    def __init__(self) -> None:
+        self.ready: list[_Stream] = []
+        self.waiter: asyncio.Future[None] | None = None
+        self.error: Exception | None = None
+
+    def wake(self) -> None:
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
+
+
+class _Stream:
+    """A sequence: what has come and was not yet read, and the state of its text."""
+
+    __slots__ = (
+        "began", "cached", "delta", "detokenizer", "ended", "group", "id", "index", "interval", "last", "new",
+        "no_stop_trim", "pending", "pieces", "prompt_scores", "prompt_tokens", "queued", "request", "scores", "sent",
+        "text", "tokens", "wanted",
+    )  # fmt: skip
+
+    def __init__(
+        self, id: int, index: int, request: Request, prompt_tokens: int, group: _Group, detokenizer: Detokenizer
+    ):
+        self.id = id
+        self.index = index
+        self.request = request
+        self.prompt_tokens = prompt_tokens
+        self.group = group
+        self.detokenizer = detokenizer
+        self.interval = request.interval
+        self.no_stop_trim = request.sampling.no_stop_trim
+        # Stop strings are found by reading, so their sequences are read at every piece.
+        self.wanted = 1 if request.sampling.stop or request.interval else NEVER
+        self.began = self.last = 0.0
+        self.pieces: list[Piece] = []
+        self.pending = 0  # tokens in `pieces`
+        self.queued = False  # in group.ready
+        self.ended = False  # the worker has forgotten it
+        self.sent = False  # an Output was made
+        self.text = ""
+        self.tokens: list[int] = []
+        self.delta = ""  # this and the next three: not yet in an Output
+        self.new: list[int] = []
+        self.scores: list[Score] = []
+        self.prompt_scores: list[Score] = []
+        self.cached = 0
+
+    def take(self, now: float) -> Output | None:
+        """Everything that has come, as one Output; None while none is due. Raises what the worker refused with."""
+        new: list[int] = []
+        scores: list[Score] = []
+        finish: Finish | None = None
+        for piece in self.pieces:
+            new += piece.tokens
+            scores += piece.scores
+            if piece.prompt_scores:
+                self.prompt_scores = piece.prompt_scores
+            if piece.cached_tokens:
+                self.cached = piece.cached_tokens
+            finish = piece.finish
+        self.pieces.clear()
+        self.pending = 0
+        self.queued = False
+        stop_token = finish is not None and finish.type == "stop" and not self.no_stop_trim
+        got = self.detokenizer.push(new[:-1] if stop_token else new, finish is not None)
+        if got.stop is not None:
+            finish = Finish("stop", got.stop)
+            del new[got.tokens_used :], scores[got.tokens_used :]
+        elif finish is not None and finish.type == "abort" and finish.status:
+            raise _refusal(finish, self.request.source)
+        self.tokens += new
+        self.text += got.delta
+        self.delta += got.delta
+        self.new += new
+        self.scores += scores
+        if not self.request.sampling.stop:
+            self.wanted = self.interval or NEVER
+        due = finish is not None or (self.interval and (not self.sent or len(self.new) >= self.interval))
+        if not due:
+            return None
+        output = Output(
+            rid=self.request.rid,
+            delta=self.delta,
+            text=self.text,
+            new=self.new,
+            tokens=self.tokens,
+            scores=self.scores,
+            prompt_scores=self.prompt_scores,
+            finish=finish,
+            prompt_tokens=self.prompt_tokens,
+            cached_tokens=self.cached,
+            latency_s=now - self.began,
+        )
+        self.sent = True
+        self.delta, self.new, self.scores, self.prompt_scores = "", [], [], []
+        return output
+
+
+def _refusal(finish: Finish, source: str) -> Exception:
+    if finish.status == 503:
+        return Overloaded(finish.message)
+    if finish.status < 500:
+        return FieldError(source, finish.message, finish.status)
+    return RuntimeError(finish.message)
+
+
+class Front:
+    """Call from one event loop; only `fail_soon` may be called from a thread."""
+
+    def __init__(self, link: Link[FromWorker, ToWorker], tokenizer: Tokenizer, config: ServerConfig):
+        self.tokenizer = tokenizer
+        self.metrics = Metrics(config.model_name)
+        self.failed: str | None = None  # why the worker is gone
+        self.draining = False
+        self._link = link
+        self._log_requests = config.log_requests
+        self._seeds = random.Random(config.random_seed)
+        self._streams: dict[int, _Stream] = {}
+        self._open = 0  # readers
+        self._next_id = 0
+        self._flushes: dict[int, asyncio.Future[bool]] = {}
+        self._ready: asyncio.Future[Ready] | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def ready(self) -> Ready:
+        """The worker's facts. Valid after start()."""
+        assert self._ready is not None, "start() first"
+        return self._ready.result()
+
+    @property
+    def up(self) -> bool:
+        return self.failed is None and self._ready is not None and self._ready.done()
+
+    @property
+    def open_requests(self) -> int:
+        return self._open
+
+    async def start(self) -> Ready:
+        """Wait for the worker. Raises ConfigError for an impossible setting, WorkerDied otherwise."""
+        self._loop = asyncio.get_running_loop()
+        self._ready = self._loop.create_future()
+        self._reader = asyncio.create_task(self._read(), name="front")
+        return await asyncio.shield(self._ready)
+
+    async def close(self) -> None:
+        """End every open stream and stop reading. The link and the worker are the caller's to close."""
+        self.fail(SHUTTING_DOWN)
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+
+    def fail(self, reason: str, setting: bool = False) -> None:
+        """The worker is gone: whoever waits gets `reason`. The first reason stays."""
+        if self.failed is not None:
+            return
+        self.failed = reason
+        for stream in self._streams.values():
+            stream.group.error = WorkerDied(reason)
+            stream.group.wake()
+        self._streams.clear()
+        for waiting in (self._ready, *self._flushes.values()):
+            if waiting is not None and not waiting.done():
+                waiting.set_exception(ConfigError(reason) if setting else WorkerDied(reason))
+                waiting.exception()  # marks it as seen: nobody has to wait for it
+
+    def fail_soon(self, reason: str) -> None:
+        """As `fail`, from any thread."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self.fail, reason)
+
+    async def encode(self, text: str) -> list[int]:
+        if len(text) <= INLINE_CHARS:
+            return self.tokenizer.encode(text)
+        return await asyncio.to_thread(self.tokenizer.encode, text)
+
+    async def generate(self, request: Request) -> AsyncGenerator[Output, None]:
+        """The outputs of one sequence; the last has `finish`. Closing it early aborts the sequence.
+
+        Raises FieldError, Overloaded, WorkerDied.
+        """
+        async with aclosing(self.run([request])) as outputs:
+            async for _, output in outputs:
+                yield output
+
+    async def run(self, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Output], None]:
+        """As `generate` for sequences that stand and fall together; yields (index, output) as they come."""
+        began = time.monotonic()
+        group = _Group()
+        streams: list[_Stream] = []
+        loop = asyncio.get_running_loop()
+        self._open += 1
+        try:
+            prompts = [await self.encode(r.prompt) if isinstance(r.prompt, str) else r.prompt for r in requests]
+            for request, tokens in zip(requests, prompts, strict=True):
+                self.check(request, tokens)  # all of them before the first is sent
+            for request, tokens in zip(requests, prompts, strict=True):
+                streams.append(self._submit(len(streams), request, tokens, group, began))
+            left = len(streams)
+            while left:
+                if not group.ready:
+                    if group.error is not None:
+                        raise group.error
+                    group.waiter = loop.create_future()
+                    await group.waiter
+                ready, group.ready = group.ready, []
+                now = time.monotonic()
+                for stream in ready:
+                    output = stream.take(now)
+                    if output is None:
+                        continue
+                    if output.finish is not None:
+                        left -= 1
+                        self._end(stream, output, now)
+                    yield stream.index, output
+        finally:
+            self._open -= 1
+            for stream in streams:
+                if not stream.ended:
+                    self.metrics.aborted += 1
+                    self._forget(stream)
+
+    def check(self, request: Request, tokens: list[int]) -> None:
+        """What only the model's facts can refuse. Raises FieldError, Overloaded (shutting down) or WorkerDied."""
+        if self.failed is not None:
+            raise WorkerDied(self.failed)
+        if self.draining:
+            raise Overloaded(SHUTTING_DOWN)
+        facts, name = self.ready, request.source
+        if not tokens:
+            raise FieldError(name, f"{name} must have at least one token")
+        if len(tokens) >= facts.context_length:
+            raise FieldError(
+                name,
+                f"The input ({len(tokens)} tokens) is longer than the model's context length "
+                f"({facts.context_length} tokens).",
+            )
+        known = range(facts.vocab_size)
+        wanted = request.logprobs or Logprobs()
+        for field, ids in (
+            (name, tokens),
+            ("stop_token_ids", request.sampling.stop_token_ids),
+            ("logit_bias", request.sampling.logit_bias),
+            ("token_ids_logprob", wanted.ids),
+        ):
+            for bad in (min(ids, default=0), max(ids, default=0)):
+                if bad not in known:
+                    raise FieldError(field, f"{field} must hold token ids in [0, {facts.vocab_size}), got {bad}")
+        if wanted.start > len(tokens):
+            raise FieldError(
+                "logprob_start_len",
+                f"logprob_start_len must be in [-1, {len(tokens)}] (prompt length), got {wanted.start}",
+            )
+        refuse_constraints(request.sampling)
+
+    def abort(self, rid: str) -> int:
+        """End the sequences with this rid or group; their readers get a last output. How many there were."""
+        found = [s for s in self._streams.values() if rid in (s.request.rid, s.request.group)]
+        return self._stop(found, ABORTED)
+
+    def abort_all(self, finish: Finish = ABORTED) -> int:
+        return self._stop(list(self._streams.values()), finish)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Take nothing new, let the open requests end within `timeout_s`, then end them with a 503."""
+        self.draining = True
+        deadline = time.monotonic() + timeout_s
+        while self._open and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        self.abort_all(Finish("abort", message=SHUTTING_DOWN, status=503))
+
+    async def flush(self) -> bool:
+        """Empty the prefix cache; False: refused, because requests are running or waiting."""
+        if self.failed is not None:
+            raise WorkerDied(self.failed)
+        ticket = self._take_id()
+        answer = self._flushes[ticket] = asyncio.get_running_loop().create_future()
+        self._link.send(Flush(ticket))
+        try:
+            return await answer
+        finally:
+            del self._flushes[ticket]
+
+    def _take_id(self) -> int:
+        self._next_id += 1
+        return self._next_id
+
+    def _submit(self, index: int, request: Request, tokens: list[int], group: _Group, began: float) -> _Stream:
+        if not request.rid:
+            request.rid = uuid.uuid4().hex
+        sampling = request.sampling
+        if sampling.seed is None or sampling.n != 1:
+            # A sequence that is retracted and resumed must go on as it would have: it needs a seed of its own.
+            seed = self._seeds.getrandbits(SEED_BITS) if sampling.seed is None else sampling.seed
+            sampling = msgspec.structs.replace(sampling, seed=seed, n=1)
+        detokenizer = Detokenizer(
+            self.tokenizer,
+            skip_special_tokens=sampling.skip_special_tokens,
+            spaces_between_special_tokens=sampling.spaces_between_special_tokens,
+            stop=sampling.stop,
+            no_stop_trim=sampling.no_stop_trim,
+        )
+        stream = _Stream(self._take_id(), index, request, len(tokens), group, detokenizer)
+        stream.began = began
+        self._streams[stream.id] = stream
+        self.metrics.requests += 1
+        if self._log_requests:
+            log.info("request rid=%s prompt=%r sampling=%s", request.rid, request.prompt, sampling)
+        self._link.send(Submit(stream.id, tokens, sampling, request.logprobs, namespace=request.namespace))
+        return stream
+
+    def _end(self, stream: _Stream, output: Output, now: float) -> None:
+        self.metrics.request.observe(now - stream.began)
+        if not stream.ended:  # a stop string: the worker does not know
+            self._forget(stream)
+        if self._log_requests:
+            log.info("finished rid=%s finish=%s text=%r", output.rid, output.finish, output.text)
+
+    def _forget(self, stream: _Stream) -> None:
+        stream.ended = True
+        if self._streams.pop(stream.id, None) is not None:
+            self._link.send(Abort(stream.id))
+
+    def _stop(self, streams: list[_Stream], finish: Finish) -> int:
+        for stream in streams:
+            self._forget(stream)
+            self.metrics.aborted += 1
+            self._hand_over(stream, Piece(stream.id, [], finish))
+        return len(streams)
+
+    async def _read(self) -> None:
+        try:
+            while self.failed is None:
+                for message in await self._link.receive_async():
+                    self._dispatch(message)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            log.exception("the link to the worker broke")
+            self.fail(f"{type(error).__name__}: {error}")
+
+    def _dispatch(self, message: FromWorker) -> None:
+        match message:
+            case Step():
+                now = time.monotonic()
+                streams, metrics = self._streams, self.metrics
+                metrics.step(message.stats, now)
+                for piece in message.pieces:
+                    stream = streams.get(piece.id)
+                    if stream is None:
+                        continue  # forgotten while its token was on the way
+                    if piece.finish is not None:
+                        stream.ended = True
+                        del streams[piece.id]
+                    if count := len(piece.tokens):
+                        if stream.last:
+                            metrics.between_tokens.observe((now - stream.last) / count, count)
+                        else:
+                            metrics.first_token.observe(now - stream.began)
+                        stream.last = now
+                    self._hand_over(stream, piece)
+            case Ready():
+                if self._ready is not None and not self._ready.done():
+                    self._ready.set_result(message)
+            case Flushed():
+                waiting = self._flushes.get(message.ticket)
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(message.ok)
+            case Failed():
+                self.fail(message.reason, message.setting)
+
+    @staticmethod
+    def _hand_over(stream: _Stream, piece: Piece) -> None:
+        stream.pieces.append(piece)
+        stream.pending += len(piece.tokens)
+        if stream.queued or (piece.finish is None and stream.pending < stream.wanted):
+            return
+        stream.queued = True
+        stream.group.ready.append(stream)
+        stream.group.wake()
+
+
+def refuse_constraints(sampling: SamplingParams) -> None:
+    """Constrained decoding is not built yet: the one place that says so."""
+    constraints: dict[str, Any] = {
+        "regex": sampling.regex,
+        "json_schema": sampling.json_schema,
+        "ebnf": sampling.ebnf,
+        "choices": sampling.choices,
+    }
+    for name, value in constraints.items():
+        if value:
+            raise FieldError(name, f"{name} is not supported yet: this server has no constrained decoding")

@@ -1,0 +1,110 @@
+"""The bodies of the native API, as Structs: what is not in them is not read."""
+
+from typing import Any
+
+from msgspec import UNSET, Struct, UnsetType
+
+Triple = tuple[float | None, int, str | None]  # log-probability, token id, the token's text where asked for
+
+
+class GenerateRequest(Struct, kw_only=True):
+    text: str | list[str] | None = None
+    input_ids: list[int | list[int]] | None = None
+    sampling_params: dict[str, Any] | list[dict[str, Any] | None] | None = None
+    rid: str | list[str] | None = None
+    stream: bool | None = None
+    return_logprob: bool | list[bool] | None = None
+    logprob_start_len: int | list[int] | None = None
+    top_logprobs_num: int | list[int] | None = None
+    token_ids_logprob: list[int | list[int] | None] | None = None
+    return_text_in_logprobs: bool | None = None
+    cache_salt: str | None = None
+    extra_key: str | None = None
+    # Known elsewhere, refused here: their silence would change the answer.
+    image_data: Any = None
+    video_data: Any = None
+    audio_data: Any = None
+    input_embeds: Any = None
+    lora_path: Any = None
+    session_params: Any = None
+    custom_logit_processor: Any = None
+    return_hidden_states: Any = None
+
+
+class FinishReason(Struct, kw_only=True, omit_defaults=True):
+    type: str
+    matched: int | str | None = None
+    length: int | None = None
+    message: str | None = None
+    status_code: int | None = None
+
+
+class MetaInfo(Struct, kw_only=True):
+    id: str
+    finish_reason: FinishReason | None
+    prompt_tokens: int
+    completion_tokens: int
+    completion_tokens_wo_jump_forward: int
+    cached_tokens: int
+    e2e_latency: float
+    weight_version: str = "default"
+    normalized_prompt_logprob: float | UnsetType | None = UNSET
+    input_token_logprobs: list[Triple] | UnsetType = UNSET
+    output_token_logprobs: list[Triple] | UnsetType = UNSET
+    input_top_logprobs: list[list[Triple] | None] | UnsetType = UNSET
+    output_top_logprobs: list[list[Triple] | None] | UnsetType = UNSET
+    input_token_ids_logprobs: list[list[Triple] | None] | UnsetType = UNSET
+    output_token_ids_logprobs: list[list[Triple] | None] | UnsetType = UNSET
+
+
+class Generated(Struct, kw_only=True):
+    """`index`: in a stream of several sequences, which one this is."""
+
+    text: str
+    output_ids: list[int]
+    meta_info: MetaInfo
+    index: int | UnsetType = UNSET
+
+
+class ModelInfo(Struct, kw_only=True):
+    model_path: str
+    tokenizer_path: str
+    is_generation: bool = True
+    preferred_sampling_params: dict[str, Any] | None = None
+    weight_version: str = "default"
+    has_image_understanding: bool = False
+    has_audio_understanding: bool = False
+    model_type: str
+    architectures: list[str]
+    max_model_len: int
+
+
+class AbortRequest(Struct, kw_only=True):
+    rid: str = ""
+    abort_all: bool = False
+
+
+class Aborted(Struct):
+    aborted: int
+
+
+class TokenizeRequest(Struct, kw_only=True):
+    prompt: str | list[str]
+    add_special_tokens: bool = True
+    model: str | None = None
+
+
+class Tokenized(Struct):
+    tokens: list[int | list[int]]
+    count: int | list[int]
+    max_model_len: int
+
+
+class DetokenizeRequest(Struct, kw_only=True):
+    tokens: list[int | list[int]]
+    skip_special_tokens: bool = True
+    model: str | None = None
+
+
+class Detokenized(Struct):
+    text: str | list[str]

@@ -1,0 +1,395 @@
+"""The OpenAI routes: completions, chat completions, models.
+
+A body becomes the same Requests as in the native API; what comes back is put into OpenAI's shapes, whole or in chunks.
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+from starlette.requests import Request as HTTPRequest
+
+from sglang.base import limits
+from sglang.base.config import ServerConfig
+from sglang.base.errors import FieldError
+from sglang.base.messages import Finish, Logprobs, Score
+from sglang.base.sampling import SamplingParams, parse_sampling
+from sglang.server.expand import check_count, id_lists, names, sample
+from sglang.server.front import Front, Output, Request
+from sglang.server.http import Frames, Operation, event
+from sglang.server.openai_types import (
+    ChatChoice,
+    ChatChunk,
+    ChatCompletion,
+    ChatLogprobs,
+    ChatMessage,
+    ChatRequest,
+    ChunkChoice,
+    Completion,
+    CompletionChoice,
+    CompletionLogprobs,
+    CompletionRequest,
+    Delta,
+    Message,
+    ModelCard,
+    ModelList,
+    PromptDetails,
+    ResponseFormat,
+    SamplingFields,
+    TokenLogprob,
+    TopLogprob,
+    Usage,
+)
+from sglang.text.tokenizer import Tokenizer
+
+SAME_NAME = (
+    "n", "temperature", "top_p", "stop", "seed", "frequency_penalty", "presence_penalty", "logit_bias", "top_k",
+    "min_p", "min_tokens", "repetition_penalty", "stop_token_ids", "ignore_eos", "no_stop_trim",
+    "skip_special_tokens", "regex", "json_schema", "ebnf",
+)  # fmt: skip
+NOT_SUPPORTED = ("stop_regex", "lora_path", "session_params", "custom_logit_processor", "return_hidden_states")
+
+
+class Job:
+    """The sequences of one body, `n` to a prompt, and what every part of the answer repeats."""
+
+    def __init__(self, body: SamplingFields, requests: list[Request], n: int, id: str):
+        self.requests = requests
+        self.n = n
+        self.id = id
+        self.model = body.model
+        self.created = int(time.time())
+        options = body.stream_options
+        self.wants_usage = options is not None and options.include_usage
+        self.wants_running_usage = options is not None and options.continuous_usage_stats
+
+
+class Tally:
+    """Tokens of a job so far: every prompt counts once, whatever n is."""
+
+    def __init__(self, job: Job, with_cached: bool):
+        self._n = job.n
+        self._with_cached = with_cached
+        self._last: dict[int, Output] = {}
+
+    def note(self, i: int, output: Output) -> None:
+        self._last[i] = output
+
+    def usage(self, only: int | None = None) -> Usage:
+        outputs = self._last if only is None else {only: self._last[only]}
+        firsts = {i // self._n: output for i, output in reversed(sorted(outputs.items()))}.values()
+        prompt = sum(output.prompt_tokens for output in firsts)
+        drawn = sum(len(output.tokens) for output in outputs.values())
+        cached = PromptDetails(sum(o.cached_tokens for o in firsts)) if self._with_cached else None
+        return Usage(
+            prompt_tokens=prompt,
+            completion_tokens=drawn,
+            total_tokens=prompt + drawn,
+            prompt_tokens_details=cached,
+        )
+
+
+class OpenAI:
+    def __init__(self, front: Front, config: ServerConfig):
+        self._front = front
+        self._config = config
+        self._tokenizer = front.tokenizer
+        self._started = int(time.time())
+
+    def operations(self) -> list[Operation]:
+        post = ("POST",)
+        return [
+            Operation(
+                ("/v1/completions",), self.completions, "Complete a prompt.", CompletionRequest, Completion, True, post
+            ),
+            Operation(
+                ("/v1/chat/completions",), self.chat, "Answer a conversation.", ChatRequest, ChatCompletion, True, post
+            ),
+            Operation(("/v1/models",), self.models, "The model that is served.", answer=ModelList),
+            Operation(("/v1/models/{id:path}",), self.model, "The model that is served, by name.", answer=ModelCard),
+        ]
+
+    async def models(self, _: HTTPRequest) -> ModelList:
+        return ModelList(data=[self._card()])
+
+    async def model(self, request: HTTPRequest) -> ModelCard:
+        name = request.path_params["id"]
+        if name != self._config.model_name:
+            raise FieldError(
+                "id", f"the model {name!r} does not exist; this server has {self._config.model_name!r}", 404
+            )
+        return self._card()
+
+    def _card(self) -> ModelCard:
+        name = self._config.model_name
+        return ModelCard(id=name, created=self._started, root=name, max_model_len=self._front.ready.context_length)
+
+    async def completions(self, body: CompletionRequest) -> Completion | Frames:
+        job, echoes = await self._completion_job(body)
+        if body.stream:
+            return self._completion_events(job, echoes)
+        tally = Tally(job, self._config.enable_cache_report)
+        choices: dict[int, CompletionChoice] = {}
+        async with aclosing(self._front.run(job.requests)) as outputs:
+            async for i, output in outputs:
+                tally.note(i, output)
+                choices[i] = self._completion_choice(job, i, output, echoes)
+        return self._completion(job, [choices[i] for i in sorted(choices)], tally.usage())
+
+    async def _completion_job(self, body: CompletionRequest) -> tuple[Job, list[str]]:
+        if body.best_of not in (None, body.n or 1):
+            raise FieldError("best_of", f"best_of must be equal to n ({body.n or 1}), got {body.best_of}")
+        if body.suffix:
+            raise FieldError("suffix", "suffix is not supported by this server")
+        prompts = _prompts(body.prompt)
+        sampling = _sampling(body, {"max_tokens": body.max_tokens})
+        check_count("prompt", len(prompts), len(prompts) * sampling.n)
+        logprobs = None
+        if body.logprobs is not None:
+            _check_top("logprobs", body.logprobs)
+            logprobs = Logprobs(start=0 if body.echo else -1, top=body.logprobs)
+        tokens = [await self._front.encode(p) if isinstance(p, str) else p for p in prompts]
+        job = self._job(body, tokens, sampling, logprobs, "prompt")
+        echoes = [p if isinstance(p, str) else self._tokenizer.decode(p) for p in prompts] if body.echo else []
+        return job, echoes
+
+    def _completion_choice(self, job: Job, i: int, output: Output, echoes: list[str]) -> CompletionChoice:
+        """What `output` adds, as a choice."""
+        reason, matched = _reason(output.finish)
+        text = output.delta
+        if echoes and len(output.tokens) == len(output.new):  # the first output of its sequence
+            text = echoes[i // job.n] + text
+        wanted = job.requests[i].logprobs
+        scores = self._completion_logprobs(output.prompt_scores + output.scores, wanted.top) if wanted else None
+        return CompletionChoice(index=i, text=text, logprobs=scores, finish_reason=reason, matched_stop=matched)
+
+    def _completion(self, job: Job, choices: list[CompletionChoice], usage: Usage | UnsetType | None) -> Completion:
+        return Completion(id=job.id, created=job.created, model=job.model, choices=choices, usage=usage)
+
+    async def _completion_events(self, job: Job, echoes: list[str]) -> AsyncGenerator[bytes, None]:
+        tally = Tally(job, self._config.enable_cache_report)
+        async with aclosing(self._front.run(job.requests)) as outputs:
+            async for i, output in outputs:
+                tally.note(i, output)
+                choice = self._completion_choice(job, i, output, echoes)
+                yield event(self._completion(job, [choice], _running_usage(job, tally, i)))
+        if job.wants_usage:
+            yield event(self._completion(job, [], tally.usage()))
+
+    def _completion_logprobs(self, scores: list[Score], top: int) -> CompletionLogprobs:
+        text = self._tokenizer.token_text
+        return CompletionLogprobs(
+            tokens=[text(s.token) for s in scores],
+            token_logprobs=[s.logprob for s in scores],
+            # Two tokens may have one text: the likelier one, which comes first, keeps the key.
+            top_logprobs=[{text(t): lp for t, lp in reversed(s.top)} if s.top else None for s in scores],
+            text_offset=[-1] * len(scores),
+        )
+
+    async def chat(self, body: ChatRequest) -> ChatCompletion | Frames:
+        job = await self._chat_job(body)
+        if body.stream:
+            return self._chat_events(job)
+        tally = Tally(job, self._config.enable_cache_report)
+        choices: dict[int, ChatChoice] = {}
+        async with aclosing(self._front.run(job.requests)) as outputs:
+            async for i, output in outputs:
+                tally.note(i, output)
+                reason, matched = _reason(output.finish)
+                choices[i] = ChatChoice(
+                    index=i,
+                    message=ChatMessage(content=output.text),
+                    logprobs=self._chat_logprobs(job.requests[i], output),
+                    finish_reason=reason or "stop",
+                    matched_stop=matched,
+                )
+        return ChatCompletion(
+            id=job.id,
+            created=job.created,
+            model=job.model,
+            choices=[choices[i] for i in sorted(choices)],
+            usage=tally.usage(),
+        )
+
+    async def _chat_job(self, body: ChatRequest) -> Job:
+        _refuse_tools(body)
+        tokens = await self._chat_tokens(body)
+        limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+        field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+        if limit is None:
+            limit = max(self._front.ready.context_length - len(tokens), 1)
+        sampling = _sampling(body, {field: limit})
+        sampling = msgspec.structs.replace(sampling, stop=(*sampling.stop, *self._tokenizer.chat_stop_strings))
+        check_count("messages", 1, sampling.n)
+        logprobs = None
+        if body.top_logprobs is not None:
+            _check_top("top_logprobs", body.top_logprobs)
+            if body.top_logprobs and not body.logprobs:
+                raise FieldError("top_logprobs", "top_logprobs needs logprobs: true")
+        if body.logprobs:
+            logprobs = Logprobs(top=body.top_logprobs or 0)
+        return self._job(body, [tokens], sampling, logprobs, "messages")
+
+    async def _chat_tokens(self, body: ChatRequest) -> list[int]:
+        if isinstance(body.messages, str):
+            return await self._front.encode(body.messages)
+        if not 1 <= len(body.messages) <= limits.MESSAGES:
+            raise FieldError("messages", f"messages must have 1 to {limits.MESSAGES} turns, got {len(body.messages)}")
+        turns = [_turn(i, message) for i, message in enumerate(body.messages)]
+        return await asyncio.to_thread(self._tokenizer.encode_chat, turns)
+
+    async def _chat_events(self, job: Job) -> AsyncGenerator[bytes, None]:
+        tally = Tally(job, self._config.enable_cache_report)
+        begun: set[int] = set()
+        async with aclosing(self._front.run(job.requests)) as outputs:
+            async for i, output in outputs:
+                tally.note(i, output)
+                usage = _running_usage(job, tally, i)
+                reason, matched = _reason(output.finish)
+                scores = self._chat_logprobs(job.requests[i], output)
+                frame = b""
+                if i not in begun:
+                    begun.add(i)
+                    frame = self._chunk(job, ChunkChoice(index=i, delta=Delta(role="assistant", content="")), usage)
+                if output.new or output.delta:
+                    delta = Delta(content=output.delta)
+                    frame += self._chunk(job, ChunkChoice(index=i, delta=delta, logprobs=scores), usage)
+                if reason is not None:
+                    last = ChunkChoice(index=i, delta=Delta(), finish_reason=reason, matched_stop=matched)
+                    frame += self._chunk(job, last, usage)
+                yield frame
+        if job.wants_usage:
+            yield self._chunk(job, None, tally.usage())
+
+    def _chunk(self, job: Job, choice: ChunkChoice | None, usage: Usage | UnsetType | None) -> bytes:
+        choices = [] if choice is None else [choice]
+        return event(ChatChunk(id=job.id, created=job.created, model=job.model, choices=choices, usage=usage))
+
+    def _chat_logprobs(self, request: Request, output: Output) -> ChatLogprobs | None:
+        if request.logprobs is None:
+            return None
+        text, raw = self._tokenizer.token_text, self._tokenizer.token_bytes
+        return ChatLogprobs(
+            [
+                TokenLogprob(
+                    token=text(s.token),
+                    bytes=list(raw(s.token)),
+                    logprob=s.logprob,
+                    top_logprobs=[TopLogprob(token=text(t), bytes=list(raw(t)), logprob=lp) for t, lp in s.top],
+                )
+                for s in output.scores
+            ]
+        )
+
+    def _job(
+        self,
+        body: SamplingFields,
+        prompts: list[list[int]],
+        sampling: SamplingParams,
+        logprobs: Logprobs | None,
+        source: str,
+    ) -> Job:
+        for name in NOT_SUPPORTED:
+            if getattr(body, name):
+                raise FieldError(name, f"{name} is not supported by this server")
+        n = sampling.n
+        id = body.rid if isinstance(body.rid, str) else uuid.uuid4().hex
+        rids = names(body.rid or id, [n] * len(prompts))
+        requests = [
+            Request(
+                prompt=prompt,
+                sampling=sample(sampling, k),
+                logprobs=logprobs,
+                rid=rids[p][k],
+                group=id,
+                interval=self._config.stream_interval if body.stream else 0,
+                namespace=body.cache_salt or "",
+                source=source,
+            )
+            for p, prompt in enumerate(prompts)
+            for k in range(n)
+        ]
+        return Job(body, requests, n, id)
+
+
+def _prompts(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]:
+    """A text, texts, token ids or lists of them -> one entry per prompt."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if prompt and all(isinstance(p, str) for p in prompt):
+        return prompt  # pyright: ignore[reportReturnType]  # all() has looked at every element
+    if any(isinstance(p, str) for p in prompt):
+        raise FieldError("prompt", "prompt must hold texts or token ids, not a mixture")
+    return [*id_lists("prompt", prompt)[0]]  # pyright: ignore[reportArgumentType]
+
+
+def _sampling(body: SamplingFields, length: dict[str, int | None]) -> SamplingParams:
+    raw: dict[str, Any] = {name: getattr(body, name) for name in SAME_NAME} | length
+    if body.response_format is not None and (schema := _schema(body.response_format)) is not None:
+        if body.json_schema:
+            raise FieldError("response_format", "response_format cannot be combined with json_schema")
+        raw["json_schema"] = schema
+    return parse_sampling(raw, "")
+
+
+def _schema(wanted: ResponseFormat) -> str | None:
+    """The JSON schema, as text, that an answer is held to."""
+    match wanted.type:
+        case "text":
+            return None
+        case "json_object":
+            return '{"type":"object"}'
+        case "json_schema":
+            if wanted.json_schema is None or wanted.json_schema.schema is None:
+                raise FieldError("response_format", "response_format.json_schema.schema must be an object")
+            return msgspec.json.encode(wanted.json_schema.schema).decode()
+
+
+def _refuse_tools(body: ChatRequest) -> None:
+    """Tool calls are not built yet: the one place that says so."""
+    if body.tools and body.tool_choice != "none":
+        raise FieldError("tools", "tools are not supported yet; leave them out or send tool_choice: none")
+    if body.tool_choice not in (None, "none", "auto"):
+        raise FieldError("tool_choice", "tool_choice is not supported yet, except none and auto without tools")
+    for name in ("continue_final_message", "chat_template_kwargs"):
+        if getattr(body, name):
+            raise FieldError(name, f"{name} is not supported yet")
+
+
+def _turn(i: int, message: Message) -> dict[str, str]:
+    """A message as chat templates take it."""
+    field = f"messages[{i}]"
+    if message.role == "tool" or message.tool_calls:
+        raise FieldError(f"{field}.tool_calls", f"{field}: tool calls are not supported yet")
+    if isinstance(message.content, list):
+        for k, part in enumerate(message.content):
+            if part.type != "text" or part.text is None:
+                where = f"{field}.content[{k}]"
+                raise FieldError(where, f"{where}: only parts of type text are supported, got {part.type}")
+        content = "\n".join(part.text or "" for part in message.content)
+    elif message.content is None:
+        raise FieldError(f"{field}.content", f"{field}.content must be a string or a list of parts, got null")
+    else:
+        content = message.content
+    return {"role": "system" if message.role == "developer" else message.role, "content": content}
+
+
+def _check_top(field: str, value: int) -> None:
+    if not 0 <= value <= limits.TOP_LOGPROBS:
+        raise FieldError(field, f"{field} must be in [0, {limits.TOP_LOGPROBS}], got {value}")
+
+
+def _reason(finish: Finish | None) -> tuple[str | None, int | str | None]:
+    return (None, None) if finish is None else (finish.type, finish.matched)
+
+
+def _running_usage(job: Job, tally: Tally, i: int) -> Usage | UnsetType | None:
+    """`usage` of a chunk: the numbers so far where asked for; null where the last chunk will have them; else absent."""
+    if job.wants_running_usage:
+        return tally.usage(i)
+    return None if job.wants_usage else UNSET
