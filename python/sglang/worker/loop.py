@@ -54,8 +54,8 @@ def serve(
                 case _:
                     pieces += schedule.apply(state, message, now)
         plan = schedule.plan(state, now)
-        stalled = plan is None
         landed, flying = flying, None
+        stalled = plan is None and landed is None
         if plan is not None:
             flying = (plan, device.launch(plan))
             if not overlap:

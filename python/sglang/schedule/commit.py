@@ -1,0 +1,69 @@
+"""After a step: its tokens are filed, sequences end, prompt scores come together, pages return."""
+
+from sglang.base.messages import Finish, Piece, Score
+from sglang.base.plan import Plan, Result
+from sglang.schedule.state import Does, Seq, State, Status
+
+
+def commit(state: State, plan: Plan, result: Result, now: float) -> list[Piece]:
+    """File the result of the oldest plan that has not landed. Returns what each sequence gained."""
+    rows = state.flights.popleft()
+    assert len(rows) == len(plan.slots)
+    drawn = result.tokens.tolist()
+    pieces: list[Piece] = []
+    over = False
+    for row, (seq, epoch, does) in enumerate(rows):
+        if seq.epoch != epoch:
+            continue  # ended, retracted or extended since it was planned
+        if row in result.prompt_scores and not seq.scored:
+            seq.prompt_scores += result.prompt_scores[row]
+        if does is Does.FILLS:
+            continue
+        piece = Piece(seq.id, [])
+        if does is Does.DRAWS:
+            token = drawn[row]
+            piece.tokens.append(token)
+            seq.tokens.append(token)
+            seq.flying -= 1
+            state.count.generated_tokens += 1
+            if row in result.scores:
+                piece.scores.append(result.scores[row])
+            n = len(seq.tokens)
+            if token in seq.stops and n - seq.first > seq.sampling.min_new_tokens:
+                piece.finish = Finish("stop", token)
+            elif n >= seq.last:
+                piece.finish = Finish("length")
+        else:
+            piece.finish = Finish("length")
+        if seq.cached:
+            piece.cached_tokens, seq.cached = seq.cached, 0
+        if not seq.scored:
+            piece.prompt_scores = _prompt_scores(seq)
+        pieces.append(piece)
+        if piece.finish is not None:
+            over = True
+            _end(state, seq)
+    if over:
+        state.running = [seq for seq in state.running if seq.status is Status.RUNNING]
+    return pieces
+
+
+def _prompt_scores(seq: Seq) -> list[Score]:
+    assert seq.logprobs is not None
+    seq.scored = True
+    head = [Score(seq.tokens[0], None)] if seq.logprobs.start == 0 else []
+    return head + seq.prompt_scores
+
+
+def _end(state: State, seq: Seq) -> None:
+    """A generation is over. The caller takes the sequence off the running list."""
+    if not seq.hold:
+        state.let_go(seq)
+        seq.status = Status.ENDED
+        del state.seqs[seq.id]
+        return
+    seq.epoch += 1
+    seq.flying = 0
+    state.share(seq, min(seq.computed, len(seq.tokens)))
+    seq.status = Status.HELD
+    state.held[seq.id] = seq

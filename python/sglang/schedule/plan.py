@@ -1,0 +1,262 @@
+"""Before a step: who decodes, who fills its prompt, who is admitted, who must make room.
+
+Decodes always go, one token each. What is left of the step's token budget fills prompts, running ones first, then new
+ones in the policy's order; so the budget bounds how long a stream pauses. Prompt pages enter the tree as they are
+planned: a row may attend to cells that another row of the same step writes (every layer writes before it reads), so
+requests that share a prefix share it from the first step on and nobody waits for anybody.
+"""
+
+import numpy as np
+
+from sglang.base.plan import DRAWN, Ask, Plan, PromptAsk, Seat
+from sglang.schedule.policy import order
+from sglang.schedule.state import (
+    RATIO_DECAY,
+    RATIO_FLOOR,
+    RATIO_JUMP,
+    Does,
+    Flown,
+    Seq,
+    State,
+    Status,
+)
+
+ENDLESS = 1 << 30
+
+
+def plan(state: State, now: float) -> Plan | None:
+    """The next step, or None where there is nothing to do. Changes the state as if the step had run."""
+    draft = _Draft(state)
+    floor = state.ratio_base * RATIO_FLOOR
+    state.new_token_ratio = max(state.new_token_ratio - RATIO_DECAY, floor)
+    left = state.budget.chunk_tokens if state.budget.chunk_tokens > 0 else ENDLESS
+    _decode(state, draft)
+    left = _fill(state, draft, left)
+    if state.waiting and left > 0 and (state.slots or state.held):
+        _admit(state, draft, left, now)
+    if not draft.rows:
+        return None
+    state.count.steps += 1
+    state.flights.append(draft.rows)
+    return draft.plan(state.count.steps)
+
+
+def _decode(state: State, draft: "_Draft") -> None:
+    size = state.budget.page_size
+    while True:
+        rows = [s for s in state.running if s.computed + 1 == s.length and s.first < s.length < s.last]
+        need = sum(s.computed == len(s.pages) * size for s in rows)
+        if need <= state.available:
+            break
+        _make_room(state)
+    pages = state.take_pages(need)
+    assert pages is not None
+    draft.decodes(rows, pages)
+
+
+def _fill(state: State, draft: "_Draft", left: int) -> int:
+    """Next chunks of prompts that are under way; what is left of the budget."""
+    filling = [s for s in state.running if s.computed < len(s.tokens) and not s.flying and not draft.has(s)]
+    stuck = False
+    for seq in filling:
+        if left <= 0:
+            break
+        before = seq.computed
+        state.adopt(seq)
+        count = draft.fill(seq, left)
+        stuck = stuck or (count == 0 and seq.computed == before)
+        left -= count
+    if stuck and not draft.rows and not state.flights:
+        # Prompts hold each other's last pages and nothing else will ever free one.
+        _make_room(state)
+        return _fill(state, draft, left)
+    return left
+
+
+def _admit(state: State, draft: "_Draft", left: int, now: float) -> None:
+    size = state.budget.page_size
+    ratio = state.new_token_ratio
+    promised = sum(
+        (len(s.tokens) - s.computed if s.computed < len(s.tokens) else 0) + ratio * (s.last - s.length)
+        for s in state.running
+    )
+    prefill_left = state.budget.max_prefill_tokens
+    for seq in order(state, now):
+        if left <= 0 or prefill_left <= 0 or not (state.slots or state.held):
+            return
+        state.adopt(seq)
+        need = len(seq.tokens) - seq.computed
+        wanted = promised + need + ratio * (seq.last - seq.length)
+        alone = not state.running
+        while (not state.slots or _pages(wanted if not alone else need, size) > state.available) and state.held:
+            _park(state)
+        if not state.slots or (not alone and _pages(wanted, size) > state.available):
+            state.let_go(seq)
+            return  # nobody overtakes: the pages it waits for would never come together
+        if seq.cached is None:
+            seq.cached = seq.computed
+            state.count.prompt_tokens += len(seq.tokens)
+            state.count.prompt_cached_tokens += seq.computed
+        seq.slot = state.slots.pop()
+        seq.status = Status.RUNNING
+        state.waiting.remove(seq)
+        state.running.append(seq)
+        promised = wanted
+        prefill_left -= need
+        left -= draft.fill(seq, left)
+
+
+def _pages(tokens: float, size: int) -> int:
+    return -int(-tokens // size)
+
+
+def _make_room(state: State) -> None:
+    """Give pages back to the tree: of a held sequence, else of the running one that loses least."""
+    if state.held:
+        _park(state)
+        return
+    assert len(state.running) > 1, "a lone sequence fits, or was refused at the door"
+    victim = min(state.running, key=lambda s: (s.generated, -s.first))
+    state.running.remove(victim)
+    state.let_go(victim)
+    victim.status = Status.WAITING
+    state.waiting.append(victim)
+    state.count.retractions += 1
+    state.new_token_ratio = min(state.new_token_ratio + RATIO_JUMP, 1.0)
+
+
+def _park(state: State) -> None:
+    """The longest held sequence gives up its place; it is found in the tree again, or computed again."""
+    seq = next(iter(state.held.values()))
+    del state.held[seq.id]
+    state.let_go(seq)
+    seq.status = Status.PARKED
+
+
+class _Draft:
+    """The plan being written."""
+
+    def __init__(self, state: State):
+        self.state = state
+        self.rows: Flown = []
+        self._slots: list[int] = []
+        self._starts: list[int] = []
+        self._counts: list[int] = []
+        self._samples: list[bool] = []
+        self._tokens: list[int] = []
+        self._table_slots: list[int] = []
+        self._table_index: list[int] = []
+        self._table_pages: list[int] = []
+        self._seats: list[Seat] = []
+        self._asks: list[Ask] = []
+        self._prompt_asks: list[PromptAsk] = []
+        self._members: set[int] = set()
+
+    def has(self, seq: Seq) -> bool:
+        return seq.id in self._members
+
+    def decodes(self, seqs: list[Seq], pages: list[int]) -> None:
+        """One row of one token each. pages: one for each of `seqs` whose last page is full."""
+        size = self.state.budget.page_size
+        self._members.update([s.id for s in seqs])
+        for seq in seqs:
+            start = seq.computed
+            if start == len(seq.pages) * size:
+                seq.pages.append(pages.pop())
+            if seq.tabled < len(seq.pages):
+                self._table(seq)
+            if not seq.seated:
+                self._seat(seq)
+            if seq.logprobs is not None:
+                self._asks.append(Ask(len(self.rows), seq.logprobs.top, seq.logprobs.ids))
+            self._slots.append(seq.slot)
+            self._starts.append(start)
+            self._tokens.append(seq.tokens[start] if start < len(seq.tokens) else DRAWN)
+            self.rows.append((seq, seq.epoch, Does.DRAWS))
+            seq.computed = start + 1
+            seq.flying += 1
+        self._counts += [1] * len(seqs)
+        self._samples += [True] * len(seqs)
+
+    def fill(self, seq: Seq, most: int) -> int:
+        """A row of at most `most` known tokens of `seq`; how many there are pages for."""
+        state = self.state
+        size = state.budget.page_size
+        start = seq.computed
+        end = min(len(seq.tokens), start + most)
+        missing = -(-end // size) - len(seq.pages)
+        if missing > 0:
+            missing = min(missing, state.available)
+            end = min(end, (len(seq.pages) + missing) * size)
+            pages = state.take_pages(missing)
+            assert pages is not None
+            seq.pages += pages
+        count = end - start
+        if count == 0:
+            return 0
+        whole = end == len(seq.tokens)
+        does = Does.FILLS if not whole else Does.DRAWS if seq.last > seq.first else Does.ENDS
+        self._ask(seq, start, end, does)
+        self._slots.append(seq.slot)
+        self._starts.append(start)
+        self._counts.append(count)
+        self._samples.append(does is Does.DRAWS)
+        self._tokens += seq.tokens[start:end]
+        self._members.add(seq.id)
+        self.rows.append((seq, seq.epoch, does))
+        seq.computed = end
+        seq.flying += does is Does.DRAWS
+        state.share(seq, end)
+        self._table(seq)
+        if not seq.seated:
+            self._seat(seq)
+        return count
+
+    def plan(self, step: int) -> Plan:
+        def ints(values: list[int]) -> np.ndarray:
+            return np.array(values, np.int32)
+
+        return Plan(
+            step=step,
+            slots=ints(self._slots),
+            starts=ints(self._starts),
+            counts=ints(self._counts),
+            samples=np.array(self._samples, np.bool_),
+            tokens=ints(self._tokens),
+            table_slots=ints(self._table_slots),
+            table_index=ints(self._table_index),
+            table_pages=ints(self._table_pages),
+            seats=self._seats,
+            asks=self._asks,
+            prompt_asks=self._prompt_asks,
+        )
+
+    def _table(self, seq: Seq) -> None:
+        new = len(seq.pages) - seq.tabled
+        self._table_slots += [seq.slot] * new
+        self._table_index += range(seq.tabled, len(seq.pages))
+        self._table_pages += seq.pages[seq.tabled :]
+        seq.tabled = len(seq.pages)
+
+    def _seat(self, seq: Seq) -> None:
+        seat = Seat(seq.slot, seq.sampling, seq.first)
+        if seq.sampling.penalised:
+            seat.prompt = seq.tokens[: seq.first]
+            seat.drawn = seq.tokens[seq.first :]
+        self._seats.append(seat)
+        seq.seated = True
+
+    def _ask(self, seq: Seq, start: int, end: int, does: Does) -> None:
+        asked = seq.logprobs
+        if asked is None:
+            return
+        row = len(self.rows)
+        if does is Does.DRAWS:
+            self._asks.append(Ask(row, asked.top, asked.ids))
+        if seq.scored:
+            return
+        first = max(start, seq.score_from - 1)
+        last = min(end, seq.first - 1)  # the logits of position p score the token at p + 1
+        if first < last:
+            targets = seq.tokens[first + 1 : last + 1]
+            self._prompt_asks.append(PromptAsk(row, first - start, targets, asked.top, asked.ids))

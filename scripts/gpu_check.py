@@ -1,0 +1,163 @@
+"""Check the engine on a GPU in one command: numerics against the CPU first, then figures, as a markdown table.
+
+    python scripts/gpu_check.py demo                      # same text as the CPU for 50 prompts, up to near-ties
+    python scripts/gpu_check.py serve --model-path DIR    # a server with dummy weights: correctness and first figures
+
+Each part ends in a table and exits non-zero where a bound is broken. `--out FILE` keeps the figures as JSON.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "python"))
+
+COUNTRIES = (
+    "France Germany Italy Spain Portugal Japan China India Brazil Canada Mexico Egypt Kenya Norway Sweden Finland "
+    "Poland Greece Turkey Peru Chile Cuba Iran Iraq Nepal Austria Belgium Denmark Ireland Iceland Hungary Romania"
+).split()
+PROMPTS = [
+    *(f"The capital of {c} is" for c in COUNTRIES),
+    *(f"Q: What is the capital of {c}?\nA:" for c in COUNTRIES[:12]),
+    "Once upon a time,",
+    "Today is a sunny day and I like",
+    "Q: What is the IP address of the Google DNS servers?\nA: ",
+    "To answer this question: What is 7 times 6?. I need to use a",
+    "Here are two tips for staying healthy: 1. Balanced Diet. 2. Regular Exercise.\n\nNow, expand tip 1 into a "
+    "paragraph:\n",
+    "Hermione Granger is a character in Harry Potter. Please fill in the following information about this "
+    "character.\n",
+]
+# Two tokens whose log-probabilities are this close may change places: rounding of one type against another over the
+# demo model's 8 layers. float32: order of summation only; bfloat16: 8 bits of mantissa.
+NEAR_TIE = {"float32": 1e-3, "bfloat16": 0.3}
+
+
+def demo() -> dict[str, Any]:
+    """Greedy text of the demo model: CPU float32 against CUDA in float32 and bfloat16."""
+    from sglang.launch import ThreadWorker
+    from sglang.offline import Engine
+
+    assert len(PROMPTS) == 50
+    greedy = {"temperature": 0, "max_new_tokens": 32}
+    ask: dict[str, Any] = {"return_logprob": True, "top_logprobs_num": 2}
+
+    def run(device: str, dtype: str) -> list[dict[str, Any]]:
+        with Engine(worker=ThreadWorker, device=device, dtype=dtype, max_total_tokens=32768, log_level="error") as e:
+            return e.generate(PROMPTS, greedy, **ask)
+
+    expected = run("cpu", "float32")
+    rows: dict[str, Any] = {}
+    for dtype, bound in NEAR_TIE.items():
+        same = ties = 0
+        worst = 0.0
+        broken = []
+        for prompt, want, got in zip(PROMPTS, expected, run("cuda", dtype), strict=True):
+            a, b = want["output_ids"], got["output_ids"]
+            fork = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+            for i in range(fork):
+                x = want["meta_info"]["output_token_logprobs"][i][0]
+                y = got["meta_info"]["output_token_logprobs"][i][0]
+                worst = max(worst, abs(x - y))
+            if a == b:
+                same += 1
+                continue
+            top = want["meta_info"]["output_top_logprobs"][min(fork, len(a) - 1)]
+            gap = top[0][0] - top[1][0]
+            if gap <= bound:
+                ties += 1
+            else:
+                broken.append({"prompt": prompt, "gap": gap, "cpu": want["text"], "cuda": got["text"]})
+        rows[dtype] = {"same": same, "near_ties": ties, "worst_logprob_difference": worst, "broken": broken}
+    print("\n| CUDA type | same text | near-ties | worst log-probability difference | broken |\n|---|---|---|---|---|")
+    for dtype, row in rows.items():
+        print(
+            f"| {dtype} | {row['same']}/50 | {row['near_ties']} (gap <= {NEAR_TIE[dtype]}) | "
+            f"{row['worst_logprob_difference']:.2e} | {len(row['broken'])} |"
+        )
+    for row in rows.values():
+        for case in row["broken"]:
+            print("BROKEN", json.dumps(case), file=sys.stderr)
+    rows["ok"] = not any(row["broken"] for row in rows.values())
+    return rows
+
+
+def serve(model_path: str, port: int = 30411) -> dict[str, Any]:
+    """A real server with random weights of a real shape: does it answer, the same twice, and how fast."""
+    import torch
+
+    began = time.monotonic()
+    log = tempfile.NamedTemporaryFile("w+", suffix=".log", delete=False)  # noqa: SIM115 - read after the process ends
+    flags = ["--model-path", model_path, "--load-format", "dummy", "--port", str(port)]
+    server = subprocess.Popen([sys.executable, "-m", "sglang.launch_server", *flags], stdout=log, stderr=log)
+    base = f"http://127.0.0.1:{port}"
+    try:
+        while "ready to roll" not in Path(log.name).read_text():
+            if server.poll() is not None or time.monotonic() - began > 240:
+                raise SystemExit("the server did not start:\n" + Path(log.name).read_text()[-4000:])
+            time.sleep(0.1)
+        start_s = time.monotonic() - began
+
+        def generate(ids: list[int], n: int) -> tuple[list[int], float]:
+            body = {
+                "input_ids": ids,
+                "sampling_params": {"temperature": 0, "max_new_tokens": n, "ignore_eos": True},
+            }
+            request = urllib.request.Request(
+                base + "/generate", json.dumps(body).encode(), {"Content-Type": "application/json"}
+            )
+            t = time.monotonic()
+            answer = json.load(urllib.request.urlopen(request, timeout=300))
+            return answer["output_ids"], time.monotonic() - t
+
+        prompt = [(i * 7919) % 30000 for i in range(256)]
+        first, _ = generate(prompt, 32)
+        again, _ = generate(prompt, 32)  # this time from the prefix cache
+        _, short = generate(prompt, 1)
+        _, long = generate(prompt, 129)
+        bench = subprocess.run(
+            [sys.executable, "-m", "sglang.bench_serving", "--backend", "sglang", "--port", str(port), "--host",
+             "127.0.0.1", "--dataset-name", "random-ids", "--num-prompts", "32", "--random-input-len", "256",
+             "--random-output-len", "128", "--random-range-ratio", "1", "--output-file", log.name + ".jsonl",
+             "--disable-tqdm"],
+            capture_output=True, text=True, timeout=400,
+        )  # fmt: skip
+        print(bench.stdout[-3000:], bench.stderr[-2000:] if bench.returncode else "")
+        lines = Path(log.name + ".jsonl").read_text().splitlines() if bench.returncode == 0 else []
+        figures = json.loads(lines[-1]) if lines else {}
+    finally:
+        server.terminate()
+        server.wait(60)
+    row = {
+        "device": torch.cuda.get_device_name(),
+        "start_s": start_s,
+        "same_from_cache": first == again,
+        "decode_ms_per_token": 1000 * (long - short) / 128,
+        "output_tok_s_32_at_once": figures.get("output_throughput"),
+        "ok": first == again and len(first) == 32 and bool(figures),
+    }
+    print("\n| " + " | ".join(row) + " |\n|" + "---|" * len(row) + "\n| " + " | ".join(map(str, row.values())) + " |")
+    return row
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["demo", "serve"])
+    parser.add_argument("--model-path", default="", help="Folder with config.json and tokenizer (part serve).")
+    parser.add_argument("--out", help="Write the figures here as JSON.")
+    args = parser.parse_args()
+    figures = demo() if args.part == "demo" else serve(args.model_path)
+    if args.out:
+        Path(args.out).write_text(json.dumps(figures, indent=1))
+    return 0 if figures["ok"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

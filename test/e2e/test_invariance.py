@@ -1,0 +1,120 @@
+"""Greedy output belongs to the prompt alone: not to batching, caching, chunking, retraction or other clients.
+
+Real engine, real scheduler, the demo model in float32 on the CPU; one worker thread per setting.
+"""
+
+import asyncio
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from sglang.launch import ThreadWorker
+from sglang.offline import Engine
+
+PROMPTS = [
+    "The capital of France is",
+    "Q: What is the capital of Japan?\nA:",
+    "Once upon a time,",
+    "List three colours:",
+    "The capital of France is Paris. The capital of Germany is",
+    "Q: What is the IP address of the Google DNS servers?\nA: ",
+    "Here are two tips for staying healthy: 1. Balanced Diet. 2. Regular Exercise.\n\n" * 4,
+    "x",
+]
+GREEDY = {"temperature": 0, "max_new_tokens": 24, "ignore_eos": True}
+
+
+def start(**flags: Any) -> Engine:
+    settings: dict[str, Any] = {"dtype": "float32", "device": "cpu", "max_total_tokens": 4096, "log_level": "error"}
+    return Engine(worker=ThreadWorker, **{**settings, **flags})
+
+
+def ids(answers: list[dict[str, Any]]) -> list[list[int]]:
+    return [a["output_ids"] for a in answers]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    with start() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def alone(engine: Engine) -> list[list[int]]:
+    """Every prompt by itself, on an empty cache."""
+    answers = []
+    for prompt in PROMPTS:
+        assert engine.flush_cache()
+        answers.append(engine.generate(prompt, GREEDY))
+    return ids(answers)
+
+
+def test_a_batch_gives_what_each_prompt_gives_alone(engine: Engine, alone: list[list[int]]) -> None:
+    engine.flush_cache()
+    assert ids(engine.generate(PROMPTS, GREEDY)) == alone
+
+
+def test_a_cached_prefix_changes_nothing(engine: Engine, alone: list[list[int]]) -> None:
+    engine.generate(PROMPTS, GREEDY)
+    answers = engine.generate(PROMPTS, GREEDY)
+    assert sum(a["meta_info"]["cached_tokens"] for a in answers) > 50
+    assert ids(answers) == alone
+
+
+def test_a_stream_ends_with_the_same_text(engine: Engine) -> None:
+    whole = engine.generate(PROMPTS[2], GREEDY)
+    last = list(engine.generate(PROMPTS[2], GREEDY, stream=True))[-1]
+    assert last["text"] == whole["text"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"chunked_prefill_size": 7},
+        {"chunked_prefill_size": -1},
+        {"page_size": 16},
+        {"disable_radix_cache": True},
+        {"max_running_requests": 2},
+        {"schedule_policy": "dfs-weight"},
+        {"schedule_policy": "random", "chunked_prefill_size": 3},
+    ],
+    ids=str,
+)
+def test_no_setting_of_the_scheduler_changes_the_output(flags: dict[str, Any], alone: list[list[int]]) -> None:
+    with start(**flags) as other:
+        assert ids(other.generate(PROMPTS, GREEDY)) == alone
+        assert ids(other.generate(PROMPTS, GREEDY)) == alone
+
+
+def test_retracted_sequences_go_on_as_if_nothing_had_happened(alone: list[list[int]]) -> None:
+    longest = 24 + 40 * 4  # of PROMPTS, generously
+    with start(max_total_tokens=longest + 60, schedule_conservativeness=0.01) as small:
+        assert ids(small.generate(PROMPTS, GREEDY)) == alone
+        assert small.get_server_info()["internal_states"][0]["retractions"] > 0
+
+
+def test_sampling_with_a_seed_does_not_depend_on_company(engine: Engine) -> None:
+    hot = {"temperature": 1.0, "top_p": 0.9, "max_new_tokens": 16, "ignore_eos": True, "seed": 7}
+    by_itself = [engine.generate(p, hot)["output_ids"] for p in PROMPTS]
+    assert ids(engine.generate(PROMPTS, hot)) == by_itself
+
+
+def test_other_clients_that_leave_change_nothing(engine: Engine, alone: list[list[int]]) -> None:
+    async def storm() -> list[list[int]]:
+        rng = random.Random(0)
+
+        async def leave(prompt: str) -> None:
+            stream = await engine.async_generate(prompt + "!", {**GREEDY, "max_new_tokens": 200}, stream=True)
+            async for _ in stream:
+                if rng.random() < 0.3:
+                    break
+            await stream.aclose()
+
+        staying = [asyncio.create_task(engine.async_generate(p, GREEDY)) for p in PROMPTS]
+        await asyncio.gather(*(leave(rng.choice(PROMPTS)) for _ in range(30)))
+        return ids(await asyncio.gather(*staying))
+
+    assert asyncio.run(storm()) == alone
+    assert engine.get_server_info()["internal_states"][0]["running"] == 0
