@@ -64,7 +64,12 @@ RANGES: dict[str, tuple[float | None, float | None, bool]] = {
     "n": (1, limits.N, False),
     "seed": (0, 2**SEED_BITS - 1, False),
 }
-ALIASES = {"sampling_seed": "seed", "min_tokens": "min_new_tokens", "max_tokens": "max_new_tokens"}
+ALIASES = {
+    "sampling_seed": "seed",
+    "min_tokens": "min_new_tokens",
+    "max_tokens": "max_new_tokens",
+    "max_completion_tokens": "max_new_tokens",
+}
 UNSUPPORTED = ("stop_regex", "structural_tag", "custom_params", "dtype")  # known to SGLang, not built here yet
 
 
