@@ -196,7 +196,7 @@ class State:
                 return None
         if n == 0:
             return []
-        taken = self.free[-n:]
+        taken = self.free[: -n - 1 : -1]  # ascending where nothing was freed: neighbours in memory
         del self.free[-n:]
         return taken
 

@@ -1,0 +1,171 @@
+"""Engine: a loaded model, its KV pool, and `launch(plan)`."""
+
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sglang.attention.base import Shape
+from sglang.attention.torch_native import TorchAttention
+from sglang.base.config import ServerConfig
+from sglang.base.errors import ConfigError
+from sglang.base.messages import Ready
+from sglang.base.plan import Plan, Result
+from sglang.engine.batch import Batch, Tables
+from sglang.engine.pool import make_pool, slots_of
+from sglang.engine.sampler import SCORE_BLOCK, Sampler, next_positions, score_drawn, score_known
+from sglang.models import config as hf
+from sglang.models.checkpoint import folder_of, load
+from sglang.models.decoder import Model
+from sglang.models.spec import FAMILIES, Decoder, Family
+
+DTYPES = {
+    "half": torch.float16,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float": torch.float32,
+    "float32": torch.float32,
+}
+
+
+class Flight:
+    """A launched step. `wait` reads its tokens, once the device has them."""
+
+    def __init__(self, plan: Plan, drawn: Tensor, batch: Batch, scores: Result):
+        self._plan = plan
+        self._drawn = drawn
+        self._batch = batch
+        self._result = scores
+
+    def wait(self) -> Result:
+        self._result.tokens[self._batch.sampled_rows] = self._drawn.cpu().numpy()
+        return self._result
+
+
+class Engine:
+    """Plans are executed in the order they are launched; a later one may rely on what an earlier one computes."""
+
+    def __init__(self, config: ServerConfig, model: Model, context: int, eos_ids: tuple[int, ...], device: torch.device):
+        spec, dtype = model.spec, model.embed.dtype
+        self.overlap = device.type == "cuda"
+        self.context_length = context
+        self.eos_ids = eos_ids
+        self.slots = slots_of(config, device)
+        chunk = config.chunked_prefill_size or (512 if device.type == "cpu" else 8192)
+        pool = make_pool(config, spec, context, chunk if chunk > 0 else context, device, dtype)
+        self.pages, self.page_size, self.kv_bytes = pool.pages, pool.page_size, pool.bytes
+        shape = Shape(spec.heads, spec.kv_heads, spec.head_dim, spec.head_dim**-0.5)
+        self._attention = TorchAttention(shape, pool.keys, pool.values)
+        self._model = model
+        self._tables = Tables(self.slots, -(-context // pool.page_size), pool.page_size, device)
+        self._sampler = Sampler(self.slots, spec.vocab, eos_ids, device)
+        self.ready: Ready  # set by load
+
+    @classmethod
+    def load(cls, config: ServerConfig, progress: bool = True) -> "Engine":
+        """Read config and weights, size the pool. `config` must be resolved. Raises ConfigError."""
+        began = time.monotonic()
+        device = _device(config.device)
+        if device.type == "cpu" and config.cpu_threads is not None:
+            torch.set_num_threads(config.cpu_threads)
+        pickled = config.load_format == "pt"
+        folder = folder_of(config.model_path, config.revision, config.download_dir, pickled)
+        raw = hf.read(folder, config.json_model_override_args)
+        family, spec = _family(raw)
+        if "quantization_config" in raw:
+            raise ConfigError(f"{folder}: quantised checkpoints are not supported yet (quantization_config)")
+        dtype = _dtype(config.dtype, raw, device)
+        context = config.context_length or hf.context_length(raw)
+        with torch.inference_mode():
+            model = Model(spec, context, device, dtype)
+            parameters = sum(t.numel() for t in model.places().values())
+            load(model, family, folder, config.load_format, progress)
+            engine = cls(config, model, context, hf.eos_ids(folder, raw), device)
+        engine.ready = Ready(
+            model_type=str(raw.get("model_type", "")),
+            architecture=raw["architectures"][0],
+            dtype=str(dtype).removeprefix("torch."),
+            device=str(device),
+            vocab_size=spec.vocab,
+            context_length=context,
+            total_tokens=engine.pages * engine.page_size,
+            page_size=engine.page_size,
+            max_running=engine.slots,
+            parameters=parameters,
+            weight_bytes=parameters * dtype.itemsize,
+            kv_bytes=engine.kv_bytes,
+            load_s=time.monotonic() - began,
+            eos_ids=engine.eos_ids,
+        )
+        return engine
+
+    @torch.inference_mode()
+    def launch(self, plan: Plan) -> Flight:
+        """Run one step. On CUDA it returns before the device is done, except where scores were asked for."""
+        for seat in plan.seats:
+            self._sampler.seat(seat)
+        batch = self._tables.batch(plan)
+        self._attention.plan(batch.rows)
+        hidden = self._model.forward(batch.tokens, batch.positions, self._attention)
+        result = Result(plan.samples.astype("int32") - 1)  # -1 where nothing is drawn
+        for ask in plan.prompt_asks:
+            begin = int(batch.offsets[ask.row]) + ask.offset
+            result.prompt_scores[ask.row] = [
+                score
+                for at in range(0, len(ask.targets), SCORE_BLOCK)
+                for score in score_known(
+                    self._model.logits(hidden[begin + at : begin + min(at + SCORE_BLOCK, len(ask.targets))]),
+                    ask.targets[at : at + SCORE_BLOCK],
+                    ask.top,
+                    ask.ids,
+                )
+            ]
+        drawn = self._tables.last[:0]
+        if len(batch.sampled_rows):
+            rows = batch.sampled_rows
+            logits = self._model.logits(hidden if len(rows) == len(hidden) else hidden[batch.sampled])
+            drawn = self._sampler.draw(logits, plan.slots[rows], next_positions(plan, rows))
+            self._tables.last[torch.from_numpy(plan.slots[rows].astype("int64")).to(drawn.device)] = drawn
+            if plan.asks:
+                result.scores = score_drawn(logits, drawn, plan.asks, rows)
+        return Flight(plan, drawn, batch, result)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch finds no CUDA device here; --device cpu works")
+    return torch.device(name)
+
+
+def _family(raw: hf.HFConfig) -> tuple[Family, Decoder]:
+    import sglang.models.families  # noqa: F401 - fills the registry
+
+    names = raw.get("architectures") or []
+    for name in names:
+        if name in FAMILIES:
+            try:
+                return FAMILIES[name], FAMILIES[name].build(raw)
+            except KeyError as error:
+                raise ConfigError(f"config.json: {error} is missing ({name} needs it)") from None
+    raise ConfigError(f"Unsupported architectures: {names}. Supported list: {sorted(FAMILIES)}")
+
+
+def _dtype(flag: str, raw: hf.HFConfig, device: torch.device) -> torch.dtype:
+    if flag != "auto":
+        return DTYPES[flag]
+    saved = str(raw.get("torch_dtype") or raw.get("dtype") or "float32").removeprefix("torch.")
+    dtype = DTYPES.get(saved, torch.float32)
+    if device.type == "cuda":
+        return torch.float16 if dtype == torch.float32 else dtype
+    # A CPU without arithmetic for a 16-bit type is several times slower in it than in float32.
+    if dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return dtype
+    return torch.float32
+
+
+def model_folder(config: ServerConfig) -> Path:
+    """The local folder that `load` would read."""
+    return folder_of(config.model_path, config.revision, config.download_dir)

@@ -1,0 +1,44 @@
+"""Llama 1, 2, 3, 3.1 and everything that kept its shape: the base other families vary."""
+
+from sglang.models.config import choice, rope
+from sglang.models.spec import Decoder, HFConfig, family
+
+NAMES = {
+    "model.embed_tokens.weight": "embed",
+    "model.layers.*.input_layernorm.weight": "layers.*.attn_norm",
+    "model.layers.*.self_attn.q_proj": "layers.*.qkv.q",
+    "model.layers.*.self_attn.k_proj": "layers.*.qkv.k",
+    "model.layers.*.self_attn.v_proj": "layers.*.qkv.v",
+    "model.layers.*.self_attn.o_proj": "layers.*.out.o",
+    "model.layers.*.post_attention_layernorm.weight": "layers.*.mlp_norm",
+    "model.layers.*.mlp.gate_proj": "layers.*.gate.gate",
+    "model.layers.*.mlp.up_proj": "layers.*.up.up",
+    "model.layers.*.mlp.down_proj": "layers.*.down.down",
+    "model.norm.weight": "norm",
+    "lm_head": "head.head",
+}
+IGNORED = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
+
+
+@family("LlamaForCausalLM", "LLaMAForCausalLM", names=NAMES, ignored=IGNORED)
+def llama(c: HFConfig) -> Decoder:
+    heads = c["num_attention_heads"]
+    head_dim = c.get("head_dim") or c["hidden_size"] // heads
+    bias = bool(c.get("attention_bias", False))
+    return Decoder(
+        hidden=c["hidden_size"],
+        layers=c["num_hidden_layers"],
+        heads=heads,
+        kv_heads=c.get("num_key_value_heads") or heads,
+        head_dim=head_dim,
+        inter=c["intermediate_size"],
+        vocab=c["vocab_size"],
+        norm_eps=c.get("rms_norm_eps", 1e-6),
+        rope=rope(c, head_dim),
+        context=c.get("max_position_embeddings", 2048),
+        act=choice(c, "hidden_act", {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}, "silu"),
+        qkv_bias=bias,
+        out_bias=bias,
+        mlp_bias=bool(c.get("mlp_bias", False)),
+        tied=bool(c.get("tie_word_embeddings", False)),
+    )
