@@ -1,6 +1,6 @@
 """One body, several sequences: prompts times samples, values given once or per prompt, and the ids they go by."""
 
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import msgspec
 
@@ -39,9 +39,10 @@ def spread(field: str, value: T | list[T] | None, count: int, default: T) -> lis
     """One value per prompt: a list must have as many; None is the default."""
     if not isinstance(value, list):
         return [default if value is None else value] * count
-    if len(value) != count:
-        raise FieldError(field, f"{field} must be one value or a list of {count} (one per prompt), got {len(value)}")
-    return value
+    values = cast(list[T], value)
+    if len(values) != count:
+        raise FieldError(field, f"{field} must be one value or a list of {count} (one per prompt), got {len(values)}")
+    return values
 
 
 def names(rid: str | list[str] | None, samples: list[int]) -> list[list[str]]:

@@ -313,7 +313,10 @@ class Front:
                     self._forget(stream)
 
     def check(self, request: Request, tokens: list[int]) -> None:
-        """What only the model's facts can refuse. Raises FieldError, Overloaded (shutting down) or WorkerDied."""
+        """What the model's vocabulary refuses; lengths are the scheduler's to judge, which knows its memory too.
+
+        Raises FieldError, Overloaded (shutting down) or WorkerDied.
+        """
         if self.failed is not None:
             raise WorkerDied(self.failed)
         if self.draining:
@@ -321,12 +324,6 @@ class Front:
         facts, name = self.ready, request.source
         if not tokens:
             raise FieldError(name, f"{name} must have at least one token")
-        if len(tokens) >= facts.context_length:
-            raise FieldError(
-                name,
-                f"The input ({len(tokens)} tokens) is longer than the model's context length "
-                f"({facts.context_length} tokens).",
-            )
         known = range(facts.vocab_size)
         wanted = request.logprobs or Logprobs()
         for field, ids in (

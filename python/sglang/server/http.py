@@ -9,7 +9,7 @@ import re
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -151,9 +151,10 @@ def decode(body: bytes, decoder: "msgspec.json.Decoder[T]") -> T:
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        text, _, where = str(error).partition(" - at ")
-        field = where.strip("`").removeprefix("$").removeprefix(".") or "body"
-        raise FieldError(field, f"{field}: {text.replace('`', '')}") from None
+        text, _, where = str(error).replace("`", "").partition(" - at $")
+        _, _, missing = text.partition("missing required field ")
+        field = ".".join(part for part in (where.removeprefix("."), missing) if part) or "body"
+        raise FieldError(field, f"{field}: {text}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise FieldError("body", f"the body is not valid JSON: {error}") from None
     except RecursionError:
@@ -183,7 +184,7 @@ class _Endpoint:
     def __init__(self, operation: Operation):
         assert operation.body is not None
         self._handle = operation.handle
-        self._decoder = msgspec.json.Decoder(operation.body)
+        self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(operation.body)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -198,7 +199,7 @@ class _Endpoint:
         try:
             answer = await self._handle(body)
             if isinstance(answer, AsyncGenerator):
-                await send_events(answer, send)
+                await send_events(cast(Frames, answer), send)
                 return
             response = answer if isinstance(answer, Response) else None
             content = encode(answer) if response is None else b""

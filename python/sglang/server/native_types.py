@@ -1,5 +1,6 @@
 """The bodies of the native API, as Structs: what is not in them is not read."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType
@@ -95,7 +96,7 @@ class TokenizeRequest(Struct, kw_only=True):
 
 
 class Tokenized(Struct):
-    tokens: list[int | list[int]]
+    tokens: Sequence[int | list[int]]
     count: int | list[int]
     max_model_len: int
 

@@ -45,7 +45,6 @@ from sglang.server.openai_types import (
     TopLogprob,
     Usage,
 )
-from sglang.text.tokenizer import Tokenizer
 
 SAME_NAME = (
     "n", "temperature", "top_p", "stop", "seed", "frequency_penalty", "presence_penalty", "logit_bias", "top_k",
@@ -82,7 +81,7 @@ class Tally:
 
     def usage(self, only: int | None = None) -> Usage:
         outputs = self._last if only is None else {only: self._last[only]}
-        firsts = {i // self._n: output for i, output in reversed(sorted(outputs.items()))}.values()
+        firsts = {i // self._n: output for i, output in sorted(outputs.items(), reverse=True)}.values()
         prompt = sum(output.prompt_tokens for output in firsts)
         drawn = sum(len(output.tokens) for output in outputs.values())
         cached = PromptDetails(sum(o.cached_tokens for o in firsts)) if self._with_cached else None
@@ -221,9 +220,8 @@ class OpenAI:
         tokens = await self._chat_tokens(body)
         limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-        if limit is None:
-            limit = max(self._front.ready.context_length - len(tokens), 1)
-        sampling = _sampling(body, {field: limit})
+        # Without a limit an answer may fill the context: the scheduler knows where that ends.
+        sampling = _sampling(body, {field: limits.MAX_NEW_TOKENS if limit is None else limit})
         sampling = msgspec.structs.replace(sampling, stop=(*sampling.stop, *self._tokenizer.chat_stop_strings))
         check_count("messages", 1, sampling.n)
         logprobs = None

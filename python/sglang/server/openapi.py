@@ -72,7 +72,7 @@ def _operation(operation: Operation, path: str, method: str, by_kind: dict[str, 
 
 
 def _describe_sampling(components: dict[str, Any]) -> None:
-    """`sampling_params` is checked by parse_sampling, which knows more than its Struct: ranges, aliases, short forms."""
+    """parse_sampling knows more of `sampling_params` than its Struct says: ranges, aliases, short forms."""
     sampling = components["SamplingParams"]
     fields: dict[str, Any] = sampling["properties"]
     for name, (low, high, open_low) in RANGES.items():

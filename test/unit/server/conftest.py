@@ -1,0 +1,124 @@
+"""A server on a real socket over the worker double, shared by the tests of this folder."""
+
+import asyncio
+import contextlib
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import uvicorn
+
+from sglang.base.config import ServerConfig
+from sglang.base.link import pair
+from sglang.base.messages import Stop
+from sglang.server.app import build_app
+from sglang.server.front import Front
+from sglang.text import tokenizer as text
+
+sys.path.insert(0, str(Path(__file__).parent))  # whatever the import mode, the doubles beside us are found
+from server_doubles import EchoWorker, make_tokenizer  # noqa: E402
+
+
+@dataclass
+class Running:
+    """A served front: its address, its worker and what runs on its event loop."""
+
+    url: str
+    port: int
+    worker: EchoWorker
+    front: Front
+    tokenizer: text.Tokenizer
+    loop: asyncio.AbstractEventLoop
+
+    @cached_property
+    def http(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=20)
+
+    def post(self, path: str, body: Any, **kwargs: Any) -> httpx.Response:
+        return self.http.post(path, json=body, **kwargs)
+
+    def get(self, path: str, **kwargs: Any) -> httpx.Response:
+        return self.http.get(path, **kwargs)
+
+    @cached_property
+    def openai(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=self.url + "/v1", api_key="EMPTY", max_retries=0, http_client=self.http)
+
+    def call(self, work: Callable[[], Any]) -> Any:
+        """`work()` on the server's loop."""
+
+        async def run() -> Any:
+            return work()
+
+        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(10)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@contextlib.contextmanager
+def serve(folder: Path, config: ServerConfig | None = None, **script: Any) -> Iterator[Running]:
+    config = config or ServerConfig(model_path="some/model", random_seed=1)
+    ours, theirs = pair()
+    tokenizer = text.load(str(folder))
+    worker = EchoWorker(theirs, **script).start()
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    ready = threading.Event()
+    running: list[Running] = []
+    servers: list[uvicorn.Server] = []
+
+    async def main() -> None:
+        front = Front(ours, tokenizer, config)
+        await front.start()
+        server = uvicorn.Server(
+            uvicorn.Config(build_app(front, config), lifespan="off", ws="none", log_config=None, access_log=False)
+        )
+        servers.append(server)
+        running.append(Running(f"http://127.0.0.1:{port}", port, worker, front, tokenizer, asyncio.get_running_loop()))
+        ready.set()
+        await server.serve(sockets=[listener])
+        await front.close()
+
+    thread = threading.Thread(target=asyncio.run, args=(main(),), daemon=True)
+    thread.start()
+    assert ready.wait(10)
+    try:
+        yield running[0]
+    finally:
+        running[0].http.close()
+        servers[0].should_exit = servers[0].force_exit = True
+        thread.join(10)
+        ours.send(Stop())
+        worker.join()
+        listener.close()
+
+
+Serve = Callable[..., contextlib.AbstractContextManager[Running]]
+
+
+@pytest.fixture
+def serving(tokenizer_folder: Path) -> Serve:
+    """serving(config=…, script=…, …): a server of the test's own."""
+
+    def make(**options: Any) -> contextlib.AbstractContextManager[Running]:
+        return serve(tokenizer_folder, **options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def echo(tokenizer_folder: Path) -> Iterator[Running]:
+    """A shared server whose model repeats the prompt."""
+    with serve(tokenizer_folder) as running:
+        yield running

@@ -1,0 +1,272 @@
+"""Who may come in, what happens when the server is full, dies or stops."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from server_doubles import EchoWorker, eventually
+
+from sglang.base.config import ServerConfig
+from sglang.base.errors import WorkerDied
+from sglang.base.link import pair
+from sglang.base.messages import Stop
+from sglang.server.app import build_app, serve
+from sglang.server.front import Front
+from sglang.text import tokenizer as text
+
+KEYED = ServerConfig(model_path="m", random_seed=1, api_key="s3cret")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": "s3cret"},
+        {"Authorization": "Basic s3cret"},
+        {"X-API-Key": ""},
+        {"X-API-Key": "s3cret2"},
+        {"X-API-Key": "é".encode()},
+    ],
+)
+def test_without_the_key_nothing_is_answered(serving: Any, headers: dict[str, str]) -> None:
+    with serving(config=KEYED) as server:
+        for path in ("/generate", "/v1/completions", "/v1/models", "/get_server_args", "/nothing"):
+            answer = server.http.request("GET" if "v1/m" in path else "POST", path, headers=headers)
+            assert answer.status_code == 401
+            assert answer.json()["error"]["type"] == "AuthenticationError"
+        assert server.worker.submits == []
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Authorization": "Bearer s3cret"}, {"authorization": "bearer s3cret"}, {"X-API-Key": "s3cret"}]
+)
+def test_the_key_may_come_in_either_header(serving: Any, headers: dict[str, str]) -> None:
+    with serving(config=KEYED) as server:
+        assert server.post("/generate", {"text": "one"}, headers=headers).status_code == 200
+
+
+def test_health_and_metrics_need_no_key(serving: Any) -> None:
+    with serving(config=KEYED) as server:
+        for path in ("/health", "/health_generate", "/metrics", "/ping"):
+            assert server.get(path).status_code == 200
+
+
+def test_without_a_key_any_header_will_do(echo: Any) -> None:
+    assert echo.get("/v1/models", headers={"Authorization": "Bearer EMPTY"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "allowed"),
+    [
+        ("http://localhost:30000", "localhost:30000", True),
+        ("http://127.0.0.1:30000", "127.0.0.1:30000", True),
+        ("http://[::1]:30000", "[::1]:30000", True),
+        ("http://evil.example", "127.0.0.1:30000", False),
+        ("http://localhost:8080", "localhost:30000", False),
+        ("http://rebound.example:30000", "rebound.example:30000", False),
+        ("null", "127.0.0.1:30000", False),
+    ],
+)
+def test_pages_of_other_origins_are_refused(echo: Any, origin: str, host: str, allowed: bool) -> None:
+    answer = echo.post("/generate", {"text": "one"}, headers={"Origin": origin, "Host": host})
+    assert answer.status_code == (200 if allowed else 403)
+    assert "access-control-allow-origin" not in answer.headers
+
+
+def test_a_key_or_a_public_address_lets_its_own_pages_in(serving: Any) -> None:
+    page = {"Origin": "https://llm.example", "Host": "llm.example"}
+    with serving(config=KEYED) as server:
+        headers = {**page, "X-API-Key": "s3cret"}
+        assert server.post("/generate", {"text": "one"}, headers=headers).status_code == 200
+    with serving(config=ServerConfig(model_path="m", random_seed=1, host="0.0.0.0")) as server:
+        assert server.post("/generate", {"text": "one"}, headers=page).status_code == 200
+
+
+def test_a_full_queue_is_a_503_with_a_time_to_come_back(serving: Any) -> None:
+    with serving(queue=1, script=lambda s: [10] * 100_000, step_s=0.001) as server:
+        long = {"text": "x", "sampling_params": {"max_new_tokens": 100_000}, "stream": True}
+        with server.http.stream("POST", "/generate", json=long) as first:
+            chunks = first.iter_raw()
+            assert next(chunks)
+            for path, body in (
+                ("/generate", {"text": "x"}),
+                ("/generate", {"text": "x", "stream": True}),
+                ("/v1/completions", {"prompt": "x", "stream": True}),
+            ):
+                refused = httpx.post(server.url + path, json=body)
+                assert refused.status_code == 503
+                assert refused.headers["retry-after"] == "1"
+                assert refused.json()["error"]["retryable"] is True
+        assert eventually(lambda: server.worker.running == 0)
+        assert server.post("/generate", {"text": "x", "sampling_params": {"max_new_tokens": 1}}).status_code == 200
+
+
+def test_a_dead_worker_is_a_500_with_its_reason_and_ends_streams_with_an_error_event(serving: Any) -> None:
+    with serving(script=lambda s: [10] * 100_000, step_s=0.001) as server:
+        answers: list[httpx.Response] = []
+
+        def ask(body: dict[str, Any], path: str) -> None:
+            answers.append(httpx.post(server.url + path, json=body, timeout=20))
+
+        many = {"max_new_tokens": 100_000}
+        threads = [
+            threading.Thread(target=ask, args=args)
+            for args in (
+                ({"text": "x", "sampling_params": many}, "/generate"),
+                ({"text": "x", "sampling_params": many, "stream": True}, "/generate"),
+                ({"prompt": "x", "max_tokens": 100_000, "stream": True}, "/v1/completions"),
+            )
+        ]
+        for thread in threads:
+            thread.start()
+        assert eventually(lambda: server.worker.running == 3)
+        time.sleep(0.02)
+        server.worker.die("CUDA error: out of memory")
+        for thread in threads:
+            thread.join(10)
+        assert len(answers) == 3
+        for answer in answers:
+            if answer.headers["content-type"] == "application/json":
+                assert answer.status_code == 500
+                error = answer.json()["error"]
+            else:
+                assert answer.status_code == 200
+                last, done, _ = answer.text.split("\n\n")[-3:]
+                assert done == "data: [DONE]"
+                error = json.loads(last[6:])["error"]
+            assert "CUDA error: out of memory" in error["message"]
+            assert error["retryable"] is True
+        for path in ("/health", "/health_generate"):
+            assert server.get(path).status_code == 500
+        later = server.post("/generate", {"text": "x"})
+        assert later.status_code == 500
+        assert "out of memory" in later.text
+
+
+class Served:
+    """serve() itself, in the main thread of the test (signals go there), over a worker double."""
+
+    def __init__(self, folder: Path, drain_s: float, **script: Any):
+        self.config = ServerConfig(model_path="m", random_seed=1, drain_timeout=drain_s)
+        ours, theirs = pair()
+        self.worker = EchoWorker(theirs, **script).start()
+        self.front = Front(ours, text.load(str(folder)), self.config)
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        self._ours = ours
+
+    def run(self, scenario: Any) -> float:
+        """Serve until scenario(self), in a thread, has made it stop; the seconds from its end to ours."""
+        ended: list[float] = []
+        failures: list[BaseException] = []
+
+        def act() -> None:
+            try:
+                assert httpx.get(self.url + "/health", timeout=10).status_code == 200
+                scenario(self)
+            except BaseException as error:
+                failures.append(error)
+                os.kill(os.getpid(), signal.SIGTERM)
+            ended.append(time.monotonic())
+
+        async def main() -> None:
+            await self.front.start()
+            try:
+                await serve(build_app(self.front, self.config), self.front, self.config, [self.listener])
+            finally:
+                await self.front.close()
+
+        thread = threading.Thread(target=act)
+        thread.start()
+        try:
+            asyncio.run(main())
+        finally:
+            stopped = time.monotonic()
+            thread.join(10)
+            self.listener.close()
+            self._ours.send(Stop())
+            self.worker.join()
+        if failures:
+            raise failures[0]
+        return stopped - ended[0]
+
+
+def test_a_drain_finishes_what_runs_and_refuses_what_comes(tokenizer_folder: Path) -> None:
+    served = Served(tokenizer_folder, drain_s=20, script=lambda s: [10] * 40, step_s=0.02)
+    answers: list[Any] = []
+
+    def scenario(server: Served) -> None:
+        body = {"text": "x", "sampling_params": {"max_new_tokens": 40}}
+        reader = threading.Thread(target=lambda: answers.append(httpx.post(server.url + "/generate", json=body)))
+        reader.start()
+        assert eventually(lambda: server.worker.running == 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert eventually(lambda: server.front.draining)
+        refused = httpx.post(server.url + "/generate", json=body)
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"]
+        assert httpx.get(server.url + "/health").status_code == 200, "alive until the last request has ended"
+        assert httpx.get(server.url + "/health_generate").status_code == 503, "no longer ready"
+        reader.join(10)
+
+    served.run(scenario)
+    assert answers[0].json()["meta_info"]["completion_tokens"] == 40
+
+
+def test_a_drain_has_an_end_and_streams_hear_of_it(tokenizer_folder: Path) -> None:
+    served = Served(tokenizer_folder, drain_s=0.2, script=lambda s: [10] * 100_000, step_s=0.01)
+    answers: list[Any] = []
+
+    def scenario(server: Served) -> None:
+        body = {"text": "x", "sampling_params": {"max_new_tokens": 100_000}, "stream": True}
+        reader = threading.Thread(target=lambda: answers.append(httpx.post(server.url + "/generate", json=body)))
+        reader.start()
+        assert eventually(lambda: server.worker.running == 1)
+        time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+        reader.join(10)
+
+    served.run(scenario)
+    last, done = answers[0].text.split("\n\n")[-3:-1]
+    assert done == "data: [DONE]"
+    error = json.loads(last[6:])["error"]
+    assert (error["message"], error["code"], error["retryable"]) == ("the server is shutting down", 503, True)
+
+
+def test_a_second_signal_ends_at_once(tokenizer_folder: Path) -> None:
+    served = Served(tokenizer_folder, drain_s=60, script=lambda s: [10] * 100_000, step_s=0.01)
+
+    def scenario(server: Served) -> None:
+        body = {"text": "x", "sampling_params": {"max_new_tokens": 100_000}}
+
+        def ask() -> None:
+            with pytest.raises(httpx.HTTPError):
+                httpx.post(server.url + "/generate", json=body).raise_for_status()
+
+        threading.Thread(target=ask).start()
+        assert eventually(lambda: server.worker.running == 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert eventually(lambda: server.front.draining)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert served.run(scenario) < 2
+
+
+def test_an_idle_server_stops_at_the_first_signal(tokenizer_folder: Path) -> None:
+    served = Served(tokenizer_folder, drain_s=60)
+    assert served.run(lambda _: os.kill(os.getpid(), signal.SIGINT)) < 2
+
+
+def test_a_server_whose_worker_died_ends_with_the_cause(tokenizer_folder: Path) -> None:
+    served = Served(tokenizer_folder, drain_s=60)
+    with pytest.raises(WorkerDied, match="lost the device"):
+        served.run(lambda server: server.worker.die("lost the device"))
