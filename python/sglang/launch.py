@@ -4,21 +4,27 @@ The only file that knows who runs where. A worker is a child process started wit
 (no fork, no pickle, no `__main__` guard needed); it ends when its standard input closes, so it never outlives us.
 """
 
+import asyncio
 import contextlib
+import errno
 import logging
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from sglang.base.config import ServerConfig
-from sglang.base.errors import ConfigError
+from sglang.base.errors import ConfigError, WorkerDied
 from sglang.base.link import Link, listen, pair
-from sglang.base.messages import FromWorker, Stop, ToWorker
+from sglang.base.messages import FromWorker, Ready, Stop, ToWorker
+
+if TYPE_CHECKING:
+    from sglang.server.front import Front
 
 log = logging.getLogger("sglang")
 
@@ -118,3 +124,103 @@ class ThreadWorker:
     def stop(self) -> None:
         self.link.send(Stop())
         self._thread.join(10)
+
+
+FIRED_UP = "The server is fired up and ready to roll!"  # scripts wait for this line
+PORT_TRIES = 100
+GIB = 2**30
+
+
+def launch_server(config: ServerConfig) -> int:
+    """Serve until a signal or the worker's end. Returns the exit code: 0, 1 (the worker died), 2 (a bad setting)."""
+    logging.basicConfig(
+        level=config.log_level.upper(), format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
+    )
+    try:
+        config = config.resolve()
+        worker = Worker(config)  # first: it imports torch while we import the rest
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
+        asyncio.run(_serve(config, worker))
+        return 0
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except WorkerDied as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        worker.stop()
+
+
+async def _serve(config: ServerConfig, worker: WorkerHandle) -> None:
+    from sglang.offline import load_tokenizer
+    from sglang.server.app import build_app, serve
+    from sglang.server.front import Front
+
+    listener = _bind(config)
+    front = Front(worker.link, load_tokenizer(config), config)
+    worker.watch(front.fail_soon)
+    try:
+        ready = await front.start()
+        if not config.skip_server_warmup:
+            await _warm_up(front)
+        _announce(config, ready, listener)
+        await serve(build_app(front, config), front, config, [listener])
+    finally:
+        await front.close()
+
+
+def _bind(config: ServerConfig) -> socket.socket:
+    """A listening socket on the port asked for, or on the next free one. Raises ConfigError."""
+    for port in range(config.port, min(config.port + PORT_TRIES, 65536)):
+        try:
+            family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+            listener = socket.create_server((config.host, port), family=family, backlog=2048)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise ConfigError(f"--host {config.host} --port {port}: {error.strerror or error}") from None
+            continue
+        if port != config.port:
+            log.warning("port %d is taken, using %d", config.port, port)
+        return listener
+    raise ConfigError(f"--port {config.port}: no free port from there to {config.port + PORT_TRIES - 1}")
+
+
+async def _warm_up(front: "Front") -> None:
+    """A first answer of our own: what is slow once is slow now, and a model that cannot answer is not announced."""
+    from sglang.base.sampling import SamplingParams
+    from sglang.server.front import Request
+
+    sampling = SamplingParams(max_new_tokens=8, temperature=0.0)
+    async for _ in front.generate(Request(prompt="The capital city of France is", sampling=sampling, interval=0)):
+        pass
+    await front.flush()
+
+
+def _announce(config: ServerConfig, ready: Ready, listener: socket.socket) -> None:
+    scheme = "https" if config.ssl_certfile else "http"
+    address = f"{scheme}://{config.host}:{listener.getsockname()[1]}"
+    log.info(
+        "max_total_num_tokens=%d, max_prefill_tokens=%d, context_len=%d",
+        ready.total_tokens,
+        config.max_prefill_tokens,
+        ready.context_length,
+    )
+    log.info(
+        "model=%s arch=%s dtype=%s device=%s weights=%.2fGiB kv=%.2fGiB (%d tokens) loaded in %.1fs, serving on %s",
+        config.model_name,
+        ready.architecture,
+        ready.dtype,
+        ready.device,
+        ready.weight_bytes / GIB,
+        ready.kv_bytes / GIB,
+        ready.total_tokens,
+        ready.load_s,
+        address,
+    )
+    log.info(FIRED_UP)

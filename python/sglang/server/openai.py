@@ -239,7 +239,16 @@ class OpenAI:
         if not 1 <= len(body.messages) <= limits.MESSAGES:
             raise FieldError("messages", f"messages must have 1 to {limits.MESSAGES} turns, got {len(body.messages)}")
         turns = [_turn(i, message) for i, message in enumerate(body.messages)]
-        return await asyncio.to_thread(self._tokenizer.encode_chat, turns)
+        if body.continue_final_message and turns[-1]["role"] != "assistant":
+            raise FieldError("continue_final_message", "continue_final_message needs a last message of the assistant")
+        extra = body.chat_template_kwargs or {}
+        leave_open = bool(body.continue_final_message)
+
+        def encode() -> list[int]:
+            text = self._tokenizer.render_chat(turns, continue_final_message=leave_open, extra=extra)
+            return self._tokenizer.encode_chat(text)
+
+        return await asyncio.to_thread(encode)
 
     async def _chat_events(self, job: Job) -> AsyncGenerator[bytes, None]:
         tally = Tally(job, self._config.enable_cache_report)
@@ -354,26 +363,22 @@ def _refuse_tools(body: ChatRequest) -> None:
         raise FieldError("tools", "tools are not supported yet; leave them out or send tool_choice: none")
     if body.tool_choice not in (None, "none", "auto"):
         raise FieldError("tool_choice", "tool_choice is not supported yet, except none and auto without tools")
-    for name in ("continue_final_message", "chat_template_kwargs"):
-        if getattr(body, name):
-            raise FieldError(name, f"{name} is not supported yet")
 
 
-def _turn(i: int, message: Message) -> dict[str, str]:
+def _turn(i: int, message: Message) -> dict[str, Any]:
     """A message as chat templates take it."""
     field = f"messages[{i}]"
     if message.role == "tool" or message.tool_calls:
         raise FieldError(f"{field}.tool_calls", f"{field}: tool calls are not supported yet")
+    if message.content is None:
+        raise FieldError(f"{field}.content", f"{field}.content must be a string or a list of parts, got null")
+    content: str | list[dict[str, Any]] = message.content if isinstance(message.content, str) else []
     if isinstance(message.content, list):
         for k, part in enumerate(message.content):
             if part.type != "text" or part.text is None:
                 where = f"{field}.content[{k}]"
                 raise FieldError(where, f"{where}: only parts of type text are supported, got {part.type}")
-        content = "\n".join(part.text or "" for part in message.content)
-    elif message.content is None:
-        raise FieldError(f"{field}.content", f"{field}.content must be a string or a list of parts, got null")
-    else:
-        content = message.content
+        content = [{"type": "text", "text": part.text} for part in message.content]
     return {"role": "system" if message.role == "developer" else message.role, "content": content}
 
 
