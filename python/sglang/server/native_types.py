@@ -1,10 +1,12 @@
 """The bodies of the native API, as Structs: what is not in them is not read."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
+# A field that other servers know and this one cannot serve: null and false are harmless, all else is a 400.
+Refused = Annotated[Any, Meta(extra_json_schema={"enum": [None, False], "description": "Not supported."})]
 Triple = tuple[float | None, int, str | None]  # log-probability, token id, the token's text where asked for
 
 
@@ -22,14 +24,14 @@ class GenerateRequest(Struct, kw_only=True):
     cache_salt: str | None = None
     extra_key: str | None = None
     # Known elsewhere, refused here: their silence would change the answer.
-    image_data: Any = None
-    video_data: Any = None
-    audio_data: Any = None
-    input_embeds: Any = None
-    lora_path: Any = None
-    session_params: Any = None
-    custom_logit_processor: Any = None
-    return_hidden_states: Any = None
+    image_data: Refused = None
+    video_data: Refused = None
+    audio_data: Refused = None
+    input_embeds: Refused = None
+    lora_path: Refused = None
+    session_params: Refused = None
+    custom_logit_processor: Refused = None
+    return_hidden_states: Refused = None
 
 
 class FinishReason(Struct, kw_only=True, omit_defaults=True):

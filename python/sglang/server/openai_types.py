@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
+from sglang.server.native_types import Refused
+
 
 class StreamOptions(Struct, kw_only=True):
     include_usage: bool = False
@@ -54,11 +56,11 @@ class SamplingFields(Struct, kw_only=True):
     rid: str | list[str] | None = None
     cache_salt: str | None = None
     # Known elsewhere, refused here: their silence would change the answer.
-    stop_regex: Any = None
-    lora_path: Any = None
-    session_params: Any = None
-    custom_logit_processor: Any = None
-    return_hidden_states: Any = None
+    stop_regex: Refused = None
+    lora_path: Refused = None
+    session_params: Refused = None
+    custom_logit_processor: Refused = None
+    return_hidden_states: Refused = None
 
 
 class CompletionRequest(SamplingFields, kw_only=True):

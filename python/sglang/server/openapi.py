@@ -86,6 +86,9 @@ def _describe_sampling(components: dict[str, Any]) -> None:
     fields.update({alias: fields[name] for alias, name in ALIASES.items()})
     sampling["additionalProperties"] = False
     if "GenerateRequest" in components:
+        texts = {"properties": {"text": {"type": ["string", "array"]}}, "required": ["text"]}
+        ids = {"properties": {"input_ids": {"type": "array"}}, "required": ["input_ids"]}
+        components["GenerateRequest"]["oneOf"] = [texts, ids]
         one: dict[str, Any] = {"$ref": REF.format(name="SamplingParams")}
         several = {"type": "array", "items": {"anyOf": [one, {"type": "null"}]}}
         components["GenerateRequest"]["properties"]["sampling_params"] = {"anyOf": [one, several, {"type": "null"}]}

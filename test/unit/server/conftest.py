@@ -24,7 +24,7 @@ from sglang.server.front import Front
 from sglang.text import tokenizer as text
 
 sys.path.insert(0, str(Path(__file__).parent))  # whatever the import mode, the doubles beside us are found
-from server_doubles import EchoWorker, make_tokenizer  # noqa: E402
+from server_doubles import EchoWorker, make_tokenizer
 
 
 @dataclass

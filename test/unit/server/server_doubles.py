@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tokenizers import Tokenizer as RawTokenizer
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from sglang.base.link import Link
 from sglang.base.messages import (
@@ -37,6 +37,8 @@ CORPUS = [
     "日本語 naïve café Grüße 👋 🌍 Привет",
 ]
 TEMPLATE = (
+    "<s>{% if messages[-1]['role'] == 'system' %}{{ raise_exception('a user must have the last word') }}{% endif %}"
+    "{% if mood %}mood: {{ mood }}\n{% endif %}"
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
@@ -53,12 +55,12 @@ def make_tokenizer(folder: Path) -> Path:
         vocab_size=VOCAB, special_tokens=["<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
     raw.train_from_iterator(CORPUS * 4, trainer)
+    raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     raw.save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": "<s>",
         "eos_token": "</s>",
-        "add_bos_token": True,
         "chat_template": TEMPLATE,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))

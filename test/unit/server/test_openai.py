@@ -166,9 +166,9 @@ def test_parts_of_text_are_joined_and_developers_speak_for_the_system(echo: Any)
         return echo.worker.submits[-1].tokens
 
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
-    assert tokens([{"role": "user", "content": parts}]) == tokens([{"role": "user", "content": "one\ntwo"}])
-    hint = {"content": "be brief"}
-    assert tokens([{"role": "developer", **hint}]) == tokens([{"role": "system", **hint}])
+    assert tokens([{"role": "user", "content": parts}]) == tokens([{"role": "user", "content": "onetwo"}])
+    user, hint = {"role": "user", "content": "hi"}, {"content": "be brief"}
+    assert tokens([{"role": "developer", **hint}, user]) == tokens([{"role": "system", **hint}, user])
 
 
 def test_a_bare_string_of_messages_is_a_raw_prompt(echo: Any) -> None:
@@ -178,7 +178,19 @@ def test_a_bare_string_of_messages_is_a_raw_prompt(echo: Any) -> None:
 
 def test_the_prompt_of_a_chat_begins_once(echo: Any) -> None:
     echo.openai.chat.completions.create(model="m", messages=[{"role": "user", "content": "hi"}], max_tokens=1)
-    assert echo.worker.submits[-1].tokens.count(0) <= 1
+    assert echo.worker.submits[-1].tokens.count(0) == 1
+
+
+def test_an_answer_that_was_begun_is_gone_on_with(echo: Any) -> None:
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "one two"}]
+    echo.post("/v1/chat/completions", {"messages": messages, "continue_final_message": True, "max_tokens": 1})
+    assert echo.tokenizer.decode(echo.worker.submits[-1].tokens).endswith("<|assistant|>one two")
+
+
+def test_the_template_hears_the_callers_variables(echo: Any) -> None:
+    body = {"messages": [{"role": "user", "content": "hi"}], "chat_template_kwargs": {"mood": "calm"}, "max_tokens": 1}
+    assert echo.post("/v1/chat/completions", body).status_code == 200
+    assert "mood: calm" in echo.tokenizer.decode(echo.worker.submits[-1].tokens)
 
 
 @pytest.mark.parametrize("text", TEXTS)

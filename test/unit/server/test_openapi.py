@@ -57,6 +57,7 @@ def test_no_body_it_allows_or_forbids_upsets_the_server(echo: Any, path: str) ->
 def run(cases: Any, probe: Any) -> None:
     @settings(
         max_examples=40,
+        derandomize=True,
         deadline=None,
         database=None,
         phases=[Phase.generate],
