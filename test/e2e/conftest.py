@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,3 +77,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The demo model with its default settings."""
     with serve(tmp_path_factory.mktemp("server"), "--max-total-tokens", "40000") as running:
         yield running
+
+
+@pytest.fixture
+def start_server(tmp_path: Path) -> Callable[..., contextlib.AbstractContextManager[Served]]:
+    """start_server(*flags): a server of the test's own, which it may kill."""
+
+    def start(*flags: str) -> contextlib.AbstractContextManager[Served]:
+        return serve(tmp_path, "--max-total-tokens", "20000", *flags)
+
+    return start

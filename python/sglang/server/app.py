@@ -113,6 +113,10 @@ async def serve(app: ASGIApp, front: Front, config: ServerConfig, sockets: list[
     SIGTERM or SIGINT: new requests get a 503, running ones `config.drain_timeout` seconds to end; a second signal ends
     at once. Raises WorkerDied when the worker went first.
     """
+    for listener in sockets:
+        # Accepted sockets inherit it. asyncio sets it only where a socket names its protocol, which these do not; and
+        # without it every event after the first waits for the client's delayed acknowledgement, some 40 ms.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     level = config.log_level_http or config.log_level
     server = _Server(
         uvicorn.Config(
@@ -120,7 +124,7 @@ async def serve(app: ASGIApp, front: Front, config: ServerConfig, sockets: list[
             lifespan="off",
             ws="none",
             log_config=None,
-            log_level=level,
+            log_level="warning" if level == "info" else level,  # its start and stop lines would only repeat ours
             access_log=level == "debug",
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_S,

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import httpx
 import openai
 import pytest
 import uvicorn
+from server_doubles import EchoWorker, make_tokenizer
 
 from sglang.base.config import ServerConfig
 from sglang.base.link import pair
@@ -22,9 +22,6 @@ from sglang.base.messages import Stop
 from sglang.server.app import build_app
 from sglang.server.front import Front
 from sglang.text import tokenizer as text
-
-sys.path.insert(0, str(Path(__file__).parent))  # whatever the import mode, the doubles beside us are found
-from server_doubles import EchoWorker, make_tokenizer
 
 
 @dataclass
@@ -73,6 +70,7 @@ def serve(folder: Path, config: ServerConfig | None = None, **script: Any) -> It
     tokenizer = text.load(str(folder))
     worker = EchoWorker(theirs, **script).start()
     listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as serve() does
     port = listener.getsockname()[1]
     ready = threading.Event()
     running: list[Running] = []

@@ -261,6 +261,23 @@ def test_a_second_signal_ends_at_once(tokenizer_folder: Path) -> None:
     assert served.run(scenario) < 2
 
 
+def test_answers_do_not_wait_for_acknowledgements(tokenizer_folder: Path) -> None:
+    """Header and body leave in two writes: on a kept connection the second must not wait 40 ms for the first."""
+    served = Served(tokenizer_folder, drain_s=1)
+    times: list[float] = []
+
+    def scenario(server: Served) -> None:
+        with httpx.Client(base_url=server.url) as client:
+            for _ in range(10):
+                began = time.monotonic()
+                client.get("/v1/models")
+                times.append(time.monotonic() - began)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    served.run(scenario)
+    assert sorted(times)[5] < 0.03
+
+
 def test_an_idle_server_stops_at_the_first_signal(tokenizer_folder: Path) -> None:
     served = Served(tokenizer_folder, drain_s=60)
     assert served.run(lambda _: os.kill(os.getpid(), signal.SIGINT)) < 2

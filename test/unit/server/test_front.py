@@ -1,9 +1,11 @@
 """The front alone, against the other end of an in-memory link: the test is the worker."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
+from typing import ClassVar, cast
 
 import pytest
 from hypothesis import given, settings
@@ -464,16 +466,21 @@ def test_streamed_text_is_the_whole_text_however_steps_fall(
     asyncio.run(main())
 
 
-def test_a_long_prompt_is_tokenised_without_holding_up_the_loop(tokenizer: text.Tokenizer) -> None:
+def test_a_long_prompt_is_tokenised_without_holding_up_the_loop() -> None:
+    class Noting:
+        """A tokenizer that notes its threads."""
+
+        threads: ClassVar[dict[int, int]] = {}
+
+        def encode(self, text: str) -> list[int]:
+            self.threads[len(text)] = threading.get_ident()
+            return [len(text)]
+
     async def main() -> None:
-        async with started(tokenizer) as (front, _):
-            words = "one two three " * 20_000
-            ticks = 0
-            task = asyncio.create_task(front.encode(words))
-            while not task.done():
-                await asyncio.sleep(0)
-                ticks += 1
-            assert task.result() == tokenizer.encode(words)
-            assert ticks > 3
+        front = Front(pair()[0], cast(text.Tokenizer, Noting()), ServerConfig(model_path="m", random_seed=1))
+        assert await front.encode("short") == [5]
+        assert await front.encode("x" * 100_000) == [100_000]
+        assert Noting.threads[5] == threading.get_ident()
+        assert Noting.threads[100_000] != threading.get_ident()
 
     asyncio.run(main())
