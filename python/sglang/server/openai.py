@@ -81,7 +81,8 @@ class Tally:
 
     def usage(self, only: int | None = None) -> Usage:
         outputs = self._last if only is None else {only: self._last[only]}
-        firsts = {i // self._n: output for i, output in sorted(outputs.items(), reverse=True)}.values()
+        # Of the samples of a prompt the first tells what was cached: the others find what it has just computed.
+        firsts = [output for i, output in outputs.items() if i % self._n == 0 or only is not None]
         prompt = sum(output.prompt_tokens for output in firsts)
         drawn = sum(len(output.tokens) for output in outputs.values())
         cached = PromptDetails(sum(o.cached_tokens for o in firsts)) if self._with_cached else None

@@ -107,6 +107,8 @@ class EchoWorker:
 
     def __post_init__(self) -> None:
         self._open: dict[int, tuple[Submit, list[int], int]] = {}
+        self._known: dict[tuple[int, ...], int] = {}  # prompts that came before: all but the last token is cached
+        self._cached: dict[int, int] = {}
         self._stats = Stats(total_tokens=10_000)
         self._last_words: str | None = None
         self._paused = threading.Event()
@@ -174,7 +176,10 @@ class EchoWorker:
         if refusal is not None:
             self.link.send(Step([Piece(submit.id, [], refusal)], self._stats))
             return
+        known = self._known.get(tuple(submit.tokens), 0)
+        self._known[tuple(submit.tokens)] = len(submit.tokens) - 1
         self._open[submit.id] = (submit, self.script(submit), 0)
+        self._cached[submit.id] = known
         self._stats.prompt_tokens += len(submit.tokens)
 
     def _next(self, id: int) -> Piece:
@@ -194,7 +199,7 @@ class EchoWorker:
             self._open[id] = (submit, script, at)
         else:
             del self._open[id]
-        piece = Piece(id, tokens, finish)
+        piece = Piece(id, tokens, finish, cached_tokens=self._cached.pop(id, 0))
         if (wanted := submit.logprobs) is not None:
             piece.scores = [self._score(t, wanted.top, wanted.ids) for t in tokens]
             if at == len(tokens) and wanted.start >= 0:

@@ -274,10 +274,16 @@ def test_models_lists_the_one_and_finds_it_by_name(serving: Any) -> None:
 
 
 def test_cached_prompt_tokens_are_reported_where_the_server_is_told_to(serving: Any) -> None:
-    for report in (True, False):
-        with serving(config=ServerConfig(model_path="m", random_seed=1, enable_cache_report=report)) as server:
-            usage = server.post("/v1/completions", {"prompt": "one", "n": 2}).json()["usage"]
-            assert usage["prompt_tokens_details"] == ({"cached_tokens": 0} if report else None)
+    body = {"prompt": ["one two", "three"], "n": 2}
+    with serving(config=ServerConfig(model_path="m", random_seed=1, enable_cache_report=True)) as server:
+
+        def cached() -> int:
+            return server.post("/v1/completions", body).json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+        assert cached() == 0, "what the second sample finds is the first one's work"
+        assert cached() == sum(len(server.tokenizer.encode(text)) - 1 for text in ("one two", "three"))
+    with serving() as server:
+        assert server.post("/v1/completions", body).json()["usage"]["prompt_tokens_details"] is None
 
 
 def test_the_async_client_streams_many_at_once(echo: Any) -> None:
