@@ -1,139 +1,137 @@
 """How a role looks as text: the one table of built-in chat templates, used by the language and by the server.
 
-The formats are the models' own, as their authors published them. A tokenizer's Jinja template is better where there is
-one (`text/templates.py`); these are for programs that build a prompt role by role, and for models without.
+The formats are the models' own, as their authors published them. A model's Jinja template, where it has one, is the
+better source (`text/templates.py`); these serve programs that write a prompt role by role, and models without one.
+No template writes the token that begins a text: the tokenizer adds it.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from enum import Enum, auto
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
-
-class ChatTemplateStyle(Enum):
-    PLAIN = auto()
-    LLAMA2 = auto()  # an opening system message sits inside the first user turn
+Affix = tuple[str, str]  # what stands before a message and after it
+Messages = Sequence[Mapping[str, Any]]  # {"role", "content"}
 
 
 @dataclass
 class ChatTemplate:
-    """Prefix and suffix of each role, stop strings, what stands for an image."""
+    """What surrounds the messages of each role. A role without an entry stands bare.
+
+    stop_str: texts that end an answer. image_token: what stands in the text for an image.
+    style: in "llama2" a system message that opens the chat is a part of the first user turn.
+    """
 
     name: str
     default_system_prompt: str | None
-    role_prefix_and_suffix: dict[str, tuple[str, str]]
+    role_prefix_and_suffix: dict[str, Affix]
     stop_str: tuple[str, ...] = ()
     image_token: str = "<image>"
-    style: ChatTemplateStyle = ChatTemplateStyle.PLAIN
+    style: Literal["plain", "llama2"] = "plain"
 
-    def get_prefix_and_suffix(self, role: str, history: Sequence[dict[str, Any]]) -> tuple[str, str]:
-        """What surrounds a message of `role` that follows `history` (a list of {role, content})."""
-        prefix, suffix = self.role_prefix_and_suffix.get(role, ("", ""))
-        if self.style is ChatTemplateStyle.LLAMA2:
-            if role == "system" and not history:
-                return self.role_prefix_and_suffix.get("user", ("", ""))[0] + prefix, suffix
-            if role == "user" and len(history) == 1 and history[0]["role"] == "system":
-                return "", suffix
-        return prefix, suffix
+    def get_prefix_and_suffix(self, role: str, history_messages: Messages) -> Affix:
+        """What surrounds a message of `role` that comes after `history_messages`."""
+        before, after = self._affix(role)
+        roles = [message["role"] for message in history_messages]
+        if self.style == "llama2" and (role, roles) == ("system", []):
+            before = self._affix("user")[0] + before
+        elif self.style == "llama2" and (role, roles) == ("user", ["system"]):
+            before = ""
+        return before, after
 
-    def get_prompt(self, messages: Sequence[dict[str, Any]]) -> str:
-        """All messages as text. A None content of the default system prompt's role stands for that prompt."""
-        parts = []
+    def get_prompt(self, messages: Messages) -> str:
+        """All messages as text. A system message of None stands for the default one, if there is one."""
+        text = ""
         for i, message in enumerate(messages):
-            role, content = message["role"], message["content"]
-            if role == "system" and content is None:
-                content = self.default_system_prompt
-                if content is None:
+            content = message["content"]
+            if content is None and message["role"] == "system":
+                if self.default_system_prompt is None:
                     continue
-            prefix, suffix = self.get_prefix_and_suffix(role, messages[:i])
-            parts.append(f"{prefix}{content}{suffix}")
-        return "".join(parts)
+                content = self.default_system_prompt
+            before, after = self.get_prefix_and_suffix(message["role"], messages[:i])
+            text += before + (content or "") + after
+        return text
 
-    def open_turn(self, messages: Sequence[dict[str, Any]], role: str = "assistant") -> str:
-        """`messages` (with the default system prompt where none opens them) and the beginning of a reply."""
-        turns = list(messages)
-        if self.default_system_prompt is not None and not (turns and turns[0]["role"] == "system"):
-            turns.insert(0, {"role": "system", "content": self.default_system_prompt})
-        return self.get_prompt(turns) + self.get_prefix_and_suffix(role, turns)[0]
+    def with_system(self, messages: Messages) -> list[Mapping[str, Any]]:
+        """`messages`, after the default system message where they begin with none of their own."""
+        if self.default_system_prompt is None or (messages and messages[0]["role"] == "system"):
+            return list(messages)
+        return [{"role": "system", "content": self.default_system_prompt}, *messages]
 
-
-@dataclass
-class _Registry:
-    templates: dict[str, ChatTemplate] = field(default_factory=dict)
-    matchers: list[Callable[[str], ChatTemplate | str | None]] = field(default_factory=list)
+    def _affix(self, role: str) -> Affix:
+        return self.role_prefix_and_suffix.get(role, ("", ""))
 
 
-_registry = _Registry()
+Match = Callable[[str], ChatTemplate | str | None]
+
+_templates: dict[str, ChatTemplate] = {}
+_matches: list[Match] = []
 
 
 def register_chat_template(template: ChatTemplate) -> None:
-    """Make a template known under its name; a later one of the same name replaces it."""
-    _registry.templates[template.name] = template
+    """Make a template known by its name; it replaces one of the same name."""
+    _templates[template.name] = template
 
 
-def register_chat_template_matching_function(match: Callable[[str], ChatTemplate | str | None]) -> Any:
-    """`match(model_path)` returns a template, its name, or None. Functions registered later are asked first."""
-    _registry.matchers.insert(0, match)
+def register_chat_template_matching_function(match: Match) -> Match:
+    """`match(model_path)` says which template, or its name, or None. The latest is asked first, the table last."""
+    _matches.insert(0, match)
     return match
 
 
 def chat_template_names() -> list[str]:
-    return sorted(_registry.templates)
+    return sorted(_templates)
 
 
 def get_chat_template(name: str) -> ChatTemplate:
-    """Raises KeyError that lists what there is."""
-    if name not in _registry.templates:
-        raise KeyError(f"unknown chat template {name!r}; known: {', '.join(chat_template_names())}")
-    return _registry.templates[name]
+    """Raises KeyError that says what there is."""
+    if name not in _templates:
+        raise KeyError(f"no chat template is called {name!r}; known: {', '.join(chat_template_names())}")
+    return _templates[name]
 
 
 def get_chat_template_by_model_path(model_path: str) -> ChatTemplate:
-    """First hit of the registered functions, else of the table below, else `default`."""
-    for match in _registry.matchers:
+    """The template of a model as its path suggests, else "default"."""
+    found: ChatTemplate | str | None = None
+    for match in (*_matches, _by_path):
         found = match(model_path)
         if found is not None:
-            return get_chat_template(found) if isinstance(found, str) else found
-    path = model_path.lower()
-    for words, name in _BY_PATH:
-        if any(all(part in path for part in alternative) for alternative in words):
-            return get_chat_template(name)
-    return get_chat_template("default")
+            break
+    return found if isinstance(found, ChatTemplate) else get_chat_template(found or "default")
 
 
-_BY_PATH: list[tuple[list[tuple[str, ...]], str]] = [
-    ([("dbrx", "instruct")], "dbrx-instruct"),
-    ([("vicuna",), ("llava-v1.5",), ("llava-next-video-7b",)], "vicuna_v1.1"),
-    (
-        [("llama-2", "chat"), ("mistral", "instruct"), ("mixtral", "instruct"), ("codellama", "instruct")],
-        "llama-2-chat",
-    ),
-    ([("llama-3", "instruct")], "llama-3-instruct"),
-    ([("tinyllama",)], "chatml"),
-    ([("internlm2", "chat")], "internlm2-chat"),
-    ([("qwen", "chat"), ("qwen", "instruct")], "qwen"),
-    ([("llava-v1.6-34b",), ("llava-v1.6-yi-34b",), ("llava-next-video-34b",)], "chatml-llava"),
-    ([("yi-1.5", "chat")], "yi-1.5"),
-    ([("gemma", "it")], "gemma-it"),
-    ([("c4ai-command-r",)], "c4ai-command-r"),
+# (template, words of which all must be in the lower-cased path, word that must not); the first hit wins.
+BY_PATH: list[tuple[str, tuple[str, ...], str | None]] = [
+    ("dbrx-instruct", ("dbrx", "instruct"), None),
+    ("vicuna_v1.1", ("vicuna",), None),
+    ("vicuna_v1.1", ("llava-v1.5",), None),
+    ("vicuna_v1.1", ("llava-next-video-7b",), None),
+    ("llama-2-chat", ("llama-2", "chat"), None),
+    ("llama-2-chat", ("mistral", "instruct"), None),
+    ("llama-2-chat", ("mixtral", "instruct"), None),
+    ("llama-2-chat", ("codellama", "instruct"), None),
+    ("llama-3-instruct", ("llama-3", "instruct"), None),
+    ("llama-4", ("llama-4", "instruct"), None),
+    ("chatml", ("tinyllama",), None),
+    ("internlm2-chat", ("internlm2", "chat"), None),
+    ("qwen", ("qwen", "chat"), None),
+    ("qwen", ("qwen", "instruct"), None),
+    ("chatml-llava", ("llava-v1.6-34b",), None),
+    ("chatml-llava", ("llava-v1.6-yi-34b",), None),
+    ("chatml-llava", ("llava-next-video-34b",), None),
+    ("yi-vl", ("yi-vl",), "llava"),
+    ("yi-1.5", ("yi-1.5", "chat"), None),
+    ("gemma-it", ("gemma", "it"), None),
+    ("c4ai-command-r", ("c4ai-command-r",), None),
 ]
 
-
-def _yi_vl(model_path: str) -> str | None:
-    path = model_path.lower()
-    return "yi-vl" if "yi-vl" in path and "llava" not in path else None
-
-
-register_chat_template_matching_function(_yi_vl)
-
-_VICUNA_SYSTEM = (
+VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 _YI_VL_SYSTEM = (
     "This is a chat between an inquisitive human and an AI assistant. Assume the role of the AI assistant. Read all "
     "the images carefully, and respond to the human's questions with informative, helpful, detailed and polite "
-    "answers. 这是一个好奇的人类和一个人工智能助手之间的对话。假设你扮演这个AI助手的角色。"
+    "answers.这是一个好奇的人类和一个人工智能助手之间的对话。假设你扮演这个AI助手的角色。"
     "仔细阅读所有的图像，并对人类的问题做出信息丰富、有帮助、详细的和礼貌的回答。"
 )
 _DBRX_SYSTEM = (
@@ -150,100 +148,94 @@ _DBRX_SYSTEM = (
 )
 
 
-def _chatml(name: str, system: str | None, image: str = "<image>", stop: tuple[str, ...] = ("<|im_end|>",)) -> None:
-    roles = {r: (f"<|im_start|>{r}\n", "<|im_end|>\n") for r in ("system", "user", "assistant")}
-    register_chat_template(ChatTemplate(name, system, roles, stop, image))
+def _by_path(model_path: str) -> str | None:
+    path = model_path.lower()
+    for name, words, without in BY_PATH:
+        if all(word in path for word in words) and (without is None or without not in path):
+            return name
+    return None
 
 
-def _roles(system: tuple[str, str], user: tuple[str, str], assistant: tuple[str, str]) -> dict[str, tuple[str, str]]:
-    return {"system": system, "user": user, "assistant": assistant}
+def _turns(form: str, system: str = "system", user: str = "user", assistant: str = "assistant") -> dict[str, Affix]:
+    """Three roles that look alike: `form` with {role} for the role's name and {} for the message."""
+    names = {"system": system, "user": user, "assistant": assistant}
+    return {role: _affix(form.replace("{role}", name)) for role, name in names.items()}
 
 
-def _headed(start: str, end: str, names: tuple[str, str, str], after: str) -> dict[str, tuple[str, str]]:
-    """Turns of the form START name END content AFTER."""
-    return _roles(*((f"{start}{n}{end}", after) for n in names))  # type: ignore[arg-type]  # three names, three roles
+def _affix(form: str) -> Affix:
+    before, _, after = form.partition("{}")
+    return before, after
 
 
-register_chat_template(
-    ChatTemplate("default", None, _roles(("SYSTEM:", "\n"), ("USER:", "\n"), ("ASSISTANT:", "\n")))
-)
-register_chat_template(ChatTemplate("claude", None, _roles(("", ""), ("\n\nHuman: ", ""), ("\n\nAssistant:", ""))))
-_chatml("chatml", None)
-_chatml("qwen", "You are a helpful assistant.")
-_chatml("chatml-llava", "You are a helpful assistant.", "<image>\n")
-_chatml("qwen2-vl", "You are a helpful assistant.", "<|vision_start|><|image_pad|><|vision_end|>")
-_chatml("internlm2-chat", None)
-register_chat_template(
-    ChatTemplate(
-        "vicuna_v1.1", _VICUNA_SYSTEM, _roles(("", " "), ("USER:", " "), ("ASSISTANT:", "</s>")), (), " <image>\n"
-    )
-)
-register_chat_template(
+def _roles(system: str, user: str, assistant: str) -> dict[str, Affix]:
+    return {"system": _affix(system), "user": _affix(user), "assistant": _affix(assistant)}
+
+
+_CHATML = _turns("<|im_start|>{role}\n{}<|im_end|>\n")
+_IM_END = ("<|im_end|>",)
+_HELPFUL = "You are a helpful assistant."
+
+for _template in (
+    ChatTemplate("default", None, _roles("SYSTEM:{}\n", "USER:{}\n", "ASSISTANT:{}\n")),
+    ChatTemplate("claude", None, _roles("{}", "\n\nHuman: {}", "\n\nAssistant:{}")),
+    ChatTemplate("chatml", None, _CHATML, _IM_END),
+    ChatTemplate("qwen", _HELPFUL, _CHATML, _IM_END),
+    ChatTemplate("qwen2-vl", _HELPFUL, _CHATML, _IM_END, "<|vision_start|><|image_pad|><|vision_end|>"),
+    ChatTemplate("chatml-llava", _HELPFUL, _CHATML, _IM_END, "<image>\n"),
+    ChatTemplate("internlm2-chat", None, _CHATML, _IM_END),
+    ChatTemplate("vicuna_v1.1", VICUNA_SYSTEM, _roles("{} ", "USER:{} ", "ASSISTANT:{}</s>"), (), " <image>\n"),
     ChatTemplate(
         "yi-1.5",
         None,
-        _roles(("", ""), ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"), ("", "<|im_end|>\n")),
-        ("<|im_end|>",),
-    )
-)
-register_chat_template(
+        _roles("{}", "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n", "{}<|im_end|>\n"),
+        _IM_END,
+    ),
     ChatTemplate(
         "llama-2-chat",
         None,
-        _roles(("<<SYS>>\n", "\n<</SYS>>\n\n"), ("[INST] ", " [/INST]"), ("", " </s><s>")),
-        style=ChatTemplateStyle.LLAMA2,
-    )
-)
-register_chat_template(
+        _roles("<<SYS>>\n{}\n<</SYS>>\n\n", "[INST] {} [/INST]", "{} </s><s>"),
+        style="llama2",
+    ),
     ChatTemplate(
         "llama-3-instruct",
         None,
-        _headed("<|start_header_id|>", "<|end_header_id|>\n\n", ("system", "user", "assistant"), "<|eot_id|>"),
+        _turns("<|start_header_id|>{role}<|end_header_id|>\n\n{}<|eot_id|>"),
         ("<|eot_id|>",),
         "<|image|>",
-    )
-)
-register_chat_template(
+    ),
     ChatTemplate(
-        "yi-vl",
-        _YI_VL_SYSTEM,
-        _roles(("", "\n\n"), ("### Human:", "\n"), ("### Assistant:", "\n")),
-        (),
-        " <image_placeholder>\n",
-    )
-)
-register_chat_template(
+        "llama-4", None, _turns("<|header_start|>{role}<|header_end|>\n\n{}<|eot|>"), ("<|eot|>",), "<|image|>"
+    ),
+    ChatTemplate(
+        "yi-vl", _YI_VL_SYSTEM, _roles("{}\n\n", "### Human:{}\n", "### Assistant:{}\n"), (), " <image_placeholder>\n"
+    ),
     ChatTemplate(
         "gemma-it",
         None,
-        _roles(
-            ("", ""),
-            ("<start_of_turn>user\n", "<end_of_turn>\n"),
-            ("<start_of_turn>model\n", "<end_of_turn>\n"),
-        ),
-    )
-)
-register_chat_template(
+        _roles("{}", "<start_of_turn>user\n{}<end_of_turn>\n", "<start_of_turn>model\n{}<end_of_turn>\n"),
+    ),
     ChatTemplate(
         "dbrx-instruct",
         _DBRX_SYSTEM,
-        _roles(
-            ("<|im_start|>system\n", "<|im_end|>"),
-            ("\n<|im_start|>user\n", "<|im_end|>"),
-            ("\n<|im_start|>assistant\n", "<|im_end|>"),
-        ),
-        ("<|im_end|>",),
-    )
-)
-register_chat_template(
+        _turns("\n<|im_start|>{role}\n{}<|im_end|>") | {"system": ("<|im_start|>system\n", "<|im_end|>")},
+        _IM_END,
+    ),
     ChatTemplate(
         "c4ai-command-r",
         None,
-        _headed(
-            "<|START_OF_TURN_TOKEN|>",
-            "",
-            ("<|SYSTEM_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>"),
-            "<|END_OF_TURN_TOKEN|>",
-        ),
-    )
-)
+        _turns("<|START_OF_TURN_TOKEN|><|{role}_TOKEN|>{}<|END_OF_TURN_TOKEN|>", "SYSTEM", "USER", "CHATBOT"),
+    ),
+    ChatTemplate(
+        "granite-3-instruct",
+        None,
+        _turns("<|start_of_role|>{role}<|end_of_role|>{}<|end_of_text|>\n"),
+        ("<|end_of_text|>",),
+    ),
+    ChatTemplate(
+        "deepseek-v3",
+        None,
+        _roles("{}", "<｜User｜>{}", "<｜Assistant｜>{}<｜end▁of▁sentence｜>"),
+        ("<｜end▁of▁sentence｜>",),
+    ),
+):
+    register_chat_template(_template)

@@ -1,5 +1,5 @@
 """Text to ids and back: tokenizers, chat templates, incremental detokenisation with stop strings.
 
-It knows a tokenizer's files; it does not know requests, HTTP (`server`) or the model.
-Start with `tokenizer.py`; `detokenizer.py` turns ids into text as it becomes printable.
+It knows a tokenizer's files and the messages of a chat; it does not know requests or HTTP (`server`), nor the model.
+Start with `tokenizer.py`; `pieces.py` says why text is a join of bytes, `detokenizer.py` makes a stream of that.
 """

@@ -1,21 +1,26 @@
 """Ids -> text as it becomes printable, and the search for stop strings in it.
 
-For every way of cutting a sequence of ids into pushes, the deltas joined are what decoding all ids at once gives.
+For every way of cutting a sequence of ids into pushes, the deltas joined are the same text: what the ids add to the
+prompt they continue, `Tokenizer.decode(ids, continues=True)`, up to the first place where a stop string occurs.
 """
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from sglang.text.tokenizer import Tokenizer
 
-WINDOW = 6  # ids decoded before the new ones where a token's text depends on its neighbours
+WINDOW = 8  # ids kept before the new ones where a token's text depends on its neighbours
+PATIENCE = 4  # ids that may wait for the rest of a character: no character has more bytes
 UNKNOWN = "\ufffd"  # how an incomplete character decodes
 
 
 class Text(NamedTuple):
-    """delta: new printable text. stop: the stop string that was found; nothing comes after it.
-    tokens_used: how many of the pushed tokens the text needs, the one that completes the stop string included."""
+    """What a push brought. Nothing comes after `stop`.
+
+    delta: new text, final. stop: the stop string that was found. tokens_used: how many of the tokens of this push were
+    read to say so: all of them without a stop string, else up to the one that decided it, which mostly completes it.
+    """
 
     delta: str
     stop: str | None
@@ -24,6 +29,8 @@ class Text(NamedTuple):
 
 class Detokenizer:
     """Of one sequence."""
+
+    __slots__ = ("_firsts", "_held", "_keep_stop", "_reader", "_stop")
 
     def __init__(
         self,
@@ -34,88 +41,106 @@ class Detokenizer:
         stop: Sequence[str] = (),
         no_stop_trim: bool = False,
     ):
-        if tokenizer.byte_level:
-            self._reader: _Bytes | _Window = _Bytes(tokenizer, skip_special_tokens)
+        table = tokenizer.table(skip_special_tokens)
+        if table is not None:
+            self._reader: _Bytes | _Window = _Bytes(table.__getitem__, tokenizer.errors)
         else:
-            self._reader = _Window(tokenizer, skip_special_tokens, spaces_between_special_tokens)
+            self._reader = _Window(
+                lambda ids: tokenizer.decode(ids, skip_special_tokens, spaces_between_special_tokens)
+            )
         self._stop = tuple(stop)
+        self._firsts = frozenset(s[0] for s in stop)
         self._keep_stop = no_stop_trim
         self._held = ""  # printable, but may be the beginning of a stop string
 
     def push(self, tokens: Sequence[int], final: bool) -> Text:
         """More ids. final: no more will come, so what was held back comes out, half characters as U+FFFD."""
+        read = self._reader.read
         if not self._stop:
-            return Text(self._reader.read(tokens, final), None, len(tokens))
+            return Text(read(tokens, final), None, len(tokens))
+        out: list[str] = []
         for i, token in enumerate(tokens):
-            self._held += self._reader.read((token,), False)
-            if (found := self._find()) is not None:
-                return Text(found[0], found[1], i + 1)
-        if final:
-            self._held += self._reader.read((), True)
-            if (found := self._find()) is not None:
-                return Text(found[0], found[1], len(tokens))
-            delta, self._held = self._held, ""
-            return Text(delta, None, len(tokens))
-        safe = self._safe()
-        delta, self._held = self._held[:safe], self._held[safe:]
-        return Text(delta, None, len(tokens))
+            text = read((token,), False)
+            if not self._held and self._firsts.isdisjoint(text):
+                out.append(text)
+                continue
+            stop = self._search(text, False, out)
+            if stop is not None:
+                return Text("".join(out), stop, i + 1)
+        stop = self._search(read((), True), True, out) if final else None
+        return Text("".join(out), stop, len(tokens))
 
-    def _find(self) -> tuple[str, str] | None:
-        """(text up to the first stop string, the string). Earliest place first, then the shortest."""
-        places = [(at, len(s), s) for s in self._stop if (at := self._held.find(s)) >= 0]
-        if not places:
-            return None
-        at, size, stop = min(places)
-        return self._held[: at + size if self._keep_stop else at], stop
+    def _search(self, more: str, final: bool, out: list[str]) -> str | None:
+        """Moves to `out` what can be no part of a stop string; returns the stop string that comes next, if decided.
 
-    def _safe(self) -> int:
-        """Characters of what is held that cannot begin a stop string any more."""
-        text = self._held
-        longest = max(map(len, self._stop)) - 1
-        for at in range(max(0, len(text) - longest), len(text)):
-            rest = text[at:]
-            if any(s.startswith(rest) for s in self._stop):
-                return at
-        return len(text)
+        Of several the one that begins first counts, then the shortest, as if the whole text had been searched at once:
+        one that was found waits while another, begun before it, may still come.
+        """
+        text = self._held + more
+        found = min(((at, len(s), s) for s in self._stop if (at := text.find(s)) >= 0), default=None)
+        open_at = len(text) if final else self._unfinished(text)
+        if found is not None and found[0] <= open_at:
+            at, size, stop = found
+            out.append(text[: at + size if self._keep_stop else at])
+            self._held = ""
+            return stop
+        out.append(text[:open_at])
+        self._held = text[open_at:]
+        return None
+
+    def _unfinished(self, text: str) -> int:
+        """Where the earliest stop string begins of which `text` ends with the beginning; its length if none does."""
+        earliest = len(text)
+        for s in self._stop:
+            at = text.find(s[0], max(0, len(text) - len(s) + 1))
+            while 0 <= at < earliest:
+                if s.startswith(text[at:]):
+                    earliest = at
+                    break
+                at = text.find(s[0], at + 1)
+        return earliest
 
 
 class _Bytes:
-    """Byte-level tokenizers: a token is bytes, whatever stands beside it."""
+    """Tokens are bytes, whatever stands beside them; a character's first bytes wait for its last."""
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool):
-        self._bytes = tokenizer.token_bytes if skip_special_tokens else tokenizer._raw
-        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+    __slots__ = ("_errors", "_rest", "_spell")
+
+    def __init__(self, spell: Callable[[int], bytes], errors: str):
+        self._spell = spell
+        self._errors = errors
+        self._rest = b""
 
     def read(self, tokens: Sequence[int], final: bool) -> str:
-        return self._decode(b"".join([self._bytes(t) for t in tokens]), final)
+        data = self._rest + b"".join(map(self._spell, tokens))
+        text, used = codecs.utf_8_decode(data, self._errors, final)
+        self._rest = data[used:]
+        return text
 
 
 class _Window:
-    """Any tokenizer: decodes the last few ids with and without the new ones; the difference is new text.
+    """Any decoder: the last few ids are decoded with and without the new ones; the difference is new text."""
 
-    The window begins at a token that is a word by itself, and whose text is out: a blank at the very beginning, special
-    tokens and runs of single bytes would decode otherwise than they do in the whole.
-    """
+    __slots__ = ("_decode", "_ids", "_out", "_waiting")
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool, spaces_between_special_tokens: bool):
-        self._decode = lambda ids: tokenizer.decode(ids, skip_special_tokens, spaces_between_special_tokens)
-        self._is_word = tokenizer.is_word
+    def __init__(self, decode: Callable[[list[int]], str]):
+        self._decode = decode
         self._ids: list[int] = []
-        self._read = 0  # ids whose text is out
-        self._out = ""  # that text
+        self._waiting = 0  # how many of these are not in the text yet
+        self._out = ""  # the text of the others
 
     def read(self, tokens: Sequence[int], final: bool) -> str:
         self._ids += tokens
-        if self._read == len(self._ids):
+        self._waiting += len(tokens)
+        if not self._waiting:
             return ""
         text = self._decode(self._ids)
-        if not final and text.endswith(UNKNOWN):
+        if not final and text.endswith(UNKNOWN) and self._waiting < PATIENCE:
             return ""
         delta = text[len(self._out) :]
-        begin = max(0, len(self._ids) - WINDOW)
-        while begin and not self._is_word(self._ids[begin]):
-            begin -= 1
-        del self._ids[:begin]
-        self._read = len(self._ids)
-        self._out = self._decode(self._ids) if begin else text
+        self._waiting = 0
+        self._out = text
+        if len(self._ids) > 2 * WINDOW:
+            del self._ids[:-WINDOW]
+            self._out = self._decode(self._ids)
         return delta

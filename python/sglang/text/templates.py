@@ -1,218 +1,219 @@
 """Messages -> the text a model was trained to answer.
 
 From best to worst: `--chat-template` (a built-in name, a .jinja or a .json file), the tokenizer's own Jinja template,
-the built-in table by model path. Jinja runs in a sandbox without attribute tricks, on templates that the server's
-owner chose, never on a client's, and what it may write is bounded.
+the built-in table by model path. docs/custom_chat_template.md has the JSON format.
 """
 
 import json
-from collections.abc import Callable, Sequence
-from datetime import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from sglang.base import chat
 from sglang.base.errors import ConfigError, FieldError
+from sglang.text.jinja import JinjaTemplate
 
 Messages = Sequence[dict[str, Any]]
-OUTPUT_CHARS = 1 << 24  # a template that writes more is not one
 
 
-class JinjaTemplate:
-    """A Hugging Face chat template."""
+class Template(Protocol):
+    stop: tuple[str, ...]  # what ends an answer, as text
+    complete: bool  # it writes the special tokens that begin a prompt
 
-    stop: tuple[str, ...] = ()
-
-    def __init__(self, source: str, variables: dict[str, Any]):
-        from jinja2 import TemplateError
-        from jinja2.ext import loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        def refuse(message: str) -> None:
-            raise TemplateError(message)
-
-        def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **more: Any) -> str:
-            return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **more)
-
-        # Sandboxed: templates come with models, and a model is data.
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        environment.filters["tojson"] = tojson
-        environment.globals["raise_exception"] = refuse
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        self._error = TemplateError
-        self._variables = variables
-        try:
-            self._template = environment.from_string(source)
-        except TemplateError as error:
-            raise ConfigError(f"the chat template is not valid Jinja: {error}") from None
-
-    def render(self, messages: Messages, reply: bool, tools: Any, extra: dict[str, Any]) -> str:
-        parts: list[str] = []
-        size = 0
-        known = {**extra, **self._variables, "messages": messages, "tools": tools, "add_generation_prompt": reply}
-        try:
-            for part in self._template.generate(known):
-                parts.append(part)
-                size += len(part)
-                if size > OUTPUT_CHARS:
-                    raise FieldError("messages", f"the rendered chat is longer than {OUTPUT_CHARS} characters")
-        except (self._error, TypeError, AttributeError, ValueError, OverflowError) as error:
-            if isinstance(error, FieldError):
-                raise
-            raise FieldError("messages", f"the model's chat template refuses these messages: {error}") from None
-        return "".join(parts)
+    def render(self, messages: Messages, reply: bool, tools: list[Any] | None, extra: dict[str, Any]) -> str:
+        """`reply`: with the beginning of an answer. Raises FieldError for what it cannot say."""
+        ...
 
 
 class TableTemplate:
     """One of `base.chat`."""
 
+    complete = False
+
     def __init__(self, template: chat.ChatTemplate):
         self._template = template
         self.stop = template.stop_str
 
-    def render(self, messages: Messages, reply: bool, tools: Any, extra: dict[str, Any]) -> str:
-        _no_tools(tools)
-        turns = [{"role": _ROLES.get(m["role"], m["role"]), "content": m.get("content") or ""} for m in messages]
-        for turn in turns:
-            if turn["role"] not in self._template.role_prefix_and_suffix:
-                raise FieldError("messages", f"the chat template {self._template.name} has no role {turn['role']!r}")
-        if reply:
-            return self._template.open_turn(turns)
-        return self._template.open_turn(turns)[: -len(self._template.get_prefix_and_suffix("assistant", turns)[0])]
+    def render(self, messages: Messages, reply: bool, tools: list[Any] | None, extra: dict[str, Any]) -> str:
+        turns = _plain(messages, tools, extra, tuple(self._template.role_prefix_and_suffix))
+        turns = self._template.with_system(turns)
+        text = self._template.get_prompt(turns)
+        return text + self._template.get_prefix_and_suffix("assistant", turns)[0] if reply else text
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a `sep_style` puts turns together. A pair holds for even turns (the user's) and for odd ones.
+
+    In all of them {sep}, {sep2} and {n} (the number of the round, from 0) stand for what they say.
+    """
+
+    head_end: str  # after the system part, where there is one
+    before: str = ""  # before every even turn
+    colon: tuple[str, str] = ("", "")  # between the role's name and its message
+    end: tuple[str, str] = ("", "")  # after the message
+    open: str | None = None  # after the name of a role whose message is to come; None: as colon
+    replace: tuple[tuple[str, str], ...] = ()  # in messages
+
+
+def _same(text: str) -> tuple[str, str]:
+    return text, text
+
+
+# Facts of the format, as FastChat's conversation styles have them.
+LAYOUTS: dict[str, Layout] = {
+    "CHATML": Layout("{sep}\n", colon=_same("\n"), end=_same("{sep}\n")),
+    "ADD_COLON_SINGLE": Layout("{sep}", colon=_same(": "), end=_same("{sep}"), open=":"),
+    "ADD_COLON_TWO": Layout("{sep}", colon=_same(": "), end=("{sep}", "{sep2}"), open=":"),
+    "ADD_COLON_SPACE_SINGLE": Layout("{sep}", colon=_same(": "), end=_same("{sep}")),
+    "ADD_NEW_LINE_SINGLE": Layout("{sep}", colon=_same("\n"), end=_same("{sep}")),
+    "NO_COLON_SINGLE": Layout("", end=_same("{sep}")),
+    "NO_COLON_TWO": Layout("", end=("{sep}", "{sep2}")),
+    "LLAMA2": Layout("\n<</SYS>>\n\n", colon=_same(" "), end=(" ", " </s><s>"), open=""),
+    "CHATGLM": Layout("{sep}", "[Round {n}]{sep}", _same("："), _same("{sep}")),
+    "CHATGLM3": Layout("", colon=_same("\n"), open=""),
+    "CHATINTERN": Layout("", "<s>", _same(":"), ("{sep}\n", "{sep2}\n")),
+    "DEEPSEEK_CHAT": Layout("", colon=_same(": "), end=("{sep}", "{sep2}"), open=":"),
+    "DOLLY": Layout("", colon=_same(":\n"), end=("{sep}", "{sep2}\n\n")),
+    "FALCON_CHAT": Layout("{sep}", colon=_same(": "), end=_same("{sep}"), open=":"),
+    "METAMATH": Layout("{sep}", colon=(":\n", ": {sep2}"), end=("{sep}", "")),
+    "PHOENIX": Layout("", colon=_same(": <s>"), end=_same("</s>")),
+    "ROBIN": Layout("{sep}", colon=_same(":\n"), end=_same("{sep}")),
+    "RWKV": Layout("", colon=_same(": "), end=_same("\n\n"), open=":", replace=(("\r\n", "\n"), ("\n\n", "\n"))),
+}
 
 
 class FileTemplate:
-    """The JSON form: name, system, user, assistant, sep_style, stop_str (required), system_message, sep, sep2."""
+    """The JSON form: name, system, user, assistant, sep_style, stop_str; may have system_message, sep, sep2."""
 
     REQUIRED = ("name", "system", "user", "assistant", "sep_style", "stop_str")
+    complete = False
 
-    def __init__(self, record: Any, source: Path):
-        if not isinstance(record, dict) or (lacking := [k for k in self.REQUIRED if k not in record]):
-            raise ConfigError(f"--chat-template {source}: missing {', '.join(lacking or self.REQUIRED)}")
+    def __init__(self, record: Any, source: str):
+        def refuse(text: str) -> ConfigError:
+            return ConfigError(f"--chat-template {source}: {text}")
+
+        if not isinstance(record, dict):
+            raise refuse("must be a JSON object")
+        if missing := [key for key in self.REQUIRED if key not in record]:
+            raise refuse(f"lacks {', '.join(missing)}")
+        for key in ("name", "system", "user", "assistant", "system_message", "sep", "sep2"):
+            if not isinstance(record.get(key, ""), str):
+                raise refuse(f"{key} must be a string")
+        stop = record["stop_str"] if isinstance(record["stop_str"], list) else [record["stop_str"] or ""]
+        if not all(isinstance(s, str) for s in stop):
+            raise refuse("stop_str must be a string or a list of strings")
         style = record["sep_style"]
-        if style not in _LAYOUTS:
-            raise ConfigError(
-                f"--chat-template {source}: sep_style {style!r} is not supported; known: {', '.join(_LAYOUTS)}"
+        if style not in LAYOUTS:
+            raise refuse(f"sep_style {style!r} is not known; known: {', '.join(LAYOUTS)}")
+        self._layout = LAYOUTS[style]
+        self._llama2 = style == "LLAMA2"
+        self._system: str = record["system"]
+        self._names: dict[str, str] = {role: record[role] for role in ("user", "assistant")}
+        self._message: str = record.get("system_message", "")
+        self._sep: str = record.get("sep", "\n")
+        self._sep2: str = record.get("sep2", self._sep)
+        self.stop = tuple(filter(None, stop))
+
+    def render(self, messages: Messages, reply: bool, tools: list[Any] | None, extra: dict[str, Any]) -> str:
+        turns = _plain(messages, tools, extra, ("system", "user", "assistant"))
+        system = next((t["content"] for t in reversed(turns) if t["role"] == "system"), self._message)
+        turns = [turn for turn in turns if turn["role"] != "system"]
+        parts = [self._head(system)]
+        for i, turn in enumerate(turns):
+            content = turn["content"]
+            for old, new in self._layout.replace:
+                content = content.replace(old, new)
+            name = (
+                "" if self._llama2 and i == 0 else self._names[turn["role"]] + self._say(self._layout.colon[i % 2], i)
             )
-        self._layout = _LAYOUTS[style]
-        self._names = {role: record[role] for role in ("user", "assistant")}
-        self._system = record["system"]
-        self._system_message = record.get("system_message", "")
-        self._sep = record.get("sep", "\n")
-        self._sep2 = record.get("sep2") or self._sep
-        stop = record["stop_str"]
-        self.stop = (stop,) if isinstance(stop, str) else tuple(stop or ())
-
-    def render(self, messages: Messages, reply: bool, tools: Any, extra: dict[str, Any]) -> str:
-        _no_tools(tools)
-        system = self._system_message
-        turns: list[tuple[str, str | None]] = []
-        for message in messages:
-            role, content = _ROLES.get(message["role"], message["role"]), message.get("content") or ""
-            if role == "system":
-                system = content
-            elif role in self._names:
-                turns.append((self._names[role], content))
-            else:
-                raise FieldError("messages", f"this chat template has no role {role!r}")
+            parts.append(self._before(i) + name + content + self._say(self._layout.end[i % 2], i))
         if reply:
-            turns.append((self._names["assistant"], None))
-        head = f"{self._system}\n{system}" if self._system and system else self._system + system
-        return self._layout(head, turns, self._sep, self._sep2)
+            i, open = len(turns), self._layout.open
+            colon = self._layout.colon[i % 2] if open is None else open
+            parts.append(self._before(i) + self._names["assistant"] + self._say(colon, i))
+        return "".join(parts)
 
+    def _head(self, system: str) -> str:
+        """The system part. LLAMA2 puts it into the first turn, whose name stands before it."""
+        part = f"{self._system}\n{system}" if self._system else system
+        if self._llama2:
+            part = f"<<SYS>>\n{system}" if system else ""
+        end = self._say(self._layout.head_end, 0) if part else ""
+        return ("[INST] " if self._llama2 else "") + part + end
 
-Template = JinjaTemplate | TableTemplate | FileTemplate
-Turns = list[tuple[str, str | None]]  # role name, content; None: the turn is left open
-_ROLES = {"developer": "system"}
+    def _before(self, i: int) -> str:
+        return "" if i % 2 else self._say(self._layout.before, i)
 
-
-def _no_tools(tools: Any) -> None:
-    if tools:
-        raise FieldError("tools", "tools need a tokenizer with its own chat template; this one has none for them")
-
-
-def _chatml(head: str, turns: Turns, sep: str, sep2: str) -> str:
-    text = f"{head}{sep}\n" if head else ""
-    for role, content in turns:
-        text += f"{role}\n" if content is None else f"{role}\n{content}{sep}\n"
-    return text
-
-
-def _colon(space: str, open_space: str) -> Callable[[str, Turns, str, str], str]:
-    def layout(head: str, turns: Turns, sep: str, sep2: str) -> str:
-        text = f"{head}{sep}" if head else ""
-        for i, (role, content) in enumerate(turns):
-            end = sep2 if i % 2 else sep
-            text += f"{role}:{open_space}" if content is None else f"{role}:{space}{content}{end}"
+    def _say(self, text: str, i: int) -> str:
+        for name, value in (("{sep}", self._sep), ("{sep2}", self._sep2), ("{n}", str(i // 2))):
+            text = text.replace(name, value)
         return text
 
-    return layout
 
-
-def _single(layout: Callable[[str, Turns, str, str], str]) -> Callable[[str, Turns, str, str], str]:
-    return lambda head, turns, sep, sep2: layout(head, turns, sep, sep)
-
-
-def _joined(between: str) -> Callable[[str, Turns, str, str], str]:
-    def layout(head: str, turns: Turns, sep: str, sep2: str) -> str:
-        text = f"{head}{sep}" if head and between else head
-        for i, (role, content) in enumerate(turns):
-            end = sep2 if i % 2 else sep
-            text += f"{role}{between}" if content is None else f"{role}{between}{content}{end}"
-        return text
-
-    return layout
-
-
-def _llama2(head: str, turns: Turns, sep: str, sep2: str) -> str:
-    text = "[INST] "
-    for i, (role, content) in enumerate(turns):
-        end = sep2 if i % 2 else sep
-        if i == 0:
-            text += f"{head}{content or ''} "
-        else:
-            text += role if content is None else f"{role} {content}{end}"
-    return text
-
-
-_LAYOUTS: dict[str, Callable[[str, Turns, str, str], str]] = {
-    "CHATML": _chatml,
-    "ADD_COLON_SINGLE": _single(_colon(" ", "")),
-    "ADD_COLON_TWO": _colon(" ", ""),
-    "ADD_COLON_SPACE_SINGLE": _single(_colon(" ", " ")),
-    "ADD_NEW_LINE_SINGLE": _single(_joined("\n")),
-    "NO_COLON_SINGLE": _single(_joined("")),
-    "NO_COLON_TWO": _joined(""),
-    "LLAMA2": _llama2,
+# What `--chat-template` has always called so, in its own format. They win over `base.chat`'s of the same name, which
+# are written for programs (no default system message, fewer stop strings).
+BUILT_IN: dict[str, dict[str, Any]] = {
+    "chatml": {
+        "system": "<|im_start|>system",
+        "system_message": "You are a helpful assistant.",
+        "user": "<|im_start|>user",
+        "assistant": "<|im_start|>assistant",
+        "sep_style": "CHATML",
+        "sep": "<|im_end|>",
+        "stop_str": ["<|endoftext|>", "<|im_end|>"],
+    },
+    "llama-2": {
+        "system": "",
+        "user": "[INST]",
+        "assistant": "[/INST]",
+        "sep_style": "LLAMA2",
+        "stop_str": ["[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"],
+    },
+    "vicuna_v1.1": {
+        "system": "",
+        "system_message": chat.VICUNA_SYSTEM,
+        "user": "USER",
+        "assistant": "ASSISTANT",
+        "sep_style": "ADD_COLON_TWO",
+        "sep": " ",
+        "sep2": "</s>",
+        "stop_str": [],
+    },
 }
-ALIASES = {"llama-2": "llama-2-chat"}  # the name --chat-template has always had
 
 
 def choose(
-    flag: str | None, folder: Path, config: dict[str, Any], variables: dict[str, Any], model_path: str
+    flag: str | None, folder: Path, config: dict[str, Any], special: dict[str, str], model_path: str
 ) -> Template:
     """The template that serves this model. `config`: tokenizer_config.json. Raises ConfigError."""
     if flag is not None:
-        name = ALIASES.get(flag, flag)
-        if name in chat.chat_template_names():
-            return TableTemplate(chat.get_chat_template(name))
-        file = Path(flag)
-        if not file.is_file():
-            raise ConfigError(
-                f"--chat-template {flag}: neither a file nor a built-in name; known: "
-                f"{', '.join(chat.chat_template_names())}"
-            )
-        source = file.read_text("utf-8")
-        if file.suffix != ".json":
-            return JinjaTemplate(source, variables)
-        try:
-            return FileTemplate(json.loads(source), file)
-        except ValueError as error:
-            raise ConfigError(f"--chat-template {flag}: {error}") from None
+        return _asked_for(flag, special)
     own = _own(folder, config)
     if own is not None:
-        return JinjaTemplate(own, variables)
+        return JinjaTemplate(own, special)
     return TableTemplate(chat.get_chat_template_by_model_path(model_path))
+
+
+def _asked_for(flag: str, special: dict[str, str]) -> Template:
+    if flag in BUILT_IN:
+        return FileTemplate({"name": flag, **BUILT_IN[flag]}, flag)
+    if flag in chat.chat_template_names():
+        return TableTemplate(chat.get_chat_template(flag))
+    file = Path(flag).expanduser()
+    if not file.is_file():
+        known = sorted({*BUILT_IN, *chat.chat_template_names()})
+        raise ConfigError(f"--chat-template {flag}: neither a file nor a built-in name; known: {', '.join(known)}")
+    if file.suffix not in (".json", ".jinja", ".jinja2"):
+        raise ConfigError(f"--chat-template {flag}: the file's name must end in .jinja or .json")
+    try:
+        source = file.read_text("utf-8")
+        return FileTemplate(json.loads(source), flag) if file.suffix == ".json" else JinjaTemplate(source, special)
+    except ConfigError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--chat-template {flag}: {error}") from None
 
 
 def _own(folder: Path, config: dict[str, Any]) -> str | None:
@@ -223,8 +224,35 @@ def _own(folder: Path, config: dict[str, Any]) -> str | None:
     own = config.get("chat_template")
     beside = folder / "chat_template.json"
     if own is None and beside.is_file():
-        own = json.loads(beside.read_text("utf-8")).get("chat_template")
+        try:
+            own = json.loads(beside.read_text("utf-8")).get("chat_template")
+        except (ValueError, AttributeError) as error:
+            raise ConfigError(f"{beside}: not a JSON object ({error})") from None
     if isinstance(own, list):
         named = {entry["name"]: entry["template"] for entry in own}
         own = named.get("default") or next(iter(named.values()), None)
     return own
+
+
+def _plain(
+    messages: Messages, tools: list[Any] | None, extra: dict[str, Any], roles: tuple[str, ...]
+) -> list[dict[str, str]]:
+    """Messages as role and text, for templates that know nothing else. Raises FieldError for what that would lose."""
+    if tools:
+        raise FieldError("tools", "tools need a tokenizer with its own chat template; this one has none for them")
+    if extra:
+        raise FieldError(
+            "chat_template_kwargs", "chat_template_kwargs need a Jinja chat template; this server uses another"
+        )
+    turns: list[dict[str, str]] = []
+    for i, message in enumerate(messages):
+        role = "system" if message.get("role") == "developer" else message.get("role")
+        if role not in roles:
+            raise FieldError(
+                f"messages[{i}].role", f"messages[{i}].role {role!r} is not known to this chat template; it has: "
+                + ", ".join(roles)
+            )  # fmt: skip
+        if message.get("tool_calls"):
+            raise FieldError(f"messages[{i}].tool_calls", f"messages[{i}].tool_calls: this chat template has none")
+        turns.append({"role": role, "content": message.get("content") or ""})
+    return turns
