@@ -394,7 +394,8 @@ class Front:
         self._streams[stream.id] = stream
         self.metrics.requests += 1
         if self._log_requests:
-            log.info("request rid=%s prompt=%r sampling=%s", request.rid, request.prompt, sampling)
+            prompt = self.tokenizer.decode(tokens, skip_special_tokens=False)
+            log.info("request rid=%s prompt=%r sampling=%s", request.rid, prompt, sampling)
         self._link.send(Submit(stream.id, tokens, sampling, request.logprobs, namespace=request.namespace))
         return stream
 

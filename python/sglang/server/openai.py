@@ -19,32 +19,10 @@ from sglang.base.config import ServerConfig
 from sglang.base.errors import FieldError
 from sglang.base.messages import Finish, Logprobs, Score
 from sglang.base.sampling import SamplingParams, parse_sampling
+from sglang.server import openai_types as oai
 from sglang.server.expand import check_count, id_lists, names, sample
 from sglang.server.front import Front, Output, Request
 from sglang.server.http import Frames, Operation, event
-from sglang.server.openai_types import (
-    ChatChoice,
-    ChatChunk,
-    ChatCompletion,
-    ChatLogprobs,
-    ChatMessage,
-    ChatRequest,
-    ChunkChoice,
-    Completion,
-    CompletionChoice,
-    CompletionLogprobs,
-    CompletionRequest,
-    Delta,
-    Message,
-    ModelCard,
-    ModelList,
-    PromptDetails,
-    ResponseFormat,
-    SamplingFields,
-    TokenLogprob,
-    TopLogprob,
-    Usage,
-)
 
 SAME_NAME = (
     "n", "temperature", "top_p", "stop", "seed", "frequency_penalty", "presence_penalty", "logit_bias", "top_k",
@@ -57,7 +35,7 @@ NOT_SUPPORTED = ("stop_regex", "lora_path", "session_params", "custom_logit_proc
 class Job:
     """The sequences of one body, `n` to a prompt, and what every part of the answer repeats."""
 
-    def __init__(self, body: SamplingFields, requests: list[Request], n: int, id: str):
+    def __init__(self, body: oai.SamplingFields, requests: list[Request], n: int, id: str):
         self.requests = requests
         self.n = n
         self.id = id
@@ -79,14 +57,14 @@ class Tally:
     def note(self, i: int, output: Output) -> None:
         self._last[i] = output
 
-    def usage(self, only: int | None = None) -> Usage:
+    def usage(self, only: int | None = None) -> oai.Usage:
         outputs = self._last if only is None else {only: self._last[only]}
         # Of the samples of a prompt the first tells what was cached: the others find what it has just computed.
         firsts = [output for i, output in outputs.items() if i % self._n == 0 or only is not None]
         prompt = sum(output.prompt_tokens for output in firsts)
         drawn = sum(len(output.tokens) for output in outputs.values())
-        cached = PromptDetails(sum(o.cached_tokens for o in firsts)) if self._with_cached else None
-        return Usage(
+        cached = oai.PromptDetails(sum(o.cached_tokens for o in firsts)) if self._with_cached else None
+        return oai.Usage(
             prompt_tokens=prompt,
             completion_tokens=drawn,
             total_tokens=prompt + drawn,
@@ -105,19 +83,33 @@ class OpenAI:
         post = ("POST",)
         return [
             Operation(
-                ("/v1/completions",), self.completions, "Complete a prompt.", CompletionRequest, Completion, True, post
+                ("/v1/completions",),
+                self.completions,
+                "Complete a prompt.",
+                oai.CompletionRequest,
+                oai.Completion,
+                True,
+                post,
             ),
             Operation(
-                ("/v1/chat/completions",), self.chat, "Answer a conversation.", ChatRequest, ChatCompletion, True, post
+                ("/v1/chat/completions",),
+                self.chat,
+                "Answer a conversation.",
+                oai.ChatRequest,
+                oai.ChatCompletion,
+                True,
+                post,
             ),
-            Operation(("/v1/models",), self.models, "The model that is served.", answer=ModelList),
-            Operation(("/v1/models/{id:path}",), self.model, "The model that is served, by name.", answer=ModelCard),
+            Operation(("/v1/models",), self.models, "The model that is served.", answer=oai.ModelList),
+            Operation(
+                ("/v1/models/{id:path}",), self.model, "The model that is served, by name.", answer=oai.ModelCard
+            ),
         ]
 
-    async def models(self, _: HTTPRequest) -> ModelList:
-        return ModelList(data=[self._card()])
+    async def models(self, _: HTTPRequest) -> oai.ModelList:
+        return oai.ModelList(data=[self._card()])
 
-    async def model(self, request: HTTPRequest) -> ModelCard:
+    async def model(self, request: HTTPRequest) -> oai.ModelCard:
         name = request.path_params["id"]
         if name != self._config.model_name:
             raise FieldError(
@@ -125,23 +117,23 @@ class OpenAI:
             )
         return self._card()
 
-    def _card(self) -> ModelCard:
+    def _card(self) -> oai.ModelCard:
         name = self._config.model_name
-        return ModelCard(id=name, created=self._started, root=name, max_model_len=self._front.ready.context_length)
+        return oai.ModelCard(id=name, created=self._started, root=name, max_model_len=self._front.ready.context_length)
 
-    async def completions(self, body: CompletionRequest) -> Completion | Frames:
+    async def completions(self, body: oai.CompletionRequest) -> oai.Completion | Frames:
         job, echoes = await self._completion_job(body)
         if body.stream:
             return self._completion_events(job, echoes)
         tally = Tally(job, self._config.enable_cache_report)
-        choices: dict[int, CompletionChoice] = {}
+        choices: dict[int, oai.CompletionChoice] = {}
         async with aclosing(self._front.run(job.requests)) as outputs:
             async for i, output in outputs:
                 tally.note(i, output)
                 choices[i] = self._completion_choice(job, i, output, echoes)
         return self._completion(job, [choices[i] for i in sorted(choices)], tally.usage())
 
-    async def _completion_job(self, body: CompletionRequest) -> tuple[Job, list[str]]:
+    async def _completion_job(self, body: oai.CompletionRequest) -> tuple[Job, list[str]]:
         if body.best_of not in (None, body.n or 1):
             raise FieldError("best_of", f"best_of must be equal to n ({body.n or 1}), got {body.best_of}")
         if body.suffix:
@@ -158,7 +150,7 @@ class OpenAI:
         echoes = [p if isinstance(p, str) else self._tokenizer.decode(p) for p in prompts] if body.echo else []
         return job, echoes
 
-    def _completion_choice(self, job: Job, i: int, output: Output, echoes: list[str]) -> CompletionChoice:
+    def _completion_choice(self, job: Job, i: int, output: Output, echoes: list[str]) -> oai.CompletionChoice:
         """What `output` adds, as a choice."""
         reason, matched = _reason(output.finish)
         text = output.delta
@@ -166,10 +158,12 @@ class OpenAI:
             text = echoes[i // job.n] + text
         wanted = job.requests[i].logprobs
         scores = self._completion_logprobs(output.prompt_scores + output.scores, wanted.top) if wanted else None
-        return CompletionChoice(index=i, text=text, logprobs=scores, finish_reason=reason, matched_stop=matched)
+        return oai.CompletionChoice(index=i, text=text, logprobs=scores, finish_reason=reason, matched_stop=matched)
 
-    def _completion(self, job: Job, choices: list[CompletionChoice], usage: Usage | UnsetType | None) -> Completion:
-        return Completion(id=job.id, created=job.created, model=job.model, choices=choices, usage=usage)
+    def _completion(
+        self, job: Job, choices: list[oai.CompletionChoice], usage: oai.Usage | UnsetType | None
+    ) -> oai.Completion:
+        return oai.Completion(id=job.id, created=job.created, model=job.model, choices=choices, usage=usage)
 
     async def _completion_events(self, job: Job, echoes: list[str]) -> AsyncGenerator[bytes, None]:
         tally = Tally(job, self._config.enable_cache_report)
@@ -181,9 +175,9 @@ class OpenAI:
         if job.wants_usage:
             yield event(self._completion(job, [], tally.usage()))
 
-    def _completion_logprobs(self, scores: list[Score], top: int) -> CompletionLogprobs:
+    def _completion_logprobs(self, scores: list[Score], top: int) -> oai.CompletionLogprobs:
         text = self._tokenizer.token_text
-        return CompletionLogprobs(
+        return oai.CompletionLogprobs(
             tokens=[text(s.token) for s in scores],
             token_logprobs=[s.logprob for s in scores],
             # Two tokens may have one text: the likelier one, which comes first, keeps the key.
@@ -191,24 +185,24 @@ class OpenAI:
             text_offset=[-1] * len(scores),
         )
 
-    async def chat(self, body: ChatRequest) -> ChatCompletion | Frames:
+    async def chat(self, body: oai.ChatRequest) -> oai.ChatCompletion | Frames:
         job = await self._chat_job(body)
         if body.stream:
             return self._chat_events(job)
         tally = Tally(job, self._config.enable_cache_report)
-        choices: dict[int, ChatChoice] = {}
+        choices: dict[int, oai.ChatChoice] = {}
         async with aclosing(self._front.run(job.requests)) as outputs:
             async for i, output in outputs:
                 tally.note(i, output)
                 reason, matched = _reason(output.finish)
-                choices[i] = ChatChoice(
+                choices[i] = oai.ChatChoice(
                     index=i,
-                    message=ChatMessage(content=output.text),
+                    message=oai.ChatMessage(content=output.text),
                     logprobs=self._chat_logprobs(job.requests[i], output),
                     finish_reason=reason or "stop",
                     matched_stop=matched,
                 )
-        return ChatCompletion(
+        return oai.ChatCompletion(
             id=job.id,
             created=job.created,
             model=job.model,
@@ -216,7 +210,7 @@ class OpenAI:
             usage=tally.usage(),
         )
 
-    async def _chat_job(self, body: ChatRequest) -> Job:
+    async def _chat_job(self, body: oai.ChatRequest) -> Job:
         _refuse_tools(body)
         tokens = await self._chat_tokens(body)
         limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
@@ -234,7 +228,7 @@ class OpenAI:
             logprobs = Logprobs(top=body.top_logprobs or 0)
         return self._job(body, [tokens], sampling, logprobs, "messages")
 
-    async def _chat_tokens(self, body: ChatRequest) -> list[int]:
+    async def _chat_tokens(self, body: oai.ChatRequest) -> list[int]:
         if isinstance(body.messages, str):
             return await self._front.encode(body.messages)
         if not 1 <= len(body.messages) <= limits.MESSAGES:
@@ -263,32 +257,34 @@ class OpenAI:
                 frame = b""
                 if i not in begun:
                     begun.add(i)
-                    frame = self._chunk(job, ChunkChoice(index=i, delta=Delta(role="assistant", content="")), usage)
+                    frame = self._chunk(
+                        job, oai.ChunkChoice(index=i, delta=oai.Delta(role="assistant", content="")), usage
+                    )
                 if output.new or output.delta:
-                    delta = Delta(content=output.delta)
-                    frame += self._chunk(job, ChunkChoice(index=i, delta=delta, logprobs=scores), usage)
+                    delta = oai.Delta(content=output.delta)
+                    frame += self._chunk(job, oai.ChunkChoice(index=i, delta=delta, logprobs=scores), usage)
                 if reason is not None:
-                    last = ChunkChoice(index=i, delta=Delta(), finish_reason=reason, matched_stop=matched)
+                    last = oai.ChunkChoice(index=i, delta=oai.Delta(), finish_reason=reason, matched_stop=matched)
                     frame += self._chunk(job, last, usage)
                 yield frame
         if job.wants_usage:
             yield self._chunk(job, None, tally.usage())
 
-    def _chunk(self, job: Job, choice: ChunkChoice | None, usage: Usage | UnsetType | None) -> bytes:
+    def _chunk(self, job: Job, choice: oai.ChunkChoice | None, usage: oai.Usage | UnsetType | None) -> bytes:
         choices = [] if choice is None else [choice]
-        return event(ChatChunk(id=job.id, created=job.created, model=job.model, choices=choices, usage=usage))
+        return event(oai.ChatChunk(id=job.id, created=job.created, model=job.model, choices=choices, usage=usage))
 
-    def _chat_logprobs(self, request: Request, output: Output) -> ChatLogprobs | None:
+    def _chat_logprobs(self, request: Request, output: Output) -> oai.ChatLogprobs | None:
         if request.logprobs is None:
             return None
         text, raw = self._tokenizer.token_text, self._tokenizer.token_bytes
-        return ChatLogprobs(
+        return oai.ChatLogprobs(
             [
-                TokenLogprob(
+                oai.TokenLogprob(
                     token=text(s.token),
                     bytes=list(raw(s.token)),
                     logprob=s.logprob,
-                    top_logprobs=[TopLogprob(token=text(t), bytes=list(raw(t)), logprob=lp) for t, lp in s.top],
+                    top_logprobs=[oai.TopLogprob(token=text(t), bytes=list(raw(t)), logprob=lp) for t, lp in s.top],
                 )
                 for s in output.scores
             ]
@@ -296,7 +292,7 @@ class OpenAI:
 
     def _job(
         self,
-        body: SamplingFields,
+        body: oai.SamplingFields,
         prompts: list[list[int]],
         sampling: SamplingParams,
         logprobs: Logprobs | None,
@@ -336,7 +332,7 @@ def _prompts(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]
     return [*id_lists("prompt", prompt)[0]]  # pyright: ignore[reportArgumentType]
 
 
-def _sampling(body: SamplingFields, length: dict[str, int | None]) -> SamplingParams:
+def _sampling(body: oai.SamplingFields, length: dict[str, int | None]) -> SamplingParams:
     raw: dict[str, Any] = {name: getattr(body, name) for name in SAME_NAME} | length
     if body.response_format is not None and (schema := _schema(body.response_format)) is not None:
         if body.json_schema:
@@ -345,7 +341,7 @@ def _sampling(body: SamplingFields, length: dict[str, int | None]) -> SamplingPa
     return parse_sampling(raw, "")
 
 
-def _schema(wanted: ResponseFormat) -> str | None:
+def _schema(wanted: oai.ResponseFormat) -> str | None:
     """The JSON schema, as text, that an answer is held to."""
     match wanted.type:
         case "text":
@@ -358,7 +354,7 @@ def _schema(wanted: ResponseFormat) -> str | None:
             return msgspec.json.encode(wanted.json_schema.schema).decode()
 
 
-def _refuse_tools(body: ChatRequest) -> None:
+def _refuse_tools(body: oai.ChatRequest) -> None:
     """Tool calls are not built yet: the one place that says so."""
     if body.tools and body.tool_choice != "none":
         raise FieldError("tools", "tools are not supported yet; leave them out or send tool_choice: none")
@@ -366,7 +362,7 @@ def _refuse_tools(body: ChatRequest) -> None:
         raise FieldError("tool_choice", "tool_choice is not supported yet, except none and auto without tools")
 
 
-def _turn(i: int, message: Message) -> dict[str, Any]:
+def _turn(i: int, message: oai.Message) -> dict[str, Any]:
     """A message as chat templates take it."""
     field = f"messages[{i}]"
     if message.role == "tool" or message.tool_calls:
@@ -392,7 +388,7 @@ def _reason(finish: Finish | None) -> tuple[str | None, int | str | None]:
     return (None, None) if finish is None else (finish.type, finish.matched)
 
 
-def _running_usage(job: Job, tally: Tally, i: int) -> Usage | UnsetType | None:
+def _running_usage(job: Job, tally: Tally, i: int) -> oai.Usage | UnsetType | None:
     """`usage` of a chunk: the numbers so far where asked for; null where the last chunk will have them; else absent."""
     if job.wants_running_usage:
         return tally.usage(i)

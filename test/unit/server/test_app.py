@@ -5,6 +5,8 @@ import json
 import os
 import signal
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -155,13 +157,14 @@ def test_a_dead_worker_is_a_500_with_its_reason_and_ends_streams_with_an_error_e
 class Served:
     """serve() itself, in the main thread of the test (signals go there), over a worker double."""
 
-    def __init__(self, folder: Path, drain_s: float, **script: Any):
-        self.config = ServerConfig(model_path="m", random_seed=1, drain_timeout=drain_s)
+    def __init__(self, folder: Path, drain_s: float, config: ServerConfig | None = None, **script: Any):
+        self.config = config or ServerConfig(model_path="m", random_seed=1, drain_timeout=drain_s)
         ours, theirs = pair()
         self.worker = EchoWorker(theirs, **script).start()
         self.front = Front(ours, text.load(str(folder)), self.config)
         self.listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        scheme = "https" if self.config.ssl_certfile else "http"
+        self.url = f"{scheme}://127.0.0.1:{self.listener.getsockname()[1]}"
         self._ours = ours
 
     def run(self, scenario: Any) -> float:
@@ -171,7 +174,7 @@ class Served:
 
         def act() -> None:
             try:
-                assert httpx.get(self.url + "/health", timeout=10).status_code == 200
+                assert httpx.get(self.url + "/health", timeout=10, verify=False).status_code == 200
                 scenario(self)
             except BaseException as error:
                 failures.append(error)
@@ -276,6 +279,25 @@ def test_answers_do_not_wait_for_acknowledgements(tokenizer_folder: Path) -> Non
 
     served.run(scenario)
     assert sorted(times)[5] < 0.03
+
+
+def test_with_a_certificate_it_speaks_https(tokenizer_folder: Path, tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    command = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1 -days 1"
+    )
+    files = ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*command.split(), *files], check=True, capture_output=True)
+    config = ServerConfig(model_path="m", random_seed=1, ssl_keyfile=str(key), ssl_certfile=str(certificate))
+    served = Served(tokenizer_folder, 1, config)
+
+    def scenario(server: Served) -> None:
+        trust = ssl.create_default_context(cafile=str(certificate))
+        answer = httpx.post(server.url + "/generate", json={"text": "one"}, verify=trust)
+        assert answer.json()["text"] == "one"
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    served.run(scenario)
 
 
 def test_an_idle_server_stops_at_the_first_signal(tokenizer_folder: Path) -> None:

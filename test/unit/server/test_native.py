@@ -328,6 +328,18 @@ def test_text_becomes_tokens_and_text_again(echo: Any, path: str) -> None:
     assert echo.post(path + "/detokenize", {"tokens": [ids, ids[1:]]}).json() == {"text": [WORDS, WORDS]}
 
 
+def test_requests_are_logged_only_on_request(serving: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "sglang.server")
+    for wanted in (False, True):
+        with serving(config=ServerConfig(model_path="m", random_seed=1, log_requests=wanted)) as server:
+            server.post("/generate", {"text": "one two", "rid": "mine", "sampling_params": PARAMS})
+            server.http.post("/generate", json={"text": "x"}, headers={"X-API-Key": "not-to-be-logged"})
+        text = caplog.text
+        assert ("request rid=mine prompt='<s>one two'" in text) is wanted
+        assert ("finished rid=mine" in text) is wanted
+        assert "not-to-be-logged" not in text
+
+
 def test_metrics_count_what_was_served(serving: Any) -> None:
     with serving() as server:
         for _ in range(3):
