@@ -45,7 +45,9 @@ def test_the_readmes_first_request_is_answered(served: Any) -> None:
 
 def test_the_readmes_openai_program_runs(served: Any) -> None:
     with openai.OpenAI(base_url=served.url + "/v1", api_key="EMPTY") as client:
-        text = client.completions.create(model="default", prompt="The capital of France is", temperature=0, max_tokens=8)
+        text = client.completions.create(
+            model="default", prompt="The capital of France is", temperature=0, max_tokens=8
+        )
         assert text.choices[0].text
         messages = [
             {"role": "system", "content": "You are a helpful AI assistant"},
