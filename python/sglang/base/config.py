@@ -5,11 +5,13 @@ After `resolve` nobody writes to it; a room is handed the few values it needs, n
 
 import argparse
 import dataclasses
+import math
 import secrets
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from sglang.base.errors import ConfigError
 
@@ -101,6 +103,7 @@ class ServerConfig:
 
     def resolve(self) -> "ServerConfig":
         """A record in which every derived value is filled in. Raises ConfigError: the flag, and what would work."""
+        self._check_types()
         new: dict[str, Any] = {}
         if not self.model_path:
             new["model_path"] = str(DEMO_MODEL)
@@ -108,14 +111,13 @@ class ServerConfig:
             new["tokenizer_path"] = new.get("model_path", self.model_path)
         if self.random_seed is None:
             new["random_seed"] = secrets.randbits(31)
-        if self.chunked_prefill_size is not None and self.chunked_prefill_size < -1:
-            raise ConfigError("--chunked-prefill-size must be -1 (off) or at least 1")
-        if self.chunked_prefill_size == 0:
-            raise ConfigError("--chunked-prefill-size must be -1 (off) or at least 1, got 0")
-        for name in ("page_size", "max_queued_requests", "max_prefill_tokens", "stream_interval", "decode_log_interval"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{spell(name)} must be at least 1, got {getattr(self, name)}")
-        for name in ("context_length", "max_total_tokens", "max_running_requests", "cpu_threads"):
+        chunk = self.chunked_prefill_size
+        if chunk is not None and chunk != -1 and chunk < 1:
+            raise ConfigError(f"--chunked-prefill-size must be -1 (off) or at least 1, got {chunk}")
+        for name in (
+            "page_size", "max_queued_requests", "max_prefill_tokens", "stream_interval", "decode_log_interval",
+            "context_length", "max_total_tokens", "max_running_requests", "cpu_threads",
+        ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{spell(name)} must be at least 1, got {value}")
@@ -123,12 +125,31 @@ class ServerConfig:
             raise ConfigError(f"--port must be in [1, 65535], got {self.port}")
         if self.mem_fraction_static is not None and not 0 < self.mem_fraction_static < 1:
             raise ConfigError(f"--mem-fraction-static must be in (0, 1), got {self.mem_fraction_static}; try 0.8")
-        if self.schedule_conservativeness <= 0:
-            raise ConfigError(f"--schedule-conservativeness must be above 0, got {self.schedule_conservativeness}")
+        for name, low in (("schedule_conservativeness", 0.01), ("drain_timeout", 0), ("watchdog_timeout", 1)):
+            if not low <= getattr(self, name) < math.inf:  # NaN fails too
+                raise ConfigError(f"{spell(name)} must be at least {low}, got {getattr(self, name)}")
+        if self.random_seed is not None and not 0 <= self.random_seed < 2**63:
+            raise ConfigError(f"--random-seed must be in [0, 2^63), got {self.random_seed}")
+        if not 0 <= self.node_rank < max(self.nnodes, 1):
+            raise ConfigError(f"--node-rank must be in [0, --nnodes = {self.nnodes}), got {self.node_rank}")
         if bool(self.ssl_keyfile) != bool(self.ssl_certfile):
             raise ConfigError("--ssl-keyfile and --ssl-certfile go together")
         self._refuse_what_is_not_built()
         return dataclasses.replace(self, **new)
+
+    def _check_types(self) -> None:
+        """What argparse checks of flags, for records built in Python."""
+        for f in dataclasses.fields(self):
+            value, kinds = getattr(self, f.name), kinds_of(f)
+            choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+            if choices and value not in (choices if None not in kinds else [*choices, None]):
+                raise ConfigError(f"{spell(f.name)} must be one of {', '.join(choices)}; got {value!r}")
+            if choices or (value is None and None in kinds):
+                continue
+            allowed = (int, float) if float in kinds else tuple(kind for kind in kinds if kind is not None)
+            if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in kinds):
+                names = " or ".join("none" if kind is None else kind.__name__ for kind in kinds)
+                raise ConfigError(f"{spell(f.name)} must be {names}, got {value!r}")
 
     def _refuse_what_is_not_built(self) -> None:
         for name in ("tp_size", "dp_size", "nnodes"):
@@ -143,19 +164,25 @@ def spell(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def kinds_of(f: "dataclasses.Field[Any]") -> list[Any]:
+    """The types a field allows: classes, Literals, None."""
+    if get_origin(f.type) in (Union, UnionType):
+        return [None if kind is NoneType else kind for kind in get_args(f.type)]
+    return [f.type]
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Give `parser` one flag per field. Unique prefixes of a flag are accepted, as argparse does."""
     for f in dataclasses.fields(ServerConfig):
         options: dict[str, Any] = {"help": f.metadata["help"], "default": f.default, "dest": f.name}
-        kinds = [k for k in get_args(f.type) if k is not type(None)] if get_origin(f.type) is not Literal else []
-        kind = f.type if get_origin(f.type) is Literal else (kinds[0] if kinds else f.type)
+        [kind] = [kind for kind in kinds_of(f) if kind is not None]
         if kind is bool:
             options["action"] = "store_true"
         elif get_origin(kind) is Literal:
             options["choices"] = get_args(kind)
         else:
             options["type"] = kind
-            options["metavar"] = f.metadata["metavar"] or {"int": "N", "float": "F"}.get(kind.__name__, "TEXT")
+            options["metavar"] = f.metadata["metavar"] or {int: "N", float: "F"}.get(kind, "TEXT")
         parser.add_argument(spell(f.name), *f.metadata["aliases"], **options)
 
 
@@ -164,7 +191,7 @@ def from_args(args: argparse.Namespace) -> ServerConfig:
     return ServerConfig(**{f.name: getattr(args, f.name) for f in dataclasses.fields(ServerConfig)})
 
 
-def fail(error: ConfigError) -> "None":
+def fail(error: ConfigError) -> NoReturn:
     """One line, exit code 2."""
     print(f"error: {error}", file=sys.stderr)
     raise SystemExit(2)

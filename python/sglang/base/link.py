@@ -15,7 +15,6 @@ import zmq.asyncio
 
 from sglang.base.messages import FromWorker, ToWorker
 
-
 In = TypeVar("In")
 Out = TypeVar("Out")
 In_co = TypeVar("In_co", covariant=True)

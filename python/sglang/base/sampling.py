@@ -14,6 +14,7 @@ from sglang.base.errors import FieldError
 
 GREEDY_BELOW = 1e-6  # a temperature under this is greedy: dividing by it would overflow float32 logits
 SEED_BITS = 63
+SHOWN_CHARS = 64  # of what a caller sent, in an error
 
 
 class SamplingParams(Struct, kw_only=True, frozen=True, omit_defaults=True, gc=False):
@@ -93,9 +94,10 @@ def parse_sampling(raw: Any, path: str = "sampling_params") -> SamplingParams:
             raise FieldError(_at(path, key), f"{_at(path, key)} is not supported by this server")
         name = ALIASES.get(key, key)
         if name not in known:
-            raise FieldError(
-                _at(path, key), f"unknown key {_at(path, key)}; known keys: {', '.join(sorted(known | set(ALIASES)))}"
-            )
+            at = _at(path, str(key)[:SHOWN_CHARS])
+            raise FieldError(at, f"unknown key {at}; known keys: {', '.join(sorted(known | set(ALIASES)))}")
+        if name in spelled:
+            raise FieldError(_at(path, key), f"{_at(path, key)} and {spelled[name]} are the same: send one of them")
         if name in ("stop", "stop_token_ids", "choices") and isinstance(value, str | int) and value is not True:
             value = [value]
         values[name] = value
@@ -128,18 +130,25 @@ def _at(path: str, key: str) -> str:
 def _check_range(name: str, value: Any, field: str) -> None:
     if name == "top_k":
         if isinstance(value, int) and value != -1 and not 1 <= value < 2**31:
-            raise FieldError(field, f"{field} must be -1 (off) or in [1, 2^31), got {value}")
+            raise FieldError(field, f"{field} must be -1 (off) or in [1, 2^31), got {_show(value)}")
         return
     if name not in RANGES or isinstance(value, bool) or not isinstance(value, int | float):
         return  # a wrong type is msgspec's to name
     low, high, open_low = RANGES[name]
-    bad = math.isnan(value) or math.isinf(value)
+    bad = isinstance(value, float) and not math.isfinite(value)
     bad = bad or (low is not None and (value <= low if open_low else value < low))
     bad = bad or (high is not None and value > high)
     if bad:
         left = "(" if open_low else "["
         span = f"{left}{low}, {high}]" if high is not None else f"{left}{low}, inf)"
-        raise FieldError(field, f"{field} must be in {span}, got {value}")
+        raise FieldError(field, f"{field} must be in {span}, got {_show(value)}")
+
+
+def _show(value: int | float) -> str:
+    """A number as text; not one of thousands of digits, which Python refuses to write."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"an integer of {value.bit_length()} bits"
+    return str(value)
 
 
 def _check_lists(p: SamplingParams, path: str, spelled: dict[str, str]) -> None:
@@ -165,6 +174,8 @@ def _check_lists(p: SamplingParams, path: str, spelled: dict[str, str]) -> None:
             fail("logit_bias", f"keys must be token ids >= 0, got {token}")
         if not -100 <= bias <= 100:  # NaN fails too
             fail("logit_bias", f"values must be in [-100, 100], got {bias}")
+    if len(p.choices) > limits.CHOICES or sum(map(len, p.choices)) > limits.GRAMMAR_CHARS:
+        fail("choices", f"may hold at most {limits.CHOICES} strings of {limits.GRAMMAR_CHARS} characters in all")
     held = [name for name in ("regex", "json_schema", "ebnf", "choices") if getattr(p, name)]
     if len(held) > 1:
         fail(held[1], f"cannot be combined with {held[0]}: at most one constraint a request")
@@ -174,8 +185,8 @@ def _check_lists(p: SamplingParams, path: str, spelled: dict[str, str]) -> None:
 
 
 def _locate(text: str, spelled: dict[str, str]) -> tuple[str, str]:
-    """msgspec's 'Expected `int`, got `str` - at `$.top_k[0]`' -> ('sampling_params.top_k[0]', 'Expected int, got str')."""
+    """msgspec's 'Expected `int`, got `str` - at `$.top_k[0]`' -> (path of top_k + '[0]', 'Expected int, got str')."""
     message, _, where = text.partition(" - at ")
     path = where.replace("`", "").replace("key in ", "").removeprefix("$.")
-    name, rest = (path.split("[", 1) + [""])[:2]
+    name, rest = [*path.split("[", 1), ""][:2]
     return spelled.get(name, name) + (f"[{rest}" if rest else ""), message.replace("`", "")
