@@ -1,8 +1,8 @@
-"""Attention with torch's own operators: runs anywhere, and is the readable reference for the other backends.
+"""Attention with torch's own operators: runs anywhere.
 
-Rows of one token (decodes) attend together: their cells are gathered into one padded batch and the query heads that
-share a KV head stand as query positions, so no key is repeated. Longer rows attend one by one. A row whose cells are
-neighbours in memory is read in place.
+Rows of one token (decodes) attend together, in groups of similar length: their cells are gathered into one padded
+batch, and the query heads that share a KV head stand as query positions, so that no key is repeated. Longer rows
+attend one by one. A row whose cells are neighbours in memory is read in place.
 """
 
 from dataclasses import dataclass
@@ -12,34 +12,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sglang.attention.base import Ints, Rows, Shape
+from sglang.attention.base import Ints, Look, Rows, Shape, cells_at
 
-Place = slice | Tensor  # of a row's cells in the pool
-
-
-@dataclass
-class _Decodes:
-    """Rows of one token. index: their places among the step's tokens."""
-
-    index: Tensor | None  # None: all tokens of the step, in order
-    cells: Place
-    mask: Tensor | None  # [B, 1, 1, longest], True where attended; None: all equally long
-    batch: int
-    longest: int
+Place = slice | Tensor  # of cells in the pool, or of tokens in the step
+FILL = 0.7  # a decode joins a group whose longest is at most 1 / FILL of it: the rest would be padding
+SHORT = 128  # below this padding costs less than another group
 
 
 @dataclass
-class _Chunk:
-    """A row of several tokens. mask: [count, length], True where attended; None: causal from the start."""
+class _Group:
+    """Rows that attend at once: `batch` decodes padded to `length` cells, or (batch 1) one row of `count` tokens.
 
-    begin: int
-    end: int
+    mask: [batch, 1, queries, length], True where attended; None: everything (a decode) or causal (a whole prompt).
+    """
+
+    tokens: Place
     cells: Place
     mask: Tensor | None
+    batch: int
+    count: int
+    length: int
 
 
 class TorchAttention:
-    """keys, values: [layers][kv_heads, cells, head_dim]."""
+    """keys, values: [layers][cells, kv_heads, head_dim]."""
 
     def __init__(self, shape: Shape, keys: list[Tensor], values: list[Tensor]):
         self._shape = shape
@@ -47,106 +43,142 @@ class TorchAttention:
         self._values = values
         self._device = keys[0].device
         self._rows: Rows | None = None
+        self._tokens = 0
         self._new: Place = slice(0, 0)
-        self._steps: dict[int | None, tuple[_Decodes | None, list[_Chunk]]] = {}
+        self._groups: dict[int | None, list[_Group]] = {}  # by window; made by the first layer that has it
 
     def plan(self, rows: Rows) -> None:
         self._rows = rows
-        self._steps.clear()
-        cells = [
-            _cells(table, start, start + count, rows.page_size)
-            for table, start, count in zip(rows.tables, rows.starts.tolist(), rows.counts.tolist(), strict=True)
-        ]
-        self._new = self._place(np.concatenate(cells))
+        self._groups.clear()
+        self._tokens = int(rows.counts.sum())
+        ends = np.cumsum(rows.counts)
+        positions = np.arange(self._tokens) + np.repeat(rows.starts - (ends - rows.counts), rows.counts)
+        self._new = self._place(cells_at(rows, np.repeat(rows.slots, rows.counts), positions))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int, window: int | None) -> Tensor:
-        keys, values = self._keys[layer], self._values[layer]
-        keys[:, self._new] = k.transpose(0, 1)
-        values[:, self._new] = v.transpose(0, 1)
-        step = self._steps.get(window)
-        if step is None:
-            step = self._steps[window] = self._lay_out(window)
-        decodes, chunks = step
-        if decodes is not None and decodes.index is None:
-            return self._decode(decodes, q, keys, values).reshape(q.shape[0], -1)
-        out = torch.empty_like(q)
-        if decodes is not None:
-            assert decodes.index is not None
-            out[decodes.index] = self._decode(decodes, q[decodes.index], keys, values)
-        for chunk in chunks:
-            out[chunk.begin : chunk.end] = self._fill(chunk, q[chunk.begin : chunk.end], keys, values)
-        return out.reshape(q.shape[0], -1)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int, look: Look) -> Tensor:
+        keys, values, n = self._keys[layer], self._values[layer], self._tokens
+        _put(keys, self._new, k[:n])
+        _put(values, self._new, v[:n])
+        groups = self._groups.get(look.window)
+        if groups is None:
+            groups = self._groups[look.window] = self._lay_out(look.window)
+        if len(groups) == 1 and n == len(q):
+            return self._attend(groups[0], q, keys, values, look).reshape(n, -1)
+        out = torch.zeros_like(q) if n < len(q) else torch.empty_like(q)
+        for group in groups:
+            out[group.tokens] = self._attend(group, q[group.tokens], keys, values, look)
+        return out.view(len(q), -1)
 
-    def _decode(self, step: _Decodes, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """q: [B, heads, head_dim] -> the same shape."""
+    def _attend(self, group: _Group, q: Tensor, keys: Tensor, values: Tensor, look: Look) -> Tensor:
+        """q: [batch * count, heads, head_dim] -> the same shape."""
         s = self._shape
-        k = keys[:, step.cells].view(s.kv_heads, step.batch, step.longest, s.head_dim).transpose(0, 1)
-        v = values[:, step.cells].view(s.kv_heads, step.batch, step.longest, s.head_dim).transpose(0, 1)
-        grouped = q.reshape(step.batch, s.kv_heads, s.heads // s.kv_heads, s.head_dim)
-        out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=step.mask, scale=s.scale)
-        return out.reshape(step.batch, s.heads, s.head_dim)
+        k = _take(keys, group.cells).view(group.batch, group.length, s.kv_heads, s.head_dim).transpose(1, 2)
+        v = _take(values, group.cells).view(group.batch, group.length, s.kv_heads, s.head_dim).transpose(1, 2)
+        plain = look.softcap is None and look.sinks is None
+        if group.count > 1 and group.mask is None and plain:
+            heads = q.transpose(0, 1)[None]
+            gqa = s.heads != s.kv_heads
+            out = F.scaled_dot_product_attention(heads, k, v, is_causal=True, scale=s.scale, enable_gqa=gqa)
+            return out[0].transpose(0, 1)
+        # [batch, kv_heads, (heads / kv_heads) * count, head_dim]: a KV head's queries, head by head
+        shared = s.heads // s.kv_heads
+        grouped = q.view(group.batch, group.count, s.kv_heads, shared, s.head_dim).permute(0, 2, 3, 1, 4)
+        grouped = grouped.reshape(group.batch, s.kv_heads, shared * group.count, s.head_dim)
+        mask = group.mask
+        if group.count > 1:
+            if mask is None:
+                mask = torch.ones(group.count, group.length, dtype=torch.bool, device=q.device).tril()[None, None]
+            mask = mask.repeat(1, 1, shared, 1)
+        if plain:
+            out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, scale=s.scale)
+        else:
+            out = _explicit(grouped, k, v, mask, s.scale, look, group.count)
+        if group.count == 1:
+            return out.reshape(q.shape)
+        out = out.view(group.batch, s.kv_heads, shared, group.count, s.head_dim)
+        return out.permute(0, 3, 1, 2, 4).reshape(q.shape)
 
-    def _fill(self, chunk: _Chunk, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """q: [count, heads, head_dim] -> the same shape."""
-        s = self._shape
-        out = F.scaled_dot_product_attention(
-            q.transpose(0, 1)[None],
-            keys[:, chunk.cells][None],
-            values[:, chunk.cells][None],
-            attn_mask=chunk.mask,
-            is_causal=chunk.mask is None,
-            scale=s.scale,
-            enable_gqa=s.heads != s.kv_heads,
-        )
-        return out[0].transpose(0, 1)
-
-    def _lay_out(self, window: int | None) -> tuple[_Decodes | None, list[_Chunk]]:
+    def _lay_out(self, window: int | None) -> list[_Group]:
         """Which cells each row reads, for layers with this window."""
         rows = self._rows
         assert rows is not None, "plan() first"
-        offsets = np.concatenate(([0], np.cumsum(rows.counts)))
-        singles: list[int] = []
-        chunks: list[_Chunk] = []
-        for r, (start, count) in enumerate(zip(rows.starts.tolist(), rows.counts.tolist(), strict=True)):
-            if count == 1:
-                singles.append(r)
-                continue
-            first = 0 if window is None else max(0, start - window + 1)
-            cells = _cells(rows.tables[r], first, start + count, rows.page_size)
-            mask = None
-            if start > 0 or (window is not None and window < count):
-                query = torch.arange(start, start + count, device=self._device)[:, None]
-                key = torch.arange(first, start + count, device=self._device)[None]
-                mask = key <= query
-                if window is not None:
-                    mask &= key > query - window
-            chunks.append(_Chunk(int(offsets[r]), int(offsets[r + 1]), self._place(cells), mask))
-        if not singles:
-            return None, chunks
+        begins = np.cumsum(rows.counts) - rows.counts
+        chunks = [self._chunk(r, int(begins[r]), window) for r in np.flatnonzero(rows.counts > 1).tolist()]
+        singles = np.flatnonzero(rows.counts == 1)
+        if not len(singles):
+            return chunks
         ends = rows.starts[singles] + 1
         firsts = np.zeros_like(ends) if window is None else np.maximum(0, ends - window)
         lengths = ends - firsts
-        longest = int(lengths.max())
-        gathered = np.zeros((len(singles), longest), np.int64)  # cell 0 pads: it is masked
-        for i, r in enumerate(singles):
-            gathered[i, : lengths[i]] = _cells(rows.tables[r], int(firsts[i]), int(ends[i]), rows.page_size)
-        mask = None
-        if int(lengths.min()) < longest:
-            seen = np.arange(longest)[None] < lengths[:, None]
-            mask = torch.from_numpy(seen)[:, None, None].to(self._device)
-        index = None if not chunks else torch.from_numpy(offsets[singles]).to(self._device)
-        return _Decodes(index, self._place(gathered.reshape(-1)), mask, len(singles), longest), chunks
+        if lengths.min() >= FILL * lengths.max() or lengths.max() <= SHORT:
+            return [self._decodes(singles, firsts, lengths, begins), *chunks]
+        order = np.argsort(-lengths, kind="stable")
+        groups, at = [], 0
+        while at < len(order):
+            longest = lengths[order[at]]
+            end = at + 1
+            while end < len(order) and (lengths[order[end]] >= FILL * longest or longest <= SHORT):
+                end += 1
+            some = order[at:end]
+            groups.append(self._decodes(singles[some], firsts[some], lengths[some], begins))
+            at = end
+        return groups + chunks
 
-    def _place(self, cells: np.ndarray) -> Place:
+    def _decodes(self, rows: Ints, firsts: Ints, lengths: Ints, begins: Ints) -> _Group:
+        """The group of these rows of one token; firsts: the first position each sees."""
+        assert self._rows is not None
+        longest = int(lengths.max())
+        steps = np.arange(longest)[None]
+        seen = steps < lengths[:, None]
+        # Padding reads position 0 of its own sequence: cells that are written, and finite.
+        cells = cells_at(self._rows, self._rows.slots[rows][:, None], np.where(seen, firsts[:, None] + steps, 0))
+        mask = None if lengths.min() == longest else torch.from_numpy(seen)[:, None, None].to(self._device)
+        return _Group(self._place(begins[rows]), self._place(cells.reshape(-1)), mask, len(rows), 1, longest)
+
+    def _chunk(self, row: int, begin: int, window: int | None) -> _Group:
+        rows = self._rows
+        assert rows is not None
+        start, count = int(rows.starts[row]), int(rows.counts[row])
+        first = 0 if window is None else max(0, start - window + 1)
+        cells = cells_at(rows, rows.slots[row], np.arange(first, start + count))
+        mask = None
+        if start > 0 or (window is not None and window < count):
+            query = torch.arange(start, start + count, device=self._device)[:, None]
+            key = torch.arange(first, start + count, device=self._device)[None]
+            mask = key <= query
+            if window is not None:
+                mask &= key > query - window
+            mask = mask[None, None]
+        return _Group(slice(begin, begin + count), self._place(cells), mask, 1, count, len(cells))
+
+    def _place(self, cells: Ints) -> Place:
         n = len(cells)
-        if n and int(cells[-1]) - int(cells[0]) == n - 1 and (n == 1 or bool((np.diff(cells) == 1).all())):
+        if n == 1 or (int(cells[-1]) - int(cells[0]) == n - 1 and bool((np.diff(cells) == 1).all())):
             return slice(int(cells[0]), int(cells[0]) + n)
         return torch.from_numpy(cells.astype(np.int64, copy=False)).to(self._device)
 
 
-def _cells(table: Ints, first: int, end: int, page_size: int) -> Ints:
-    """Pool cells of positions first .. end - 1."""
-    if page_size == 1:
-        return table[first:end]
-    positions = np.arange(first, end)
-    return table[positions // page_size] * page_size + positions % page_size
+def _put(pool: Tensor, cells: Place, new: Tensor) -> None:
+    if isinstance(cells, slice):
+        pool[cells] = new
+    else:
+        pool.index_copy_(0, cells, new)
+
+
+def _take(pool: Tensor, cells: Place) -> Tensor:
+    """index_select copies whole cells; indexing with [] is ten times slower on a CPU."""
+    return pool[cells] if isinstance(cells, slice) else pool.index_select(0, cells)
+
+
+def _explicit(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, look: Look, count: int) -> Tensor:
+    """What the fused operator cannot: soft caps and sinks. q: [batch, kv_heads, n * count, head_dim]."""
+    scores = torch.matmul(q.float(), k.float().transpose(-1, -2)) * scale
+    if look.softcap is not None:
+        scores = (scores / look.softcap).tanh_() * look.softcap
+    if mask is not None:
+        scores = scores.masked_fill_(~mask, -torch.inf)
+    if look.sinks is None:
+        return torch.matmul(scores.softmax(-1), v.float()).to(q.dtype)
+    sinks = look.sinks.float().view(1, k.shape[1], -1, 1).repeat_interleave(count, 2).expand(len(q), -1, -1, 1)
+    shares = torch.cat((scores, sinks), -1).softmax(-1)[..., :-1]
+    return torch.matmul(shares, v.float()).to(q.dtype)

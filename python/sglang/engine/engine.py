@@ -15,6 +15,7 @@ from sglang.base.plan import Plan, Result
 from sglang.engine.batch import Batch, Tables
 from sglang.engine.pool import make_pool, slots_of
 from sglang.engine.sampler import SCORE_BLOCK, Sampler, next_positions, score_drawn, score_known
+from sglang.layers.linear import bfloat16_arithmetic, cheapest_rows
 from sglang.models import config as hf
 from sglang.models.checkpoint import folder_of, load
 from sglang.models.decoder import Model
@@ -46,8 +47,10 @@ class Flight:
 class Engine:
     """Plans are executed in the order they are launched; a later one may rely on what an earlier one computes."""
 
-    def __init__(self, config: ServerConfig, model: Model, context: int, eos_ids: tuple[int, ...], device: torch.device):
-        spec, dtype = model.spec, model.embed.dtype
+    def __init__(
+        self, config: ServerConfig, model: Model, context: int, eos_ids: tuple[int, ...], device: torch.device
+    ):
+        spec, dtype = model.spec, model.dtype
         self.overlap = device.type == "cuda"
         self.context_length = context
         self.eos_ids = eos_ids
@@ -58,7 +61,8 @@ class Engine:
         shape = Shape(spec.heads, spec.kv_heads, spec.head_dim, spec.head_dim**-0.5)
         self._attention = TorchAttention(shape, pool.keys, pool.values)
         self._model = model
-        self._tables = Tables(self.slots, -(-context // pool.page_size), pool.page_size, device)
+        cheapest = cheapest_rows([layer.gate_up for layer in model.layers])
+        self._tables = Tables(self.slots, -(-context // pool.page_size), pool.page_size, device, cheapest)
         self._sampler = Sampler(self.slots, spec.vocab, eos_ids, device)
         self.ready: Ready  # set by load
 
@@ -124,9 +128,10 @@ class Engine:
         drawn = self._tables.last[:0]
         if len(batch.sampled_rows):
             rows = batch.sampled_rows
-            logits = self._model.logits(hidden if len(rows) == len(hidden) else hidden[batch.sampled])
+            last = hidden if batch.sampled is None else hidden[batch.sampled]
+            logits = self._model.logits(last)[: len(rows)]
             drawn = self._sampler.draw(logits, plan.slots[rows], next_positions(plan, rows))
-            self._tables.last[torch.from_numpy(plan.slots[rows].astype("int64")).to(drawn.device)] = drawn
+            self._tables.last[batch.sampled_slots] = drawn
             if plan.asks:
                 result.scores = score_drawn(logits, drawn, plan.asks, rows)
         return Flight(plan, drawn, batch, result)
@@ -161,7 +166,7 @@ def _dtype(flag: str, raw: hf.HFConfig, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.float16 if dtype == torch.float32 else dtype
     # A CPU without arithmetic for a 16-bit type is several times slower in it than in float32.
-    if dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if dtype == torch.bfloat16 and bfloat16_arithmetic():
         return dtype
     return torch.float32
 

@@ -1,6 +1,5 @@
 """KV memory: how much there is, and where it lies."""
 
-import os
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor
 
 from sglang.base.config import ServerConfig
 from sglang.base.errors import ConfigError
+from sglang.layers.memory import free_bytes
 from sglang.models.spec import Decoder
 
 GIB = 2**30
@@ -20,7 +20,7 @@ ACTIVATION_TENSORS = 6  # of the widest kind, alive at once in a step
 
 @dataclass
 class Pool:
-    """keys, values: one [kv_heads, cells, head_dim] a layer; cell = page * page_size + offset."""
+    """keys, values: one [cells, kv_heads, head_dim] a layer; cell = page * page_size + offset."""
 
     keys: list[Tensor]
     values: list[Tensor]
@@ -44,10 +44,10 @@ def make_pool(
     room = _room(config, spec, chunk, device, dtype)
     if config.max_total_tokens is not None:
         tokens = config.max_total_tokens
-        if tokens * cell > _free(device):
+        if tokens * cell > free_bytes(device):
             raise ConfigError(
                 f"--max-total-tokens {tokens} needs {tokens * cell / GIB:.1f} GiB of KV memory; "
-                f"{_free(device) / GIB:.1f} GiB are free: at most {int(_free(device) // cell)} fit"
+                f"{free_bytes(device) / GIB:.1f} GiB are free: at most {int(free_bytes(device) // cell)} fit"
             )
     else:
         tokens = int(min(room // cell, slots_of(config, device) * context))
@@ -58,7 +58,7 @@ def make_pool(
             f"no memory is left for keys and values ({max(room, 0) / GIB:.2f} GiB, {cell} bytes a token); "
             f"raise --mem-fraction-static above {fraction:g}, or lower --chunked-prefill-size"
         )
-    shape = (spec.kv_heads, pages * config.page_size, spec.head_dim)
+    shape = (pages * config.page_size, spec.kv_heads, spec.head_dim)
     # Zeros, not empty: cell 0 pads gathered rows, and masking cannot hide a NaN that memory happens to hold.
     keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(spec.layers)]
     values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(spec.layers)]
@@ -69,31 +69,10 @@ def _room(config: ServerConfig, spec: Decoder, chunk: int, device: torch.device,
     """Bytes for keys and values."""
     fraction = config.mem_fraction_static
     if device.type == "cpu":
-        return min(_free(device) * (fraction or CPU_FRACTION), CPU_MOST if fraction is None else float("inf"))
+        return min(free_bytes(device) * (fraction or CPU_FRACTION), CPU_MOST if fraction is None else float("inf"))
     free, total = torch.cuda.mem_get_info(device)
     tokens = max(chunk, 512)
     widest = max(spec.inter, spec.hidden * 2, (spec.heads + 2 * spec.kv_heads) * spec.head_dim)
     activations = ACTIVATION_TENSORS * tokens * widest * dtype.itemsize
     logits = 3 * 4 * spec.vocab * slots_of(config, device)  # float32, with what sampling makes of them
     return free - total * (1 - (fraction or CUDA_FRACTION)) - activations - logits
-
-
-def _free(device: torch.device) -> float:
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    try:
-        with open("/proc/meminfo") as lines:
-            free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    return float(min(free, _cgroup_free()))
-
-
-def _cgroup_free() -> float:
-    """What a container's limit leaves; infinity outside one."""
-    try:
-        with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as used:
-            text = limit.read().strip()
-            return float("inf") if text == "max" else float(text) - float(used.read())
-    except (OSError, ValueError):
-        return float("inf")

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from sglang.models.families.llama import IGNORED, NAMES, llama
 from sglang.models.config import refuse
+from sglang.models.families.llama import IGNORED, NAMES, llama
 from sglang.models.spec import Decoder, HFConfig, family
 
 

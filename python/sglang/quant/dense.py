@@ -1,0 +1,152 @@
+"""Weights as they are: floating point, one value after another, or in oneDNN's blocked layout on CPUs.
+
+The blocked layout reads memory at nearly its full rate where `F.linear` reaches half, in bfloat16 and in float32, for
+one row and for hundreds, and takes activation, product and residual along. The operators are torch's private ones, so
+they are tried once and left alone where they are missing or differ.
+"""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sglang.quant.base import Act
+
+ACTS: dict[Act, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
+}
+# Our words -> the name and further arguments of oneDNN's epilogue.
+EPILOGUES: dict[Act, tuple[str, str]] = {"silu": ("swish", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}
+PACK_HINT = 4  # rows to optimise the layout for; oneDNN picks the same one for 1 to 16
+
+
+class Dense:
+    """parts: name -> rows, in order, fused into one weight [sum of rows, inputs]."""
+
+    def __init__(self, inputs: int, parts: dict[str, int], bias: bool, device: torch.device, dtype: torch.dtype):
+        rows = sum(parts.values())
+        self.inputs = inputs
+        self.dtype = dtype
+        self.weight = torch.empty(rows, inputs, device=device, dtype=dtype)
+        self._bias = torch.empty(rows, device=device, dtype=dtype) if bias else None
+        self._parts = parts
+        self._rows = rows
+        self._packed: Tensor | None = None
+        self._halves: tuple[Tensor, Tensor] | None = None  # packed apart: a gated product runs one into the other
+
+    def places(self, prefix: str) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        at = 0
+        for name, rows in self._parts.items():
+            found[f"{prefix}.{name}.weight"] = self.weight[at : at + rows]
+            if self._bias is not None:
+                found[f"{prefix}.{name}.bias"] = self._bias[at : at + rows]
+            at += rows
+        return found
+
+    def finish(self, gated: bool) -> None:
+        if self.weight.device.type != "cpu" or not packing_works(self.weight.dtype):
+            return
+        if gated:
+            half = self._rows // 2
+            self._halves = (_pack(self.weight[:half]), _pack(self.weight[half:]))
+        else:
+            self._packed = _pack(self.weight)
+        self.weight = torch.empty(0)  # not a slice: that would keep the memory
+
+    def multiply(self, x: Tensor) -> Tensor:
+        if self._packed is not None:
+            return torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
+        return F.linear(x, self.weight, self._bias)
+
+    def multiply_add(self, x: Tensor, other: Tensor) -> Tensor:
+        if self._packed is not None:
+            return torch.ops.mkldnn._linear_pointwise.binary(x, other, self._packed, self._bias, "add")
+        return F.linear(x, self.weight, self._bias).add_(other)
+
+    def multiply_gated(self, x: Tensor, act: Act) -> Tensor:
+        half = self._rows // 2
+        if self._halves is not None:
+            gate, up = self._halves
+            b, c = (None, None) if self._bias is None else (self._bias[:half], self._bias[half:])
+            name, kind = EPILOGUES[act]
+            opened = torch.ops.mkldnn._linear_pointwise(x, gate, b, name, [], kind)
+            return torch.ops.mkldnn._linear_pointwise.binary(x, opened, up, c, "mul")
+        both = F.linear(x, self.weight, self._bias)
+        return ACTS[act](both[:, :half]).mul_(both[:, half:])
+
+
+def _pack(weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight, PACK_HINT)
+
+
+@functools.cache
+def packing_works(dtype: torch.dtype) -> bool:
+    """Whether the packed products exist here and agree with F.linear."""
+    if dtype not in (torch.bfloat16, torch.float32):
+        return False
+    if dtype == torch.bfloat16 and not bfloat16_arithmetic():
+        return False
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 64, generator=generator).to(dtype)
+    w = torch.randn(96, 64, generator=generator).to(dtype)
+    b = torch.randn(96, generator=generator).to(dtype)
+    plain = F.linear(x, w, b)
+    try:
+        packed = _pack(w)
+        tried = [
+            (torch.ops.mkldnn._linear_pointwise(x, packed, b, "none", [], ""), plain),
+            (torch.ops.mkldnn._linear_pointwise.binary(x, plain, packed, b, "add"), plain + plain),
+            (torch.ops.mkldnn._linear_pointwise.binary(x, plain, packed, b, "mul"), plain * plain),
+        ]
+        for act, (name, kind) in EPILOGUES.items():
+            tried.append((torch.ops.mkldnn._linear_pointwise(x, packed, b, name, [], kind), ACTS[act](plain)))
+    except (RuntimeError, AttributeError, TypeError, NotImplementedError):
+        return False
+    bound = 0.02 if dtype == torch.bfloat16 else 1e-4  # bfloat16 keeps 8 bits
+    return all(torch.allclose(a.float(), p.float(), rtol=bound, atol=bound * 10) for a, p in tried)
+
+
+@functools.cache
+def bfloat16_arithmetic() -> bool:
+    """Whether this CPU multiplies bfloat16 itself rather than through float32."""
+    try:
+        probe: Any = torch.ops.mkldnn._is_mkldnn_bf16_supported
+        return bool(probe())
+    except (AttributeError, RuntimeError):
+        return False
+
+
+PADDED_TO = 6  # rows; no kernel seen here gains from more
+PROBE_BYTES = 64 * 2**20  # more than a last-level cache keeps
+
+
+@torch.inference_mode()
+def cheapest_rows(stores: list[Dense]) -> list[int]:
+    """How many rows to compute where n are asked for, n = 0 .. PADDED_TO: padding can be faster.
+
+    oneDNN's kernel for 5 or 6 rows hides latencies that the one for a single row waits out (Zen 4: 15 to 20 %).
+    stores: gated maps of one shape, several so that their weights come from memory.
+    """
+    same = list(range(PADDED_TO + 1))
+    if not stores or stores[0]._halves is None:
+        return same
+    first = stores[0]
+    stores = stores[: 1 + PROBE_BYTES // (first._rows * first.inputs * first.dtype.itemsize)]
+    rows = {n: torch.ones(n, first.inputs, dtype=first.dtype) for n in same[1:]}
+    cost = dict.fromkeys(rows, float("inf"))
+    for _ in range(4):
+        for n, x in rows.items():
+            began = time.perf_counter()
+            for store in stores:
+                store.multiply_gated(x, "silu")
+            cost[n] = min(cost[n], time.perf_counter() - began)
+    best = min(cost, key=cost.__getitem__)
+    # A few percent are noise, and rows that are not there cost elsewhere too.
+    return [0] + [best if n < best and cost[best] < 0.93 * cost[n] else n for n in same[1:]]

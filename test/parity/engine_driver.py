@@ -1,0 +1,98 @@
+"""Drives an Engine by hand: sequences in slots of their own, pages handed out by the test, no scheduler."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sglang.base.config import ServerConfig
+from sglang.base.plan import DRAWN, Ask, Plan, PromptAsk, Result, Seat
+from sglang.base.sampling import SamplingParams
+from sglang.engine.engine import Engine
+
+GREEDY = SamplingParams(temperature=0)
+
+
+def ints(values: Any) -> np.ndarray:
+    return np.array(values, np.int32)
+
+
+@dataclass
+class Row:
+    """One row of a step. tokens: known ones, or [DRAWN]."""
+
+    slot: int
+    start: int
+    tokens: list[int]
+    samples: bool = True
+    scores: PromptAsk | None = None
+    ask: Ask | None = None
+
+
+@dataclass
+class Driver:
+    """`table` remembers the pages of each slot; new ones come from `free`, in an order that leaves no neighbours."""
+
+    engine: Engine
+    scattered: bool = True
+    table: dict[int, list[int]] = field(default_factory=dict)
+    free: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        pages = list(range(self.engine.pages))
+        self.free = pages[1::2] + pages[0::2] if self.scattered else pages[::-1]
+
+    def seat(self, slot: int, first: int, sampling: SamplingParams = GREEDY, **more: Any) -> Seat:
+        return Seat(slot, sampling, first, **more)
+
+    def share(self, slot: int, other: int, pages: int) -> list[tuple[int, int, int]]:
+        """Give `slot` the first pages of another slot; table entries to plan."""
+        self.table[slot] = self.table[other][:pages]
+        return [(slot, i, page) for i, page in enumerate(self.table[slot])]
+
+    def step(self, rows: list[Row], seats: list[Seat] | None = None, shared: Any = ()) -> Result:
+        entries = list(shared)
+        for row in rows:
+            pages = self.table.setdefault(row.slot, [])
+            while len(pages) * self.engine.page_size < row.start + len(row.tokens):
+                entries.append((row.slot, len(pages), self.free[-1]))
+                pages.append(self.free.pop())
+        columns = list(zip(*entries, strict=True)) if entries else [(), (), ()]
+        plan = Plan(
+            step=0,
+            slots=ints([r.slot for r in rows]),
+            starts=ints([r.start for r in rows]),
+            counts=ints([len(r.tokens) for r in rows]),
+            samples=np.array([r.samples for r in rows], np.bool_),
+            tokens=ints([t for r in rows for t in r.tokens]),
+            table_slots=ints(columns[0]),
+            table_index=ints(columns[1]),
+            table_pages=ints(columns[2]),
+            seats=seats or [],
+            asks=[r.ask._replace(row=i) for i, r in enumerate(rows) if r.ask],
+            prompt_asks=[r.scores._replace(row=i) for i, r in enumerate(rows) if r.scores],
+        )
+        return self.engine.launch(plan).wait()
+
+    def generate(self, slot: int, prompt: list[int], n: int, sampling: SamplingParams = GREEDY) -> list[int]:
+        """`n` tokens after `prompt`, one step each."""
+        drawn = [int(self.step([Row(slot, 0, prompt)], [self.seat(slot, len(prompt), sampling)]).tokens[0])]
+        for i in range(n - 1):
+            drawn.append(int(self.step([Row(slot, len(prompt) + i, [DRAWN])]).tokens[0]))
+        return drawn
+
+
+def load(folder: Path, device: str = "cpu", **flags: Any) -> Engine:
+    settings: dict[str, Any] = {"dtype": "float32", "max_total_tokens": 2048, "max_running_requests": 8}
+    config = ServerConfig(model_path=str(folder), device=device, **{**settings, **flags})  # type: ignore[arg-type]
+    return Engine.load(config.resolve(), progress=False)
+
+
+def all_logprobs(engine: Engine, rows: list[Row], driver: Driver, seats: list[Seat] | None = None) -> torch.Tensor:
+    """Log-probabilities of the whole vocabulary after the last token of each row. Float32 [rows, vocab]."""
+    vocab = engine.ready.vocab_size
+    everything = tuple(range(vocab))
+    result = driver.step([Row(r.slot, r.start, r.tokens, True, None, Ask(0, 0, everything)) for r in rows], seats)
+    return torch.tensor([[value for _, value in result.scores[i].ids] for i in range(len(rows))])
