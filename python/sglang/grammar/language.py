@@ -1,0 +1,213 @@
+"""What a regular language is made of: sets of characters, sequences, alternatives, repeats; and two set operations.
+
+`regex.py` and `schema.py` write such trees, `automaton.py` turns them into automata, `to_regex` into text.
+A node may stand in many places of a tree; sharing is what keeps lists of optional properties small.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sglang.base.errors import FieldError
+
+Ranges = tuple[tuple[int, int], ...]  # code points, both ends included, ascending, not touching
+
+LAST = 0x10FFFF
+SURROGATES = (0xD800, 0xDFFF)
+
+
+# Nodes are compared by identity (eq=False): equal trees are found by whoever cares, cheaply, bottom up.
+@dataclass(frozen=True, eq=False, slots=True)
+class Chars:
+    """One character out of `ranges`."""
+
+    ranges: Ranges
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Text:
+    value: str
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Cat:
+    items: tuple["Node", ...]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Alt:
+    items: tuple["Node", ...]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Repeat:
+    item: "Node"
+    low: int
+    high: int | None  # None: without end
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Both:
+    """What is in `left` and in `right`."""
+
+    left: "Node"
+    right: "Node"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Without:
+    """What is in `left` but not in `right`."""
+
+    left: "Node"
+    right: "Node"
+
+
+Node = Chars | Text | Cat | Alt | Repeat | Both | Without
+
+EMPTY = Text("")
+NOTHING = Alt(())
+
+
+def chars(*spans: tuple[int, int] | str) -> Chars:
+    """chars("ab", (0x30, 0x39)): strings are taken character by character."""
+    pairs = [(ord(c), ord(c)) for s in spans if isinstance(s, str) for c in s]
+    return Chars(normal([*pairs, *(s for s in spans if not isinstance(s, str))]))
+
+
+def cat(*items: Node | str) -> Node:
+    nodes = [Text(i) if isinstance(i, str) else i for i in items]
+    nodes = [n for n in nodes if not (isinstance(n, Text) and not n.value)]
+    return nodes[0] if len(nodes) == 1 else Cat(tuple(nodes)) if nodes else EMPTY
+
+
+def alt(*items: Node | str) -> Node:
+    nodes = tuple(Text(i) if isinstance(i, str) else i for i in items)
+    return nodes[0] if len(nodes) == 1 else Alt(nodes)
+
+
+def optional(item: Node) -> Node:
+    return Repeat(item, 0, 1)
+
+
+def normal(pairs: Iterable[tuple[int, int]]) -> Ranges:
+    """Any pairs -> ascending ranges that neither overlap nor touch."""
+    merged: list[tuple[int, int]] = []
+    for low, high in sorted(p for p in pairs if p[0] <= p[1]):
+        if merged and low <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
+        else:
+            merged.append((low, high))
+    return tuple(merged)
+
+
+def inverse(ranges: Ranges) -> Ranges:
+    """All other code points, surrogates (which UTF-8 cannot say) left out."""
+    gaps: list[tuple[int, int]] = []
+    start = 0
+    for low, high in normal([*ranges, SURROGATES]):
+        gaps.append((start, low - 1))
+        start = high + 1
+    return normal([*gaps, (start, LAST)])
+
+
+def meet(a: Ranges, b: Ranges) -> Ranges:
+    """Code points in both."""
+    return normal((max(p[0], q[0]), min(p[1], q[1])) for p in a for q in b)
+
+
+ANY = Chars(inverse(()))
+
+
+_SPECIAL = frozenset(r"\.^$*+?{}[]|()")
+
+
+def to_regex(node: Node, field: str, limit: int) -> str:
+    """`node` as a pattern for Python's `re`. Raises FieldError where it has no such form, or one over `limit` characters."""
+    parts: list[str] = []
+    size = 0
+
+    def put(text: str) -> None:
+        nonlocal size
+        size += len(text)
+        if size > limit:
+            raise FieldError(field, f"{field} makes a regular expression of more than {limit} characters")
+        parts.append(text)
+
+    def write(node: Node, tight: bool) -> None:
+        """tight: the text must be one unit that a repeat may follow."""
+        match node:
+            case Text(value):
+                put(f"(?:{_quote(value)})" if tight and len(value) != 1 else _quote(value))
+            case Chars(ranges):
+                put(_char_class(ranges))
+            case Repeat(item, 0, 0):
+                put("(?:)")
+            case Repeat(item, low, high):
+                if tight:
+                    put("(?:")
+                write(item, True)
+                put(_count(low, high))
+                if tight:
+                    put(")")
+            case Cat(items):
+                if tight:
+                    put("(?:")
+                for item in items:
+                    write(item, isinstance(item, Alt))
+                if tight:
+                    put(")")
+            case Alt(()):
+                put("[^\\x00-\\U0010ffff]")
+            case Alt(items):
+                put("(?:" if tight else "(")
+                for i, item in enumerate(items):
+                    if i:
+                        put("|")
+                    write(item, False)
+                put(")")
+            case Both() | Without():
+                raise FieldError(field, f"{field} cannot be written as one regular expression; send it as json_schema")
+
+    write(node, False)
+    return "".join(parts)
+
+
+def _count(low: int, high: int | None) -> str:
+    if (low, high) == (0, None):
+        return "*"
+    if (low, high) == (1, None):
+        return "+"
+    if (low, high) == (0, 1):
+        return "?"
+    if low == high:
+        return f"{{{low}}}"
+    return f"{{{low},{'' if high is None else high}}}"
+
+
+def _quote(text: str) -> str:
+    return "".join(_point(ord(c), "") if ord(c) < 32 else "\\" + c if c in _SPECIAL else c for c in text)
+
+
+def _char_class(ranges: Ranges) -> str:
+    if len(ranges) == 1 and ranges[0][0] == ranges[0][1]:
+        return _point(ranges[0][0], "".join(_SPECIAL))
+    other = inverse(ranges)
+    if len(other) < len(ranges) and not any(meet(ranges, (SURROGATES,))):
+        return "[^" + _spans(other) + "]" if other else "[\\x00-\\U0010ffff]"
+    return "[" + _spans(ranges) + "]"
+
+
+def _spans(ranges: Ranges) -> str:
+    def span(low: int, high: int) -> str:
+        first, last = _point(low, "\\]^-["), _point(high, "\\]^-[")
+        return first if low == high else first + last if high == low + 1 else f"{first}-{last}"
+
+    return "".join(span(*r) for r in ranges)
+
+
+def _point(code: int, special: str) -> str:
+    if 32 <= code < 127:
+        return ("\\" if chr(code) in special else "") + chr(code)
+    names = {9: "\\t", 10: "\\n", 13: "\\r"}
+    if code in names:
+        return names[code]
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

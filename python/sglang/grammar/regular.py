@@ -1,0 +1,132 @@
+"""Automata meet vocabularies: masks by state, made when a state is first visited."""
+
+import threading
+from collections import OrderedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sglang.base.errors import FieldError
+from sglang.grammar.automaton import DEAD, Automaton
+from sglang.grammar.rules import Illegal, Words
+from sglang.grammar.vocab import Vocabulary
+
+MASK_BYTES = 64 << 20  # of one constraint's masks kept; the oldest go first
+GAP_STEPS = 20_000_000  # states x tokens looked at for gaps of a vocabulary that lacks single bytes
+
+
+class RegularCompiled:
+    """A regular language over a vocabulary. `automaton` and `vocabulary` are all a device needs (see `Columns`).
+
+    `alive`: states from which the vocabulary can spell an accepted text; None where that is all of them, which every
+    vocabulary with a token for each byte has.
+    Raises FieldError(field) where it can spell none at all.
+    """
+
+    def __init__(self, automaton: Automaton, vocabulary: Vocabulary, field: str = "regex"):
+        self.automaton = automaton
+        self.vocabulary = vocabulary
+        self.alive = _alive(automaton, vocabulary, field)
+        self._masks: OrderedDict[int, Words] = OrderedDict()
+        self._kept = max(16, MASK_BYTES // (4 * vocabulary.words))
+        self._lock = threading.Lock()
+
+    def cursor(self) -> "RegularCursor":
+        return RegularCursor(self, 0)
+
+    def mask(self, state: int) -> Words:
+        """The mask of a state, shared and read-only."""
+        with self._lock:
+            known = self._masks.get(state)
+            if known is not None:
+                self._masks.move_to_end(state)
+                return known
+        vocabulary = self.vocabulary
+        if self.alive is None:
+            allowed = vocabulary.allowed(self.automaton.table, state)
+        else:
+            allowed = np.zeros(vocabulary.size, bool)
+            tokens, targets = vocabulary.reached(self.automaton.table, state)
+            allowed[tokens[self.alive[targets]]] = True
+        made = vocabulary.pack(allowed)
+        if self.automaton.accepts[state]:
+            made |= vocabulary.eos_words
+        made.flags.writeable = False
+        with self._lock:
+            self._masks[state] = made
+            if len(self._masks) > self._kept:
+                self._masks.popitem(last=False)
+        return made
+
+
+def _alive(automaton: Automaton, vocabulary: Vocabulary, field: str) -> NDArray[np.bool_] | None:
+    used = (automaton.table >= 0).any(0)
+    if not (used & ~vocabulary.single).any():
+        return None
+    if automaton.states * len(vocabulary.bytes) > GAP_STEPS:
+        raise FieldError(field, f"{field} is too large for a vocabulary that has no token for some of its bytes")
+    targets = []
+    for state in range(automaton.states):
+        targets.append(np.unique(vocabulary.reached(automaton.table, state)[1]))
+    alive = automaton.accepts.copy()
+    while True:
+        more = np.array([a or bool(alive[t].any()) for a, t in zip(alive, targets, strict=True)])
+        if (more == alive).all():
+            break
+        alive = more
+    if not alive[0]:
+        raise FieldError(field, f"{field}: the model's vocabulary cannot spell any text that matches")
+    return alive
+
+
+class RegularCursor:
+    """`state` is all there is to it: a device may hold it instead. ENDED after an end-of-sequence token."""
+
+    ENDED = -2
+    __slots__ = ("compiled", "state")
+
+    def __init__(self, compiled: RegularCompiled, state: int):
+        self.compiled = compiled
+        self.state = state
+
+    def mask(self, row: Words | None = None) -> Words:
+        made = self.compiled.mask(self.state) if self.state >= 0 else self.compiled.vocabulary.eos_words
+        if row is None:
+            return made
+        row[: len(made)] = made
+        return row
+
+    def advance(self, token: int) -> None:
+        vocabulary = self.compiled.vocabulary
+        if token in vocabulary.eos_ids and (self.state < 0 or self.accepting):
+            self.state = self.ENDED
+            return
+        data = vocabulary.bytes[token] if 0 <= token < len(vocabulary.bytes) else b""
+        state = self.compiled.automaton.walk(self.state, data) if data else DEAD
+        alive = self.compiled.alive
+        if state < 0 or (alive is not None and not alive[state]):
+            raise Illegal(f"token {token} ({data!r}) is not allowed in state {self.state}")
+        self.state = state
+
+    def feed(self, text: bytes) -> None:
+        state = self.compiled.automaton.walk(self.state, text)
+        if state < 0:
+            raise Illegal(f"{text!r} is not allowed in state {self.state}")
+        self.state = state
+
+    def forced(self) -> bytes:
+        return self.compiled.automaton.forced(self.state) if self.state >= 0 else b""
+
+    def follows(self, text: bytes) -> bool:
+        return self.compiled.automaton.walk(self.state, text) >= 0
+
+    def fork(self) -> "RegularCursor":
+        return RegularCursor(self.compiled, self.state)
+
+    @property
+    def accepting(self) -> bool:
+        return self.state < 0 or bool(self.compiled.automaton.accepts[self.state])
+
+    @property
+    def finished(self) -> bool:
+        return self.state < 0 or (self.accepting and not bool((self.compiled.automaton.table[self.state] >= 0).any()))
