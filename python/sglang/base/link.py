@@ -17,20 +17,19 @@ from sglang.base.messages import FromWorker, ToWorker
 
 In = TypeVar("In")
 Out = TypeVar("Out")
-In_co = TypeVar("In_co", covariant=True)
 Out_contra = TypeVar("Out_contra", contravariant=True)
 
 
-class Link(Protocol[In_co, Out_contra]):
+class Link(Protocol[In, Out_contra]):
     def send(self, message: Out_contra) -> None:
         """Queue `message` for the other side. Never blocks."""
         ...
 
-    def receive(self, timeout_s: float | None = 0.0) -> list[In_co]:
+    def receive(self, timeout_s: float | None = 0.0) -> list[In]:
         """All messages that have arrived, oldest first; waits up to `timeout_s` for the first (None: for ever)."""
         ...
 
-    async def receive_async(self) -> list[In_co]:
+    async def receive_async(self) -> list[In]:
         """As `receive(None)`, for the event loop it is called from."""
         ...
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import tokenizers
 from tokenizers.processors import TemplateProcessing
 
-from sglang.base.errors import ConfigError
+from sglang.base.errors import ConfigError, FieldError
 from sglang.text.pieces import Pieces, decoder_of, is_local
 
 
@@ -45,7 +45,10 @@ class FastEngine:
         self.pieces = Pieces(decoder, decode) if is_local(decoder) else None
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        return self._fast.encode(text, add_special_tokens=add_special_tokens).ids
+        try:
+            return self._fast.encode(text, add_special_tokens=add_special_tokens).ids
+        except TypeError:  # the library's word for half a surrogate pair, which Python strings can hold
+            raise FieldError("prompt", "the text is not valid Unicode: it cannot be written as UTF-8") from None
 
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
         return [e.ids for e in self._fast.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)]

@@ -98,7 +98,7 @@ class FileTemplate:
             raise refuse("must be a JSON object")
         if missing := [key for key in self.REQUIRED if key not in record]:
             raise refuse(f"lacks {', '.join(missing)}")
-        for key in ("name", "system", "user", "assistant", "system_message", "sep", "sep2"):
+        for key in ("name", "system", "user", "assistant", "system_message", "sep", "sep2", "sep_style"):
             if not isinstance(record.get(key, ""), str):
                 raise refuse(f"{key} must be a string")
         stop = record["stop_str"] if isinstance(record["stop_str"], list) else [record["stop_str"] or ""]
