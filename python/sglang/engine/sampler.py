@@ -1,22 +1,24 @@
 """Logits -> tokens, vectorised over the rows of a step.
 
-Order: logits + bias, penalties, minimum length -> / temperature -> softmax -> top-k, top-p and min-p, all measured on
-that one distribution -> renormalise -> draw. Greedy rows take the argmax before the temperature.
+Order: logits / temperature -> + bias, penalties, minimum length -> softmax -> top-k, top-p and min-p, all measured on
+that one distribution -> renormalise -> draw. Greedy rows skip the temperature and take the argmax.
 
 Randomness is counter-based: token number i of a sequence is drawn with u = hash(seed, i), so it depends on logits, seed
 and i alone, never on the other rows, a retraction or the device.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sglang.base.messages import Score
 from sglang.base.plan import Ask, Plan, Seat
 
-CANDIDATES = 256  # most likely tokens looked at before a whole vocabulary is sorted
+CANDIDATES = 256  # most likely tokens looked at before a row's whole vocabulary is
+BLOCK = 256  # tokens summed at once where a cumulative sum over the vocabulary is inverted
 SCORE_BLOCK = 64  # positions whose logits are made at a time for prompt scores
 
 
@@ -30,12 +32,37 @@ def uniform(seeds: np.ndarray, index: np.ndarray) -> np.ndarray:
     return (z >> np.uint64(11)) * 2.0**-53
 
 
-@dataclass
-class _Penalties:
-    """Of one slot. counts: float32 [vocab] of generated tokens; seen: bool [vocab], the prompt's tokens too."""
+class _Ledger:
+    """What penalised sequences have seen. A line per slot that needs one; lines are reused."""
 
-    counts: Tensor
-    seen: Tensor
+    def __init__(self, vocab: int, device: torch.device):
+        self.counts = torch.zeros(0, vocab, device=device)  # float32, of generated tokens
+        self.seen = torch.zeros(0, vocab, dtype=torch.bool, device=device)  # the prompt's tokens too
+        self.lines: dict[int, int] = {}  # slot -> line
+        self._free: list[int] = []
+
+    def open(self, seat: Seat) -> None:
+        if seat.slot not in self.lines:
+            if not self._free:
+                self._free = list(range(len(self.counts), 2 * len(self.counts) + 4))
+                more = (0, 0, 0, len(self._free))
+                self.counts, self.seen = F.pad(self.counts, more), F.pad(self.seen, more)
+            self.lines[seat.slot] = self._free.pop()
+        line = self.lines[seat.slot]
+        device = self.counts.device
+        drawn = torch.tensor(seat.drawn, dtype=torch.int64, device=device)
+        self.counts[line] = torch.bincount(drawn, minlength=self.counts.shape[1]).float()
+        self.seen[line] = self.counts[line] > 0
+        self.seen[line, torch.tensor(seat.prompt, dtype=torch.int64, device=device)] = True
+
+    def close(self, slot: int) -> None:
+        line = self.lines.pop(slot, None)
+        if line is not None:
+            self._free.append(line)
+
+    def add(self, lines: Tensor, tokens: Tensor) -> None:
+        self.counts[lines, tokens] += 1  # a slot has one row in a step: no line twice
+        self.seen[lines, tokens] = True
 
 
 class Sampler:
@@ -47,51 +74,51 @@ class Sampler:
         self._device = device
         self._seats: list[Seat | None] = [None] * slots
         self._plain = np.ones(slots, np.bool_)  # greedy, and nothing touches its logits
-        self._penalties: dict[int, _Penalties] = {}
-        self._bias: dict[int, tuple[Tensor, Tensor]] = {}
+        self._ledger = _Ledger(vocab, device)
+        self._bias: dict[int, tuple[Tensor, Tensor]] = {}  # slot -> ids, values
+        self._ends: dict[int, Tensor] = {}  # slot -> ids kept back until the minimum length
 
     def seat(self, seat: Seat) -> None:
         """A sequence took the slot, or its parameters changed."""
         p, slot = seat.sampling, seat.slot
         self._seats[slot] = seat
         self._plain[slot] = p.greedy and not (p.penalised or p.logit_bias or p.min_new_tokens)
-        self._penalties.pop(slot, None)
         self._bias.pop(slot, None)
+        self._ends.pop(slot, None)
+        self._ledger.close(slot)
         if p.logit_bias:
-            ids = torch.tensor(list(p.logit_bias), device=self._device)
-            self._bias[slot] = (ids, torch.tensor(list(p.logit_bias.values()), device=self._device))
+            ids = [i for i in p.logit_bias if i < self._vocab]
+            self._bias[slot] = (self._ids(ids), self._column(p.logit_bias[i] for i in ids)[:, 0])
+        if p.min_new_tokens:
+            self._ends[slot] = self._ids(sorted({i for i in (*self._eos, *p.stop_token_ids) if i < self._vocab}))
         if p.penalised:
-            counts = torch.zeros(self._vocab, device=self._device)
-            drawn = torch.tensor(seat.drawn, dtype=torch.int64, device=self._device)
-            counts.index_add_(0, drawn, torch.ones(len(seat.drawn), device=self._device))
-            seen = counts > 0
-            seen[torch.tensor(seat.prompt, dtype=torch.int64, device=self._device)] = True
-            self._penalties[slot] = _Penalties(counts, seen)
+            self._ledger.open(seat)
 
     def draw(self, logits: Tensor, slots: np.ndarray, positions: np.ndarray) -> Tensor:
         """One token per row.
 
         logits: float32 [S, vocab], left as they are; slots, positions (of the tokens to draw): [S].
-        Returns int64 [S]. A row whose logits are not finite draws token 0 of what is left of it, never fails.
+        Returns int64 [S]. A random row without a single finite logit, or with a NaN, draws token 0; a greedy one some
+        token of the vocabulary. No row fails, and none harms another.
         """
         if self._plain[slots].all():
             return logits.argmax(-1)
         seats = [self._seat(slot) for slot in slots.tolist()]
         numbers = [position - seat.first for position, seat in zip(positions.tolist(), seats, strict=True)]
-        if any(self._touches(seat, n) for seat, n in zip(seats, numbers, strict=True)):
-            logits = logits.clone()
-            for row, (seat, n) in enumerate(zip(seats, numbers, strict=True)):
-                self._touch(logits[row], seat, n)
-        tokens = logits.argmax(-1)
+        logits = logits / self._column(1.0 if s.sampling.greedy else s.sampling.temperature for s in seats)
+        self._touch(logits, seats, numbers)
         random = [row for row, seat in enumerate(seats) if not seat.sampling.greedy]
-        if random:
-            rows = logits if len(random) == len(seats) else logits[random]
-            tokens[random] = self._draw_random(rows, [seats[r] for r in random], [numbers[r] for r in random])
-        for row, seat in enumerate(seats):
-            state = self._penalties.get(seat.slot)
-            if state is not None:
-                state.counts[tokens[row]] += 1
-                state.seen[tokens[row]] = True
+        if len(random) == len(seats):
+            tokens = self._draw_random(logits, seats, numbers)
+        else:
+            tokens = logits.argmax(-1)
+            if random:
+                some = self._ids(random)
+                tokens[some] = self._draw_random(logits[some], [seats[r] for r in random], [numbers[r] for r in random])
+        lined = [row for row, seat in enumerate(seats) if seat.slot in self._ledger.lines]
+        if lined:
+            lines = self._ids(self._ledger.lines[seats[row].slot] for row in lined)
+            self._ledger.add(lines, tokens[self._ids(lined)])
         return tokens
 
     def _seat(self, slot: int) -> Seat:
@@ -99,55 +126,112 @@ class Sampler:
         assert seat is not None, f"nobody sits in slot {slot}"
         return seat
 
-    def _touches(self, seat: Seat, number: int) -> bool:
-        return seat.slot in self._bias or seat.slot in self._penalties or number < seat.sampling.min_new_tokens
+    def _ids(self, values: Iterable[int]) -> Tensor:
+        return torch.tensor(list(values), dtype=torch.int64, device=self._device)
 
-    def _touch(self, logits: Tensor, seat: Seat, number: int) -> None:
-        """Bias, penalties and minimum length, in place. logits: [vocab]."""
-        p, slot = seat.sampling, seat.slot
-        if slot in self._bias:
-            ids, values = self._bias[slot]
-            logits.index_add_(0, ids, values)
-        if slot in self._penalties:
-            state = self._penalties[slot]
-            if p.repetition_penalty != 1:  # arXiv 1909.05858: towards zero for positive logits, away for negative
-                r = p.repetition_penalty
-                torch.where(state.seen, torch.where(logits > 0, logits / r, logits * r), logits, out=logits)
-            logits -= p.frequency_penalty * state.counts + p.presence_penalty * (state.counts > 0)
-        if number < p.min_new_tokens:
-            logits[list({*self._eos, *p.stop_token_ids})] = -torch.inf
+    def _column(self, values: Iterable[float]) -> Tensor:
+        return torch.tensor([float(v) for v in values], dtype=torch.float32, device=self._device)[:, None]
+
+    def _touch(self, logits: Tensor, seats: list[Seat], numbers: list[int]) -> None:
+        """Bias, penalties and minimum length, in place."""
+        biased = [(row, *self._bias[s.slot]) for row, s in enumerate(seats) if s.slot in self._bias]
+        if biased:
+            rows = self._ids(row for row, ids, _ in biased for _ in range(len(ids)))
+            ids, values = torch.cat([ids for _, ids, _ in biased]), torch.cat([v for _, _, v in biased])
+            logits.index_put_((rows, ids), values, accumulate=True)
+        lined = [row for row, seat in enumerate(seats) if seat.slot in self._ledger.lines]
+        if lined:
+            rows = self._ids(lined)
+            lines = self._ids(self._ledger.lines[seats[row].slot] for row in lined)
+            params = [seats[row].sampling for row in lined]
+            counts, x = self._ledger.counts[lines], logits[rows]
+            # arXiv 1909.05858: towards zero for positive logits, away from it for negative ones
+            r = self._column(p.repetition_penalty for p in params)
+            x = torch.where(self._ledger.seen[lines], torch.where(x > 0, x / r, x * r), x)
+            x -= self._column(p.frequency_penalty for p in params) * counts
+            x -= self._column(p.presence_penalty for p in params) * (counts > 0)
+            logits[rows] = x
+        short = [
+            (row, self._ends[s.slot])
+            for row, (s, n) in enumerate(zip(seats, numbers, strict=True))
+            if n < s.sampling.min_new_tokens
+        ]
+        if short:
+            rows = self._ids(row for row, ids in short for _ in range(len(ids)))
+            logits[rows, torch.cat([ids for _, ids in short])] = -torch.inf
 
     def _draw_random(self, logits: Tensor, seats: list[Seat], numbers: list[int]) -> Tensor:
-        """logits: [n, vocab] of rows that are not greedy."""
+        """logits: [n, vocab] of rows that are not greedy, divided by their temperatures."""
         params = [seat.sampling for seat in seats]
         seeds = np.array([p.seed or 0 for p in params], np.uint64)
-        u = torch.from_numpy(uniform(seeds, np.array(numbers, np.uint64))).to(self._device, torch.float32)[:, None]
-        temperature = torch.tensor([[p.temperature] for p in params], device=self._device)
-        probs = torch.nan_to_num(torch.softmax(logits / temperature, -1))
+        u = torch.from_numpy(uniform(seeds, np.array(numbers, np.uint64))).to(self._device)[:, None]
+        probs = torch.nan_to_num(torch.softmax(logits, -1))
         if all(p.top_k == -1 and p.top_p == 1 and p.min_p == 0 for p in params):
-            return _inverse(probs, u)
-        top_k = torch.tensor([[p.top_k if p.top_k > 0 else self._vocab] for p in params], device=self._device)
-        top_p = torch.tensor([[p.top_p] for p in params], device=self._device)
-        min_p = torch.tensor([[p.min_p] for p in params], device=self._device)
+            return invert(probs, u)
+        top_k = self._column(p.top_k if p.top_k > 0 else self._vocab for p in params)
+        top_p = self._column(p.top_p for p in params)
+        min_p = self._column(p.min_p for p in params)
         size = min(CANDIDATES, self._vocab)
-        while True:
-            best, ids = probs.topk(size, -1)
-            before = best.cumsum(-1) - best  # probability of everything likelier
-            rank = torch.arange(size, device=self._device)
-            kept = (rank < top_k) & (before < top_p) & (best >= min_p * best[:, :1])
-            if size == self._vocab or not bool(kept[:, -1].any()):
-                break
-            size = self._vocab  # some row keeps more than the candidates
-        return ids.gather(-1, _inverse(best * kept, u)[:, None])[:, 0]
+        best, ids = probs.topk(size, -1)
+        likelier = best.cumsum(-1, dtype=torch.float64) - best  # probability of everything before it
+        rank = torch.arange(size, device=self._device)
+        kept = (rank < top_k) & (likelier < top_p) & (best >= min_p * best[:, :1])
+        tokens = ids.gather(-1, invert(best * kept, u)[:, None])[:, 0]
+        if size < self._vocab:
+            # Whether a row goes this way depends on nothing but the row, so its token does neither.
+            wide = kept[:, -1].nonzero()[:, 0]
+            if len(wide):
+                floor = torch.maximum(_nucleus(probs[wide], top_p[wide]), min_p[wide] * best[wide, :1])
+                limited = top_k[wide] < self._vocab
+                if bool(limited.any()):
+                    k = int(top_k[wide][limited].max())
+                    ranked = probs[wide].topk(k, -1).values
+                    last = ranked.gather(-1, top_k[wide].long().clamp_max(k) - 1)
+                    floor = torch.where(limited, torch.maximum(floor, last), floor)
+                tokens[wide] = invert(probs[wide] * (probs[wide] >= floor), u[wide])
+        return tokens
 
 
-def _inverse(weights: Tensor, u: Tensor) -> Tensor:
-    """Inverse of the cumulative distribution. weights: [n, m] >= 0, u: [n, 1] in [0, 1). Returns int64 [n]."""
-    cumulative = weights.cumsum(-1, dtype=torch.float64)
-    drawn = torch.searchsorted(cumulative, (u.double() * cumulative[:, -1:]), right=True)[:, 0]
-    # Rounding may point past the end, or at a token without weight there: take the last that has some.
-    last = (weights > 0).int().cumsum(-1).argmax(-1)
-    return torch.minimum(drawn, last)
+def _nucleus(probs: Tensor, top_p: Tensor) -> Tensor:
+    """The largest probability such that all tokens of at least that much together reach `top_p`.
+
+    probs: float32 [n, vocab] >= 0; top_p: [n, 1]. Floats of one sign order like their bits, so 30 halvings find it
+    exactly; sorting a vocabulary takes ten times as long. Tokens of equal probability stay or go together.
+    """
+    low = torch.zeros(len(probs), 1, dtype=torch.int32, device=probs.device)  # bits that are small enough
+    high = torch.full_like(low, 0x3F800001)  # just above 1.0: too large
+    for _ in range(30):  # log2 of the distance
+        middle = low + (high - low) // 2
+        mass = (probs * (probs >= middle.view(torch.float32))).sum(-1, keepdim=True)
+        enough = mass >= top_p
+        low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
+    return low.view(torch.float32)
+
+
+def invert(weights: Tensor, u: Tensor) -> Tensor:
+    """The first index at which the cumulative sum of weights exceeds u times their sum.
+
+    weights: float32 [n, m] >= 0; u: float64 [n, 1] in [0, 1). Returns int64 [n]: 0 where all weights are 0.
+    """
+    n, m = weights.shape
+    if m <= 2 * BLOCK:
+        cumulative = weights.cumsum(-1, dtype=torch.float64)
+        return _beyond(cumulative, u * cumulative[:, -1:])[:, 0]
+    blocks = F.pad(weights, (0, -m % BLOCK)).view(n, -1, BLOCK)
+    sums = blocks.sum(-1).cumsum(-1, dtype=torch.float64)
+    target = u * sums[:, -1:]
+    block = _beyond(sums, target)
+    before = F.pad(sums, (1, 0)).gather(-1, block)
+    inside = blocks.gather(1, block[:, :, None].expand(-1, -1, BLOCK))[:, 0].cumsum(-1, dtype=torch.float64)
+    return (block * BLOCK + _beyond(inside, target - before))[:, 0]
+
+
+def _beyond(cumulative: Tensor, target: Tensor) -> Tensor:
+    """First index whose cumulative sum exceeds `target`. [n, m], [n, 1] -> [n, 1]"""
+    total = cumulative[:, -1:]
+    # Below the total whatever rounding did: then the index exists, and has weight of its own.
+    target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total))).clamp_min_(0)
+    return torch.searchsorted(cumulative, target, right=True) * (total > 0)
 
 
 def score_drawn(logits: Tensor, tokens: Tensor, asks: list[Ask], rows: np.ndarray) -> dict[int, Score]:
