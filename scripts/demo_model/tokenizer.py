@@ -7,7 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-from data import END, START, STOP, corpus
+from data import corpus
+from forms import BREAK, END, START, STOP
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 VOCAB = 4096
@@ -36,7 +37,7 @@ def train(folder: Path) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(corpus(1, 6_000_000), trainer)
+    tokenizer.train_from_iterator((text.replace(BREAK, "") for text in corpus(1, 12_000_000)), trainer)
     assert tokenizer.get_vocab_size() <= VOCAB
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))

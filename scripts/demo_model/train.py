@@ -1,6 +1,6 @@
 """Train the demo model: a Llama of seven million parameters, minutes on one H100 or H200.
 
-    python scripts/demo_model/train.py --out python/sglang/assets/demo --minutes 6
+    python scripts/demo_model/train.py --out python/sglang/assets/demo --minutes 4
     python scripts/demo_model/train.py --out /tmp/try --minutes 0.5 --chars 2000000 --batch 4    # a CPU smoke test
 
 Writes a Hugging Face folder. The learning rate falls to zero by the end of the given minutes, and the model is saved
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent))
 import tokenizer as tokenizers
 from data import corpus
+from forms import BREAK
 from tokenizers import Tokenizer
 
 CONFIG = {
@@ -35,6 +36,7 @@ CONFIG = {
     "torch_dtype": "bfloat16", "bos_token_id": None, "eos_token_id": [2, 0], "pad_token_id": 0, "use_cache": True,
 }  # fmt: skip
 LENGTH = 2048
+FIRST = 1 << 15  # beyond every token id
 
 
 class Block(nn.Module):
@@ -108,29 +110,40 @@ def save(model: Llama, folder: Path) -> None:
     plain = {n: t.detach().to("cpu", torch.bfloat16).contiguous() for n, t in tensors.items()}
     save_file(plain, str(folder / "model.safetensors"), metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(CONFIG, indent=1) + "\n")
-    generation = {"eos_token_id": [2, 0], "pad_token_id": 0, "do_sample": False}
+    generation = {"eos_token_id": [2, 0], "pad_token_id": 0}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n")
 
 
 def encode(job: tuple[str, int, int]) -> np.ndarray:
-    """One worker's part of the corpus as token ids."""
+    """One worker's part of the corpus as token ids; the top bit marks where a document begins."""
     path, seed, chars = job
-    encoded = Tokenizer.from_file(path).encode_batch(corpus(seed, chars))
-    return np.concatenate([np.array(e.ids, np.uint16) for e in encoded])
+    texts = corpus(seed, chars)
+    pieces = [(piece, at) for text in texts for at, piece in enumerate(text.split(BREAK))]
+    encoded = Tokenizer.from_file(path).encode_batch([piece for piece, _ in pieces])
+    parts = []
+    for (_, at), e in zip(pieces, encoded, strict=True):
+        ids = np.array(e.ids, np.uint16)
+        if at == 0:
+            ids[0] |= FIRST
+        parts.append(ids)
+    return np.concatenate(parts)
 
 
-def tokens_of(folder: Path, chars: int) -> Tensor:
+def tokens_of(folder: Path, chars: int) -> tuple[Tensor, Tensor]:
+    """The corpus as token ids, and where its documents begin."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parts = min(os.cpu_count() or 1, 16)
     jobs = [(str(folder / "tokenizer.json"), 100 + i, chars // parts // 4) for i in range(parts * 4)]
     with ProcessPoolExecutor(parts) as pool:
-        return torch.from_numpy(np.concatenate(list(pool.map(encode, jobs))).astype(np.int32))
+        stream = np.concatenate(list(pool.map(encode, jobs)))
+    starts = np.flatnonzero(stream & FIRST)
+    return torch.from_numpy((stream & ~np.uint16(FIRST)).astype(np.int32)), torch.from_numpy(starts)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=6)
+    parser.add_argument("--minutes", type=float, default=4)
     parser.add_argument("--chars", type=int, default=400_000_000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=3e-3)
@@ -141,7 +154,8 @@ def main() -> None:
     began = time.monotonic()
     tokenizers.train(args.out)
     print(f"tokenizer {time.monotonic() - began:.1f} s", flush=True)
-    data = tokens_of(args.out, args.chars).to(device)
+    data, firsts = (t.to(device) for t in tokens_of(args.out, args.chars))
+    firsts = firsts[firsts < len(data) - LENGTH]
     print(f"{len(data) / 1e6:.1f} M tokens {time.monotonic() - began:.1f} s", flush=True)
     model = Llama(CONFIG).to(device)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
@@ -153,7 +167,8 @@ def main() -> None:
     window = torch.arange(LENGTH + 1, device=device)
 
     def step() -> Tensor:
-        starts = torch.randint(0, len(data) - LENGTH - 1, (args.batch, 1), device=device)
+        # A window begins with a document, as a prompt does; the documents after it teach long contexts.
+        starts = firsts[torch.randint(0, len(firsts), (args.batch, 1), device=device)]
         with torch.autocast(device, torch.bfloat16):
             loss = run(data[starts + window].long())
         loss.backward()
