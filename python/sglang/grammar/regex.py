@@ -135,7 +135,10 @@ class _Reader:
             elif kind is op.RANGE:
                 pairs.append(value)
         folded = _folded(normal(pairs), flags, wide=negated)
-        categories = [_category(v, negated, flags) for k, v in items[negated:] if k is op.CATEGORY]
+        names = {v for k, v in items[negated:] if k is op.CATEGORY}
+        categories = [_category(name, negated, flags) for name in names]
+        if any(_OPPOSITE.get(name) in names for name in names):
+            categories.append(ANY.ranges)  # [\s\S]: everything, whatever the two mean
         ranges = normal([*folded, *(r for c in categories for r in c)])
         return Chars(inverse(ranges) if negated else meet(ranges, inverse(())))
 

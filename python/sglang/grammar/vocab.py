@@ -38,6 +38,7 @@ class Run(NamedTuple):
     high: np.uint64  # 64-127
     wide: bool  # all other characters too
     length: int
+    ends: bool  # none of these characters goes on after `length`
 
 
 class Vocabulary:
@@ -107,9 +108,10 @@ class Vocabulary:
             if run.length:
                 lows, highs, narrow, wide = self._texts
                 strange = (lows[rows] & ~run.low) | (highs[rows] & ~run.high)
-                plain = (strange == 0) & ((wide if run.wide else narrow)[rows] <= run.length)
-                found[self._ids[rows[plain]]] = True
-                rows = rows[~plain]
+                lengths = (wide if run.wide else narrow)[rows]
+                known = (strange == 0) & (lengths < NEVER if run.ends else lengths <= run.length)
+                found[self._ids[rows[known & (lengths <= run.length)]]] = True
+                rows = rows[~known]
         for ended, _ in self._walk(table, state, rows):
             found[self._ids[ended]] = True
         return found
@@ -211,7 +213,8 @@ def _run(table: Table, state: int) -> Run:
             break
         state = target
     low, high = np.packbits(inside, bitorder="little").view("<u8")
-    return Run(low, high, wide, length)
+    ends = not (table[state, :128][inside] >= 0).any() and not (wide and (table[state, 128:] >= 0).any())
+    return Run(low, high, wide, length, ends)
 
 
 # Lead bytes of UTF-8 and the continuation bytes that may follow them, by the number that follow after that.
