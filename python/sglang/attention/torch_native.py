@@ -82,10 +82,12 @@ class TorchAttention:
             return out[0].transpose(0, 1)
         # [batch, kv_heads, (heads / kv_heads) * count, head_dim]: a KV head's queries, head by head
         shared = s.heads // s.kv_heads
-        grouped = q.view(group.batch, group.count, s.kv_heads, shared, s.head_dim).permute(0, 2, 3, 1, 4)
-        grouped = grouped.reshape(group.batch, s.kv_heads, shared * group.count, s.head_dim)
         mask = group.mask
-        if group.count > 1:
+        if group.count == 1:
+            grouped = q.view(group.batch, s.kv_heads, shared, s.head_dim)
+        else:
+            grouped = q.view(group.batch, group.count, s.kv_heads, shared, s.head_dim).permute(0, 2, 3, 1, 4)
+            grouped = grouped.reshape(group.batch, s.kv_heads, shared * group.count, s.head_dim)
             if mask is None:
                 mask = torch.ones(group.count, group.length, dtype=torch.bool, device=q.device).tril()[None, None]
             mask = mask.repeat(1, 1, shared, 1)

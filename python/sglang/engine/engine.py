@@ -155,6 +155,8 @@ def _family(raw: hf.HFConfig) -> tuple[Family, Decoder]:
                 return FAMILIES[name], FAMILIES[name].build(raw)
             except KeyError as error:
                 raise ConfigError(f"config.json: {error} is missing ({name} needs it)") from None
+            except (TypeError, AttributeError, ZeroDivisionError) as error:
+                raise ConfigError(f"config.json: a value has the wrong type for {name} ({error})") from None
     raise ConfigError(f"Unsupported architectures: {names}. Supported list: {sorted(FAMILIES)}")
 
 

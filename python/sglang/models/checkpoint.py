@@ -18,6 +18,7 @@ from sglang.base.errors import ConfigError
 from sglang.models.decoder import Model
 from sglang.models.spec import Family, Names
 
+PLAIN = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
 
 
@@ -65,7 +66,7 @@ def load(model: Model, family: Family, folder: Path, load_format: str, progress:
         source[place] = file
     if unexpected:
         raise ConfigError(f"{folder}: {len(unexpected)} unexpected tensors: {_some(unexpected)}")
-    if missing := [place for place in places if place not in source]:
+    if missing := [name_of(place, family.names) for place in places if place not in source]:
         raise ConfigError(f"{folder}: {len(missing)} tensors are missing: {_some(missing)}")
     total = sum(t.numel() * t.element_size() for t in places.values())
     with tqdm(total=total, unit="B", unit_scale=True, desc="weights", disable=not progress or total < 2**26) as bar:
@@ -92,10 +93,23 @@ def place_of(name: str, names: Names) -> str | None:
     return None
 
 
+def name_of(place: str, names: Names) -> str:
+    """What a checkpoint calls the tensor of a place: `place_of` backwards."""
+    number = re.search(r"(?<=\.)\d+(?=\.)", place)
+    pattern = place if number is None else f"{place[: number.start()]}*{place[number.end() :]}"
+    for name, target in names.items():
+        if pattern == target or pattern in (target + ".weight", target + ".bias"):
+            return (name if number is None else name.replace("*", number.group())) + pattern[len(target) :]
+    raise AssertionError(f"no checkpoint name leads to {place}")
+
+
 def _files(folder: Path, load_format: str) -> list[Path]:
     """The weight files, indexed ones first. Raises ConfigError where there are none, or one is missing."""
     if load_format in ("auto", "safetensors"):
-        found = _indexed(folder, "model.safetensors.index.json") or sorted(folder.glob("*.safetensors"))
+        found = _indexed(folder, "model.safetensors.index.json")
+        if not found:
+            whole = folder / "model.safetensors"  # beside it the same weights may lie under other names
+            found = [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
         if found:
             return found
         if load_format == "safetensors":
@@ -111,30 +125,38 @@ def _indexed(folder: Path, name: str) -> list[Path]:
     if not index.is_file():
         return []
     try:
-        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        names = sorted({str(n) for n in json.loads(index.read_text("utf-8"))["weight_map"].values()})
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ConfigError(f"{index}: not a weight index ({error!r})") from None
-    files = [folder / n for n in names]
-    for file in files:
-        if file.parent != folder or file.name in ("", "..", "."):
-            raise ConfigError(f"{index}: {file.relative_to(folder.parent)} is outside the model's folder")
-        if not file.is_file():
-            raise ConfigError(f"{index}: {file.name} is missing")
-    return files
+    for n in names:
+        if Path(n).name != n or n in ("", ".", ".."):
+            raise ConfigError(f"{index}: {n} is outside the model's folder")
+        if not (folder / n).is_file():
+            raise ConfigError(f"{index}: {n} is missing")
+    return [folder / n for n in names]
 
 
 def _headers(files: list[Path]) -> Iterator[tuple[Path, str, tuple[int, ...]]]:
+    """File, name and shape of every tensor. Raises ConfigError for one whose values are no floating-point numbers."""
     for file in files:
         if file.suffix != ".safetensors":
             for name, tensor in _pickled(file).items():
+                _check_type(file, name, tensor.dtype in PLAIN.values(), tensor.dtype)
                 yield file, name, tuple(tensor.shape)
             continue
         try:
             with safe_open(file, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118 - not a dict
-                    yield file, name, tuple(opened.get_slice(name).get_shape())
+                    header = opened.get_slice(name)
+                    _check_type(file, name, header.get_dtype() in PLAIN, header.get_dtype())
+                    yield file, name, tuple(header.get_shape())
         except (SafetensorError, OSError) as error:
             raise ConfigError(f"{file}: not a readable safetensors file ({error})") from None
+
+
+def _check_type(file: Path, name: str, plain: bool, dtype: object) -> None:
+    if not plain and not name.endswith("inv_freq"):
+        raise ConfigError(f"{file.name}: {name} has type {dtype}; known: {', '.join(PLAIN)}")
 
 
 def _tensors(files: list[Path], wanted: dict[str, str]) -> Iterator[tuple[str, Tensor]]:
@@ -150,9 +172,12 @@ def _tensors(files: list[Path], wanted: dict[str, str]) -> Iterator[tuple[str, T
 
 def _pickled(file: Path) -> dict[str, Tensor]:
     try:
-        return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        found = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # torch raises whatever unpickling raises
-        raise ConfigError(f"{file}: not loadable as plain weights ({error})") from None
+        raise ConfigError(f"{file}: not loadable as plain weights ({str(error).splitlines()[0]})") from None
+    if not isinstance(found, dict) or not all(isinstance(t, Tensor) for t in found.values()):
+        raise ConfigError(f"{file}: not a table of tensors")
+    return found
 
 
 def _fill_dummy(places: dict[str, Tensor]) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 from sglang.base.errors import ConfigError
 from sglang.layers.rope import KINDS, Rope
@@ -12,30 +12,30 @@ T = TypeVar("T")
 
 
 def read(folder: Path, overrides: str = "{}") -> HFConfig:
-    """The folder's config.json with `overrides` (a JSON object) merged in, its language part if it is nested."""
+    """The folder's config.json with `overrides` (a JSON object) merged in."""
     path = folder / "config.json"
     if not path.is_file():
         raise ConfigError(f"--model-path {folder}: no config.json there; give a model folder or a hub id")
+    return {**_object(path.read_text("utf-8"), str(path)), **_object(overrides, "--json-model-override-args")}
+
+
+def _object(text: str, source: str) -> HFConfig:
     try:
-        config = json.loads(path.read_text("utf-8"))
+        value = json.loads(text)
     except ValueError as error:
-        raise ConfigError(f"{path}: not valid JSON ({error})") from None
-    try:
-        extra = json.loads(overrides)
-    except ValueError as error:
-        raise ConfigError(f"--json-model-override-args: not valid JSON ({error})") from None
-    if not isinstance(config, dict) or not isinstance(extra, dict):
-        raise ConfigError(f"{path} and --json-model-override-args must be JSON objects")
-    return {**config, **extra}
+        raise ConfigError(f"{source}: not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{source}: must be a JSON object, got {type(value).__name__}")
+    return value
 
 
 def eos_ids(folder: Path, config: HFConfig) -> tuple[int, ...]:
     """Every id that ends a generation: of config.json and generation_config.json, one or a list in either."""
-    ids: list[int] = []
     sources = [config]
     generation = folder / "generation_config.json"
     if generation.is_file():
-        sources.append(json.loads(generation.read_text("utf-8")))
+        sources.append(_object(generation.read_text("utf-8"), str(generation)))
+    ids: list[int] = []
     for source in sources:
         value = source.get("eos_token_id")
         ids += value if isinstance(value, list) else [] if value is None else [value]
@@ -45,11 +45,31 @@ def eos_ids(folder: Path, config: HFConfig) -> tuple[int, ...]:
 def context_length(config: HFConfig) -> int:
     """The first of the keys that models use, times what rope scaling adds; 2048 where there is none."""
     keys = ("max_sequence_length", "seq_length", "max_position_embeddings", "max_seq_len", "model_max_length")
-    length = next((config[k] for k in keys if config.get(k)), 2048)
-    scaling = config.get("rope_scaling") or {}
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    # llama3 and longrope already count their factor in max_position_embeddings.
-    return int(length * scaling.get("factor", 1)) if kind in ("linear", "dynamic", "yarn") else length
+    key = next((k for k in keys if config.get(k)), None)
+    if key is None:
+        return 2048
+    length = int(config[key])
+    scaling = _scaling(config)
+    factor = float(scaling.get("factor") or 1)
+    match _kind(scaling):
+        case "linear" | "dynamic" if key == "max_position_embeddings":  # the other keys name the final length
+            return int(length * factor)
+        case "yarn":  # some files give the length before, some after
+            return max(length, int(scaling.get("original_max_position_embeddings", length) * factor))
+        case _:  # llama3 and longrope count their factor in
+            return length
+
+
+def _scaling(config: HFConfig) -> HFConfig:
+    """`rope_scaling`, or transformers 5's `rope_parameters`."""
+    parameters: HFConfig = config.get("rope_parameters") or {}
+    if any(isinstance(v, dict) for v in parameters.values()):
+        refuse(config, "rope_parameters", "one set for all layers is")
+    return {**(config.get("rope_scaling") or {}), **parameters}
+
+
+def _kind(scaling: HFConfig) -> str:
+    return scaling.get("rope_type") or scaling.get("type") or "default"
 
 
 def refuse(config: HFConfig, key: str, why: str) -> NoReturn:
@@ -65,18 +85,19 @@ def choice(config: HFConfig, key: str, known: dict[str, T], default: str) -> T:
 
 
 def rope(config: HFConfig, head_dim: int) -> Rope:
-    """Rotary embedding of `rope_theta` + `rope_scaling`, or of transformers 5's `rope_parameters`."""
-    parameters: dict[str, Any] = config.get("rope_parameters") or {}
-    if any(isinstance(v, dict) for v in parameters.values()):
-        refuse(config, "rope_parameters", "one set for all layers is")
-    scaling = {**(config.get("rope_scaling") or {}), **parameters}
-    kind = scaling.get("rope_type", scaling.get("type", "default")) or "default"
+    """The rotary embedding that config.json describes."""
+    scaling = _scaling(config)
+    kind = _kind(scaling)
     if kind not in KINDS:
         raise ConfigError(f"config.json: rope_type = {kind!r} is not supported; known: {', '.join(KINDS)}")
     partial = scaling.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
-    positions = config.get("max_position_embeddings", 2048)
+    positions = int(config.get("max_position_embeddings") or 2048)
+    dim = int(head_dim * partial)
+    for key in ("short_factor", "long_factor") if kind in ("longrope", "su") else ():
+        if len(scaling.get(key) or ()) != dim // 2:
+            raise ConfigError(f"config.json: {key} must hold {dim // 2} numbers, got {len(scaling.get(key) or ())}")
     return Rope(
-        dim=int(head_dim * partial),
+        dim=dim,
         theta=float(scaling.get("rope_theta") or config.get("rope_theta") or 10000.0),
         kind=kind,
         positions=positions,

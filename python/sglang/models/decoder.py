@@ -7,7 +7,7 @@ from sglang.attention.base import AttentionBackend, Look
 from sglang.layers.embedding import Embedding, head
 from sglang.layers.linear import Linear, Split
 from sglang.layers.memory import free_bytes
-from sglang.layers.norm import rms_norm
+from sglang.layers.norm import RMSNorm
 from sglang.layers.rope import rotate, tables
 from sglang.models.spec import Decoder
 
@@ -19,10 +19,10 @@ class _Layer:
         def linear(inputs: int, parts: dict[str, int], split: Split, bias: bool, gated: bool = False) -> Linear:
             return Linear(inputs, parts, split=split, bias=bias, gated=gated, device=device, dtype=dtype)
 
-        self.attn_norm = torch.empty(spec.hidden, device=device, dtype=dtype)
+        self.attn_norm = RMSNorm(spec.hidden, spec.norm_eps, device, dtype)
         self.qkv = linear(spec.hidden, {"q": q, "k": kv, "v": kv}, "out", spec.qkv_bias)
         self.out = linear(q, {"o": spec.hidden}, "in", spec.out_bias)
-        self.mlp_norm = torch.empty(spec.hidden, device=device, dtype=dtype)
+        self.mlp_norm = RMSNorm(spec.hidden, spec.norm_eps, device, dtype)
         self.gate_up = linear(spec.hidden, {"gate": spec.inter, "up": spec.inter}, "out", spec.mlp_bias, gated=True)
         self.down = linear(spec.inter, {"down": spec.hidden}, "in", spec.mlp_bias)
 
@@ -40,19 +40,19 @@ class Model:
         self.dtype = dtype
         self.embed = Embedding(spec.vocab, spec.hidden, device, dtype)
         self.layers = [_Layer(spec, device, dtype) for _ in range(spec.layers)]
-        self.norm = torch.empty(spec.hidden, device=device, dtype=dtype)
+        self.norm = RMSNorm(spec.hidden, spec.norm_eps, device, dtype)
         self.head = head(self.embed, spec.tied)
         self._cos, self._sin = tables(spec.rope, length, device, dtype)
         self._look = Look(spec.window)
 
     def places(self) -> dict[str, Tensor]:
         """Every place a checkpoint must fill -> the tensor to copy into."""
-        found = {"embed": self.embed.weight, "norm": self.norm}
+        found = {"embed": self.embed.weight, "norm": self.norm.weight}
         if not self.spec.tied:
             found |= self.head.places("head")
         for i, layer in enumerate(self.layers):
-            found[f"layers.{i}.attn_norm"] = layer.attn_norm
-            found[f"layers.{i}.mlp_norm"] = layer.mlp_norm
+            found[f"layers.{i}.attn_norm"] = layer.attn_norm.weight
+            found[f"layers.{i}.mlp_norm"] = layer.mlp_norm.weight
             for name, linear in layer.linears().items():
                 found |= linear.places(f"layers.{i}.{name}")
         return found
@@ -62,6 +62,9 @@ class Model:
         for layer in self.layers:
             for linear in layer.linears().values():
                 linear.finish()
+            layer.attn_norm.finish()
+            layer.mlp_norm.finish()
+        self.norm.finish()
         copy_bytes = self.embed.weight.numel() * self.dtype.itemsize
         if not self.spec.tied or free_bytes(self.device) > 2 * copy_bytes:
             self.head.finish()
@@ -74,13 +77,13 @@ class Model:
         both = s.heads + s.kv_heads
         x = self.embed(tokens)
         for i, layer in enumerate(self.layers):
-            qkv = layer.qkv(rms_norm(x, layer.attn_norm, s.norm_eps)).view(-1, both + s.kv_heads, s.head_dim)
+            qkv = layer.qkv(layer.attn_norm(x)).view(-1, both + s.kv_heads, s.head_dim)
             turned = rotate(qkv[:, :both], cos, sin)
             seen = attention.attend(turned[:, : s.heads], turned[:, s.heads :], qkv[:, both:], i, self._look)
             x = layer.out.plus(seen, x)
-            x = layer.down.plus(layer.gate_up.gate(rms_norm(x, layer.mlp_norm, s.norm_eps), s.act), x)
+            x = layer.down.plus(layer.gate_up.gate(layer.mlp_norm(x), s.act), x)
         return x
 
     def logits(self, x: Tensor) -> Tensor:
         """x: [n, hidden] of `forward`. Returns [n, vocab] in float32."""
-        return self.head(rms_norm(x, self.norm, self.spec.norm_eps)).float()
+        return self.head(self.norm(x)).float()

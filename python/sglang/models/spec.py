@@ -20,7 +20,6 @@ class Decoder:
     vocab: int
     norm_eps: float
     rope: Rope
-    context: int  # longest sequence the checkpoint was made for
     act: Literal["silu", "gelu_tanh", "gelu"] = "silu"
     qkv_bias: bool = False
     out_bias: bool = False

@@ -109,7 +109,7 @@ def test_uniform_is_uniform_and_depends_on_seed_and_number_only() -> None:
     assert abs(np.corrcoef(u[:-1], u[1:])[0, 1]) < 0.02
     neighbours = uniform(np.arange(100_000, dtype=np.uint64), np.zeros(100_000, np.uint64))
     assert abs(np.corrcoef(neighbours[:-1], neighbours[1:])[0, 1]) < 0.02
-    assert 0 <= u.min() and u.max() < 1
+    assert u.min() >= 0 and u.max() < 1
     # Fixed: recorded plans replay, and other devices must agree.
     assert uniform(np.array([7], np.uint64), np.array([3], np.uint64))[0] == 0.5829302930280781
 

@@ -1,6 +1,6 @@
 """Llama 1, 2, 3, 3.1 and everything that kept its shape: the base other families vary."""
 
-from sglang.models.config import choice, rope
+from sglang.models.config import choice, refuse, rope
 from sglang.models.spec import Decoder, HFConfig, family
 
 NAMES = {
@@ -24,18 +24,20 @@ IGNORED = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cache
 def llama(c: HFConfig) -> Decoder:
     heads = c["num_attention_heads"]
     head_dim = c.get("head_dim") or c["hidden_size"] // heads
+    kv_heads = c.get("num_key_value_heads") or heads
+    if heads % kv_heads:
+        refuse(c, "num_key_value_heads", f"it must divide num_attention_heads = {heads}")
     bias = bool(c.get("attention_bias", False))
     return Decoder(
         hidden=c["hidden_size"],
         layers=c["num_hidden_layers"],
         heads=heads,
-        kv_heads=c.get("num_key_value_heads") or heads,
+        kv_heads=kv_heads,
         head_dim=head_dim,
         inter=c["intermediate_size"],
         vocab=c["vocab_size"],
         norm_eps=c.get("rms_norm_eps", 1e-6),
         rope=rope(c, head_dim),
-        context=c.get("max_position_embeddings", 2048),
         act=choice(c, "hidden_act", {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}, "silu"),
         qkv_bias=bias,
         out_bias=bias,

@@ -1,0 +1,159 @@
+"""The torch backend against a float64 reference that knows sequences and nothing of pools."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sglang.attention.base import Look, Rows, Shape
+from sglang.attention.torch_native import TorchAttention
+
+CELLS = 640
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def reference(
+    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, position: int, shape: Shape, look: Look
+) -> torch.Tensor:
+    """One token, one head at a time, by definition. q: [heads, dim]; keys, values: [position + 1, kv_heads, dim]."""
+    first = 0 if look.window is None else max(0, position - look.window + 1)
+    out = []
+    for h in range(shape.heads):
+        kv = h // (shape.heads // shape.kv_heads)
+        scores = keys[first:, kv].double() @ q[h].double() * shape.scale
+        if look.softcap is not None:
+            scores = look.softcap * torch.tanh(scores / look.softcap)
+        weights = scores.exp()
+        total = weights.sum() + (look.sinks[h].double().exp() if look.sinks is not None else 0)
+        out.append((weights / total) @ values[first:, kv].double())
+    return torch.stack(out).flatten()
+
+
+@dataclass
+class World:
+    """Sequences with all their keys and values, and a pool in which the earlier ones lie."""
+
+    shape: Shape
+    page_size: int
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    layers: int = 2
+
+    def __post_init__(self) -> None:
+        self.random = torch.Generator().manual_seed(1)
+        empty = [torch.full((CELLS, self.shape.kv_heads, self.shape.head_dim), 0.0) for _ in range(2 * self.layers)]
+        empty = [t.to(self.device, self.dtype) for t in empty]
+        self.backend = TorchAttention(self.shape, empty[: self.layers], empty[self.layers :])
+
+    def some(self, *size: int) -> torch.Tensor:
+        return torch.randn(size, generator=self.random)
+
+    def check(self, rows: list[tuple[int, int]], look: Look, padding: int = 0, bound: float = 2e-6) -> None:
+        """rows: (start, count) of sequences of their own; positions before `start` come from an earlier step."""
+        s, size = self.shape, self.page_size
+        pages = np.random.default_rng(0).permutation(CELLS // size)
+        width = max((start + count + size - 1) // size for start, count in rows)
+        table = np.zeros((len(rows) + 1, width), np.int32)
+        at = 0
+        for slot, (start, count) in enumerate(rows, 1):
+            need = -(-(start + count) // size)
+            table[slot, :need] = pages[at : at + need]
+            at += need
+        lengths = [start + count for start, count in rows]
+        keys = [self.some(n, s.kv_heads, s.head_dim) for n in lengths]
+        values = [self.some(n, s.kv_heads, s.head_dim) for n in lengths]
+        queries = [self.some(n, s.heads, s.head_dim) for n in lengths]
+
+        def step(spans: list[tuple[int, int, int]], padding: int = 0) -> torch.Tensor:
+            """spans: (row, begin, end)."""
+            columns = np.array(spans, np.int32).T
+            self.backend.plan(Rows(columns[0] + 1, columns[1], columns[2] - columns[1], table, size))
+            parts = [
+                torch.cat([t[r][a:b] for r, a, b in spans] + [torch.full((padding, *t[0].shape[1:]), 9.0)])
+                for t in (queries, keys, values)
+            ]
+            q, k, v = (p.to(self.device, self.dtype) for p in parts)
+            return self.backend.attend(q, k, v, self.layers - 1, look).float().cpu()
+
+        earlier = [(r, 0, start) for r, (start, _) in enumerate(rows) if start]
+        if earlier:
+            step(earlier)
+        out = step([(r, start, start + count) for r, (start, count) in enumerate(rows)], padding)
+        assert out.shape == (sum(c for _, c in rows) + padding, s.heads * s.head_dim)
+        assert (out[len(out) - padding :] == 0).all()
+        n = 0
+        for r, (start, count) in enumerate(rows):
+            for position in range(start, start + count):
+                end = position + 1
+                wanted = reference(queries[r][position], keys[r][:end], values[r][:end], position, s, look)
+                assert (out[n] - wanted).abs().max() < bound, (r, position)
+                n += 1
+
+
+SHAPES = [Shape(4, 2, 64, 0.125), Shape(3, 3, 80, 80**-0.5), Shape(6, 1, 128, 0.1), Shape(2, 2, 256, 1 / 16)]
+ROWS = [(0, 5), (12, 1), (3, 4), (30, 1), (200, 1), (0, 1), (7, 9), (180, 1)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s.heads}/{s.kv_heads}x{s.head_dim}")
+@pytest.mark.parametrize("page_size", [1, 8])
+@pytest.mark.parametrize("look", ["plain", "window", "softcap", "sinks", "all"])
+def test_mixed_rows_equal_the_reference(look: str, page_size: int, shape: Shape, device: str) -> None:
+    sinks = torch.linspace(-1, 2, shape.heads).to(device)
+    kinds = {
+        "plain": Look(),
+        "window": Look(window=6),
+        "softcap": Look(softcap=1.5),
+        "sinks": Look(sinks=sinks),
+        "all": Look(window=9, softcap=2.0, sinks=sinks),
+    }
+    World(shape, page_size, device).check(ROWS, kinds[look], padding=3)
+
+
+@pytest.mark.parametrize("look", [Look(), Look(softcap=2.0)], ids=["plain", "softcap"])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 0.03), (torch.float16, 0.004)])
+def test_16_bit_types_differ_by_rounding(dtype: torch.dtype, bound: float, look: Look, device: str) -> None:
+    World(SHAPES[0], 1, device, dtype).check(ROWS, look, bound=bound)
+
+
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 40), st.sampled_from([1, 1, 1, 2, 7])), min_size=1, max_size=8),
+    window=st.sampled_from([None, 1, 5, 33]),
+    page_size=st.sampled_from([1, 4]),
+    padding=st.integers(0, 2),
+)
+@settings(max_examples=25, deadline=None)
+def test_any_mix_of_rows_equals_the_reference(
+    rows: list[tuple[int, int]], window: int | None, page_size: int, padding: int
+) -> None:
+    World(Shape(4, 2, 64, 0.125), page_size).check(rows, Look(window=window), padding)
+
+
+def test_rows_of_one_step_see_what_the_others_write_in_it() -> None:
+    """Two sequences share their first pages, and both are computed in the same step."""
+    shape = Shape(2, 1, 64, 0.125)
+    world = World(shape, 1)
+    keys, values, q = world.some(6, 1, 64), world.some(6, 1, 64), world.some(6, 2, 64)
+    table = np.array([[9, 4, 7, 1, 0], [9, 4, 7, 1, 3]], np.int32)
+    # Row 0 computes positions 0 .. 3; row 1 shares those cells and computes position 4.
+    rows = Rows(np.array([0, 1]), np.array([0, 4]), np.array([4, 1]), table, 1)
+    world.backend.plan(rows)
+    out = world.backend.attend(q[:5], keys[:5], values[:5], 0, Look())
+    wanted = reference(q[4], keys[:5], values[:5], 4, shape, Look())
+    assert (out[4] - wanted).abs().max() < 2e-6
+
+
+def test_cells_of_others_are_never_read() -> None:
+    """NaN in every cell that no row owns reaches no row."""
+    world = World(Shape(4, 2, 64, 0.125), 1)
+    for layer in range(2):
+        world.backend._keys[layer].fill_(math.nan)
+        world.backend._values[layer].fill_(math.nan)
+    world.check(ROWS, Look())

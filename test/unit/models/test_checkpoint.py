@@ -1,0 +1,254 @@
+"""Loading: what is read, and the one line that each kind of wrong checkpoint is refused with."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sglang.base.config import ServerConfig
+from sglang.base.errors import ConfigError
+from sglang.engine.engine import Engine
+
+CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "vocab_size": 32,
+    "max_position_embeddings": 64,
+    "eos_token_id": 2,
+}
+
+
+def tensors(tied: bool = False) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens": (32, 16), "model.norm": (16,), "lm_head": (32, 16)}
+    for i in range(2):
+        layer = f"model.layers.{i}."
+        shapes |= {layer + "input_layernorm": (16,), layer + "post_attention_layernorm": (16,)}
+        shapes |= {layer + "self_attn.q_proj": (16, 16), layer + "self_attn.o_proj": (16, 16)}
+        shapes |= {layer + "self_attn.k_proj": (8, 16), layer + "self_attn.v_proj": (8, 16)}
+        shapes |= {
+            layer + "mlp.gate_proj": (24, 16),
+            layer + "mlp.up_proj": (24, 16),
+            layer + "mlp.down_proj": (16, 24),
+        }
+    if tied:
+        del shapes["lm_head"]
+    return {name + ".weight": torch.randn(shape) for name, shape in shapes.items()}
+
+
+def folder(
+    path: Path, files: dict[str, dict[str, torch.Tensor]], index: Any = None, config: dict[str, Any] | None = None
+) -> Path:
+    path.mkdir(exist_ok=True)
+    (path / "config.json").write_text(json.dumps({**CONFIG, **(config or {})}))
+    for name, content in files.items():
+        if name.endswith(".bin"):
+            torch.save(content, path / name)
+        else:
+            save_file(content, path / name)
+    if index is not None:
+        (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    return path
+
+
+def load(path: Path, **flags: Any) -> Engine:
+    settings: dict[str, Any] = {"device": "cpu", "dtype": "float32", "max_total_tokens": 64, **flags}
+    return Engine.load(ServerConfig(model_path=str(path), **settings).resolve(), progress=False)
+
+
+def refused(path: Path, **flags: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(path, **flags)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def embedding(engine: Engine) -> torch.Tensor:
+    return engine._model.embed.weight
+
+
+def test_shards_named_by_an_index_are_read_and_other_files_are_not(tmp_path: Path) -> None:
+    content = list(tensors().items())
+    parts = {"a.safetensors": dict(content[:5]), "b.safetensors": dict(content[5:])}
+    index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
+    path = folder(tmp_path, {**parts, "consolidated.safetensors": {"tok_embeddings": torch.ones(1)}}, index)
+    assert torch.equal(embedding(load(path)), dict(content)["model.embed_tokens.weight"])
+
+
+def test_pickled_weights_load_as_plain_tensors(tmp_path: Path) -> None:
+    path = folder(tmp_path, {"pytorch_model.bin": tensors()})
+    for load_format in ("pt", "auto"):
+        assert torch.equal(embedding(load(path, load_format=load_format)), tensors()["model.embed_tokens.weight"])
+
+
+def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "ran",))
+
+    path = folder(tmp_path, {})
+    torch.save({"model.norm.weight": Bomb()}, path / "pytorch_model.bin")
+    assert "not loadable as plain weights" in refused(path, load_format="pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_old_rotary_buffers_and_the_copy_of_a_tied_head_are_passed_over(tmp_path: Path) -> None:
+    content = tensors() | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    load(folder(tmp_path, {"model.safetensors": content}, config={"tie_word_embeddings": True}))
+
+
+def test_dummy_weights_need_no_file_and_repeat_themselves(tmp_path: Path) -> None:
+    path = folder(tmp_path, {})
+    first, second = (embedding(load(path, load_format="dummy")) for _ in range(2))
+    assert torch.equal(first, second) and first.std() > 0
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    content = tensors()
+    del content["model.layers.1.mlp.up_proj.weight"], content["lm_head.weight"]
+    message = refused(folder(tmp_path, {"model.safetensors": content}))
+    assert (
+        "2 tensors are missing" in message
+        and "model.layers.1.mlp.up_proj.weight" in message
+        and "lm_head.weight" in message
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["model.layers.0.self_attn.q_proj.bias", "model.layers.7.mlp.up_proj.weight", "vision.patch.weight"]
+)
+def test_what_is_unexpected_is_named_with_its_file(name: str, tmp_path: Path) -> None:
+    message = refused(folder(tmp_path, {"model.safetensors": tensors() | {name: torch.ones(16)}}))
+    assert f"model.safetensors: {name}" in message and "unexpected" in message
+
+
+def test_a_wrong_shape_is_refused_with_both_shapes(tmp_path: Path) -> None:
+    content = tensors() | {"model.layers.1.self_attn.k_proj.weight": torch.ones(16, 16)}
+    message = refused(folder(tmp_path, {"model.safetensors": content}))
+    assert "model.safetensors: model.layers.1.self_attn.k_proj.weight has shape [16, 16]" in message
+    assert "[8, 16]" in message
+
+
+def test_integers_are_not_taken_for_weights(tmp_path: Path) -> None:
+    content = tensors() | {"model.norm.weight": torch.ones(16, dtype=torch.int8)}
+    assert "model.norm.weight has type I8" in refused(folder(tmp_path, {"model.safetensors": content}))
+
+
+def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
+    files = {"a.safetensors": tensors(), "b.safetensors": {"model.norm.weight": torch.ones(16)}}
+    assert "b.safetensors: model.norm.weight is also in a.safetensors" in refused(folder(tmp_path, files))
+
+
+@pytest.mark.parametrize("file", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..", ""])
+def test_an_index_that_points_outside_the_folder_is_refused(file: str, tmp_path: Path) -> None:
+    save_file(tensors(), tmp_path / "secret.safetensors")
+    path = folder(tmp_path / "model", {}, {"weight_map": {"lm_head.weight": file}})
+    assert "outside the model's folder" in refused(path)
+
+
+@pytest.mark.parametrize("index", [[], {}, {"weight_map": 3}, {"weight_map": {"a": "gone.safetensors"}}], ids=str)
+def test_a_broken_index_is_refused(index: Any, tmp_path: Path) -> None:
+    message = refused(folder(tmp_path, {"model.safetensors": tensors()}, index))
+    assert "model.safetensors.index.json" in message
+
+
+def test_a_cut_off_file_is_refused(tmp_path: Path) -> None:
+    path = folder(tmp_path, {"model.safetensors": tensors()})
+    whole = (path / "model.safetensors").read_bytes()
+    for size in (0, 100, len(whole) - 10):
+        (path / "model.safetensors").write_bytes(whole[:size])
+        assert "not a readable safetensors file" in refused(path)
+
+
+def test_a_folder_without_weights_says_what_would_work(tmp_path: Path) -> None:
+    assert "--load-format dummy" in refused(folder(tmp_path, {}))
+    assert "*.safetensors" in refused(tmp_path, load_format="safetensors")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"architectures": ["Foo"]}, r"Unsupported architectures: \['Foo'\]. Supported list: .*LlamaForCausalLM"),
+        ({"architectures": []}, "Supported list"),
+        ({"hidden_act": "mish"}, "hidden_act = 'mish' is not supported.*silu"),
+        ({"rope_scaling": {"type": "spiral"}}, "rope_type = 'spiral' is not supported.*llama3"),
+        ({"rope_scaling": {"type": "longrope", "short_factor": [1], "long_factor": [1]}}, "short_factor must hold 4"),
+        ({"rope_parameters": {"full": {"rope_type": "default"}}}, "rope_parameters"),
+        ({"num_attention_heads": 3, "num_key_value_heads": 2}, "num_key_value_heads = 2"),
+        ({"hidden_size": "big"}, "wrong type"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
+    ],
+    ids=str,
+)
+def test_a_config_we_cannot_run_is_refused_by_key_and_value(
+    changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    message = refused(folder(tmp_path, {}, config=changes), load_format="dummy")
+    assert re.search(words, message), message
+
+
+def test_a_key_the_config_lacks_is_named(tmp_path: Path) -> None:
+    path = folder(tmp_path, {})
+    config = {k: v for k, v in CONFIG.items() if k != "num_hidden_layers"}
+    (path / "config.json").write_text(json.dumps(config))
+    assert "'num_hidden_layers' is missing" in refused(path, load_format="dummy")
+
+
+def test_paths_that_are_no_model_are_refused_without_asking_the_hub(tmp_path: Path) -> None:
+    assert "no config.json" in refused(tmp_path)
+    assert "no such folder" in refused(tmp_path / "nowhere")
+    (tmp_path / "config.json").write_text("{")
+    assert "not valid JSON" in refused(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    assert "must be a JSON object" in refused(tmp_path)
+
+
+def test_overrides_are_merged_into_the_config(tmp_path: Path) -> None:
+    path = folder(tmp_path, {})
+    engine = load(path, load_format="dummy", json_model_override_args='{"num_hidden_layers": 1, "vocab_size": 40}')
+    assert (len(engine._model.layers), engine.ready.vocab_size) == (1, 40)
+    assert "--json-model-override-args" in refused(path, json_model_override_args="[1]")
+
+
+@pytest.mark.parametrize(
+    ("in_config", "in_generation", "expected"),
+    [(2, None, (2,)), ([2, 5], 7, (2, 5, 7)), (None, [3, 3], (3,)), (None, None, ()), (0, [0, 1], (0, 1))],
+)
+def test_end_tokens_of_both_files_count(in_config: Any, in_generation: Any, expected: Any, tmp_path: Path) -> None:
+    path = folder(tmp_path, {}, config={"eos_token_id": in_config})
+    if in_generation is not None:
+        (path / "generation_config.json").write_text(json.dumps({"eos_token_id": in_generation}))
+    assert load(path, load_format="dummy").eos_ids == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, 64),
+        ({"max_sequence_length": 96}, 96),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, 128),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, 128),
+        ({"max_sequence_length": 96, "rope_scaling": {"type": "linear", "factor": 2.0}}, 96),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}}, 256),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}}, 64),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 32}}, 64),
+        ({"max_position_embeddings": None}, 2048),
+    ],
+    ids=str,
+)
+def test_the_context_is_what_the_config_says_times_what_scaling_adds(
+    changes: dict[str, Any], expected: int, tmp_path: Path
+) -> None:
+    path = folder(tmp_path, {}, config=changes)
+    assert load(path, load_format="dummy").context_length == expected
+    assert load(path, load_format="dummy", context_length=33).context_length == 33
