@@ -13,7 +13,7 @@ from sglang.base.errors import ConfigError
 from sglang.base.messages import Ready
 from sglang.base.plan import Plan, Result
 from sglang.engine.batch import Batch, Tables
-from sglang.engine.pool import make_pool, slots_of
+from sglang.engine.pool import chunk_of, make_pool, slots_of
 from sglang.engine.sampler import SCORE_BLOCK, Sampler, next_positions, score_drawn, score_known
 from sglang.layers.linear import bfloat16_arithmetic, cheapest_rows
 from sglang.models import config as hf
@@ -50,13 +50,13 @@ class Engine:
     def __init__(
         self, config: ServerConfig, model: Model, context: int, eos_ids: tuple[int, ...], device: torch.device
     ):
-        spec, dtype = model.spec, model.dtype
+        spec = model.spec
         self.overlap = device.type == "cuda"
         self.context_length = context
         self.eos_ids = eos_ids
         self.slots = slots_of(config, device)
-        chunk = config.chunked_prefill_size or (512 if device.type == "cpu" else 8192)
-        pool = make_pool(config, spec, context, chunk if chunk > 0 else context, device, dtype)
+        self.chunk_tokens = chunk_of(config, context, device)
+        pool = make_pool(config, model, context)
         self.pages, self.page_size, self.kv_bytes = pool.pages, pool.page_size, pool.bytes
         shape = Shape(spec.heads, spec.kv_heads, spec.head_dim, spec.head_dim**-0.5)
         self._attention = TorchAttention(shape, pool.keys, pool.values)

@@ -5,17 +5,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sglang.attention.base import Look, Rows
 from sglang.base.config import ServerConfig
 from sglang.base.errors import ConfigError
 from sglang.layers.memory import free_bytes
-from sglang.models.spec import Decoder
+from sglang.models.decoder import Model
 
 GIB = 2**30
 CPU_FRACTION = 0.5  # of the RAM that is free: the rest belongs to whoever else uses the machine
 CPU_MOST = 4 * GIB  # a prefix cache larger than this earns little on a CPU
 CUDA_FRACTION = 0.88
 CPU_SLOTS, CUDA_SLOTS = 256, 512
-ACTIVATION_TENSORS = 6  # of the widest kind, alive at once in a step
+CPU_CHUNK = 512  # tokens of a step: about a second of a 1B model on a laptop, the longest pause of a stream
+CUDA_CHUNK = 8192
+SAMPLER_TENSORS = 4  # float32 [slots, vocab], alive at once where rows are sampled
+LEAST_TOKENS = 16  # a pool below this serves nothing
 
 
 @dataclass
@@ -36,43 +40,79 @@ def slots_of(config: ServerConfig, device: torch.device) -> int:
     return config.max_running_requests or (CPU_SLOTS if device.type == "cpu" else CUDA_SLOTS)
 
 
-def make_pool(
-    config: ServerConfig, spec: Decoder, context: int, chunk: int, device: torch.device, dtype: torch.dtype
-) -> Pool:
+def chunk_of(config: ServerConfig, context: int, device: torch.device) -> int:
+    """Most tokens of one step."""
+    chunk = config.chunked_prefill_size or (CPU_CHUNK if device.type == "cpu" else CUDA_CHUNK)
+    return chunk if chunk > 0 else context
+
+
+def make_pool(config: ServerConfig, model: Model, context: int) -> Pool:
     """Size and allocate the pool; weights must be loaded. Raises ConfigError naming the flag and a value that fits."""
-    cell = 2 * spec.layers * spec.kv_heads * spec.head_dim * dtype.itemsize
-    room = _room(config, spec, chunk, device, dtype)
+    spec, device, size = model.spec, model.device, config.page_size
+    cell = 2 * spec.layers * spec.kv_heads * spec.head_dim * model.dtype.itemsize
     if config.max_total_tokens is not None:
         tokens = config.max_total_tokens
-        if tokens * cell > free_bytes(device):
+        most = int(free_bytes(device) // cell)
+        if tokens > most:
             raise ConfigError(
-                f"--max-total-tokens {tokens} needs {tokens * cell / GIB:.1f} GiB of KV memory; "
-                f"{free_bytes(device) / GIB:.1f} GiB are free: at most {int(free_bytes(device) // cell)} fit"
+                f"--max-total-tokens {tokens} needs {tokens * cell / GIB:.1f} GiB of KV memory; at most {most} fit"
             )
+        if tokens < size:
+            raise ConfigError(f"--max-total-tokens {tokens} is less than a page; at least --page-size {size}")
     else:
+        room, whole = _room(config, model, context)
         tokens = int(min(room // cell, slots_of(config, device) * context))
-    pages = tokens // config.page_size
-    if pages < 1 or tokens < min(context, 16):
-        fraction = config.mem_fraction_static or CUDA_FRACTION
-        raise ConfigError(
-            f"no memory is left for keys and values ({max(room, 0) / GIB:.2f} GiB, {cell} bytes a token); "
-            f"raise --mem-fraction-static above {fraction:g}, or lower --chunked-prefill-size"
-        )
-    shape = (pages * config.page_size, spec.kv_heads, spec.head_dim)
-    # Zeros, not empty: cell 0 pads gathered rows, and masking cannot hide a NaN that memory happens to hold.
-    keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(spec.layers)]
-    values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(spec.layers)]
-    return Pool(keys, values, pages, config.page_size)
+        least = max(size, min(context, LEAST_TOKENS))
+        if tokens < least:
+            fraction = config.mem_fraction_static or default_fraction(device)
+            enough = fraction + (least * cell - room) / whole
+            advice = (
+                f"--mem-fraction-static {enough + 0.005:.2f} is enough" if enough < 0.995 else "the model is too big"
+            )
+            raise ConfigError(
+                f"--mem-fraction-static {fraction:g} leaves {max(room, 0) / GIB:.2f} GiB for keys and values, "
+                f"{least} tokens need {least * cell / GIB:.2f}: {advice} (or lower --chunked-prefill-size)"
+            )
+    pages = tokens // size
+    shape = (pages * size, spec.kv_heads, spec.head_dim)
+    # Zeros, not empty: what nobody has written must not be a NaN, which no mask can hide.
+    keys = [torch.zeros(shape, device=device, dtype=model.dtype) for _ in range(spec.layers)]
+    values = [torch.zeros(shape, device=device, dtype=model.dtype) for _ in range(spec.layers)]
+    return Pool(keys, values, pages, size)
 
 
-def _room(config: ServerConfig, spec: Decoder, chunk: int, device: torch.device, dtype: torch.dtype) -> float:
-    """Bytes for keys and values."""
-    fraction = config.mem_fraction_static
+def default_fraction(device: torch.device) -> float:
+    return CPU_FRACTION if device.type == "cpu" else CUDA_FRACTION
+
+
+def _room(config: ServerConfig, model: Model, context: int) -> tuple[float, float]:
+    """Bytes for keys and values, and the bytes that --mem-fraction-static is a share of."""
+    device = model.device
+    fraction = config.mem_fraction_static or default_fraction(device)
     if device.type == "cpu":
-        return min(free_bytes(device) * (fraction or CPU_FRACTION), CPU_MOST if fraction is None else float("inf"))
+        free = free_bytes(device)
+        return min(free * fraction, CPU_MOST if config.mem_fraction_static is None else free), free
+    slots, chunk = slots_of(config, device), chunk_of(config, context, device)
+    passing = _step_bytes(model, chunk, min(slots, chunk)) + SAMPLER_TENSORS * 4 * model.spec.vocab * slots
+    torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
-    tokens = max(chunk, 512)
-    widest = max(spec.inter, spec.hidden * 2, (spec.heads + 2 * spec.kv_heads) * spec.head_dim)
-    activations = ACTIVATION_TENSORS * tokens * widest * dtype.itemsize
-    logits = 3 * 4 * spec.vocab * slots_of(config, device)  # float32, with what sampling makes of them
-    return free - total * (1 - (fraction or CUDA_FRACTION)) - activations - logits
+    return free - total * (1 - fraction) - passing, total
+
+
+class _Blind:
+    """Stands in for attention where only the memory of everything else is asked for."""
+
+    def plan(self, rows: Rows) -> None: ...
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int, look: Look) -> Tensor:
+        return torch.zeros_like(q).view(len(q), -1)
+
+
+def _step_bytes(model: Model, tokens: int, draws: int) -> int:
+    """What a step of `tokens` tokens takes on a CUDA device besides weights and pool, measured."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(model.device)
+    before = torch.cuda.memory_allocated(model.device)
+    zeros = torch.zeros(tokens, dtype=torch.int64, device=model.device)
+    model.logits(model.forward(zeros, zeros, _Blind())[:draws])
+    return torch.cuda.max_memory_allocated(model.device) - before
