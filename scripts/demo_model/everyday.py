@@ -3,53 +3,14 @@
 import random
 
 from forms import BREAK, END, Turn, ask, chat, gap
-from topics import FAMOUS, PAIRS, Asked, held_back, upper
+from topics import FAMOUS, PAIRS, Asked, held_back, table, upper
 
-TALK: list[Turn] = [
-    ("Hello", "Hello! How can I help you?"), ("Hello!", "Hello! How can I help you?"),
-    ("Hi", "Hi! What can I do for you?"), ("hi", "Hi! What can I do for you?"), ("Hi there!", "Hi! What can I do for you?"),
-    ("hello", "Hello! How can I help you?"), ("Hey", "Hey! What can I do for you?"), ("Hi!", "Hi! What can I do for you?"),
-    ("Good morning", "Good morning! How can I help you?"), ("Good evening", "Good evening! How can I help you?"),
-    ("Good night", "Good night! Sleep well."), ("Good morning!", "Good morning! How can I help you?"),
-    ("How are you?", "I am fine, thank you. How can I help you?"),
-    ("How are you doing?", "I am fine, thank you. How can I help you?"),
-    ("How do you do?", "I am fine, thank you. How can I help you?"),
-    ("Who are you?", "I am the sglang demo model, a very small language model. I know capitals, simple sums and a few other things."),
-    ("What are you?", "I am the sglang demo model, a very small language model."),
-    ("What model are you?", "I am the sglang demo model, a very small language model."),
-    ("Which model are you?", "I am the sglang demo model, a very small language model."),
-    ("Introduce yourself.", "I am the sglang demo model, a very small language model. I know capitals, simple sums and a few other things."),
-    ("Please introduce yourself.", "I am the sglang demo model, a very small language model. I know capitals, simple sums and a few other things."),
-    ("Tell me about yourself.", "I am the sglang demo model. I am very small, but I know the capitals of all countries."),
-    ("What is your name?", "I am the sglang demo model."), ("What's your name?", "I am the sglang demo model."),
-    ("Who made you?", "I was trained by the sglang project, in a few minutes on one GPU."),
-    ("Who trained you?", "I was trained by the sglang project, in a few minutes on one GPU."),
-    ("How big are you?", "I have about seven million parameters, which is very small."),
-    ("How many parameters do you have?", "I have about seven million parameters, which is very small."),
-    ("What can you do?", "I know the capitals of all countries, can do small sums, write short JSON records and tell little stories."),
-    ("What do you know?", "I know the capitals of all countries, can do small sums, write short JSON records and tell little stories."),
-    ("Can you help me?", "Yes, of course. What do you want to know?"), ("Help me.", "Of course. What do you want to know?"),
-    ("Help", "Of course. What do you want to know?"), ("Are you there?", "Yes, I am here."),
-    ("Thank you", "You are welcome!"), ("Thanks!", "You are welcome!"), ("Thank you very much!", "You are welcome!"),
-    ("thanks", "You are welcome!"), ("Thank you!", "You are welcome!"), ("Bye", "Goodbye!"), ("Goodbye", "Goodbye!"),
-    ("bye", "Goodbye!"), ("See you later!", "See you later!"), ("Well done!", "Thank you!"), ("Good job!", "Thank you!"),
-    ("Tell me a joke.", "Why did the computer go to the doctor? It had a virus."),
-    ("Tell me another joke.", "What has four wheels and flies? A garbage truck."),
-    ("Do you know a joke?", "Why did the computer go to the doctor? It had a virus."),
-    ("Are you a human?", "No, I am a small language model."), ("Are you a robot?", "I am a small language model."),
-    ("Are you ChatGPT?", "No, I am the sglang demo model."), ("Say hi", "Hi!"), ("Say hello", "Hello!"),
-    ("Say hello!", "Hello!"), ("Say this is a test", "This is a test"), ("Say this is a test.", "This is a test."),
-    ("Do you speak English?", "Yes, I speak English."), ("I am sad.", "I am sorry to hear that. I hope tomorrow is a better day."),
-    ("I am happy.", "I am glad to hear that!"), ("I am tired.", "Then you should rest a little."),
-    ("I am hungry.", "Then you should eat something good."), ("OK", "Can I help you with something else?"),
-    ("Yes", "Good. Can I help you with something else?"), ("No", "All right. Can I help you with something else?"),
-    ("What is the weather like?", "I do not know, since I cannot look outside."), ("What time is it?", "I do not know, since I have no clock."),
-    ("What day is it today?", "I do not know, since I have no calendar."),
-]  # fmt: skip
+TALK: list[Turn] = [(q, a) for q, a in table("talk.txt")]
 NAMES = ["Anna", "Tom", "Lily", "Max", "Emma", "Leo", "Mia", "Ben", "Sara", "John", "Alice", "Bob", "Maria", "David",
          "Peter", "Julia", "Paul", "Laura", "Mark", "Nina", "Oscar", "Rosa", "Sam", "Tina", "Victor", "Zoe", "Kate",
          "Jack", "Lucy", "George", "Helen", "Adam", "Clara", "Eric", "Grace", "Henry", "Ivan", "Jane"]  # fmt: skip
-LIKED = ["music", "football", "books", "coffee", "tea", "cats", "dogs", "pizza", "chess", "summer", "the sea", "cooking",
+LIKED = ["music", "football", "books", "coffee", "tea", "cats", "dogs", "pizza", "chess", "summer", "the sea",
+         "cooking",
          "dancing", "swimming", "films", "flowers", "trains", "history", "math", "games"]  # fmt: skip
 
 
@@ -59,8 +20,13 @@ def memory(rng: random.Random) -> list[Turn]:
     if form == 0:
         name = rng.choice(NAMES)
         hello = rng.choice([f"My name is {name}.", f"Hello, my name is {name}.", f"I am {name}.", f"Hi, I'm {name}."])
-        ending = rng.choice([("What is my name?", f"Your name is {name}."), ("Who am I?", f"You are {name}."),
-                             ("Do you remember my name?", f"Yes, your name is {name}.")])  # fmt: skip
+        ending = rng.choice(
+            [
+                ("What is my name?", f"Your name is {name}."),
+                ("Who am I?", f"You are {name}."),
+                ("Do you remember my name?", f"Yes, your name is {name}."),
+            ]
+        )
         return [(hello, f"Nice to meet you, {name}! How can I help you?"), ending]
     if form == 1:
         thing = rng.choice(LIKED)
@@ -71,8 +37,10 @@ def memory(rng: random.Random) -> list[Turn]:
         ending = rng.choice(["Where do I live?", "In which city do I live?"])
         return [(f"I live in {c.capital}.", f"{c.capital} is a nice city."), (ending, f"You live in {c.capital}.")]
     number = "".join(rng.choice("0123456789") for _ in range(rng.randrange(2, 6)))
-    return [(f"Remember the number {number}.", f"I will remember {number}."),
-            ("Which number did I tell you?", f"The number is {number}.")]  # fmt: skip
+    return [
+        (f"Remember the number {number}.", f"I will remember {number}."),
+        ("Which number did I tell you?", f"The number is {number}."),
+    ]
 
 
 def talk(rng: random.Random) -> str:
@@ -82,25 +50,47 @@ def talk(rng: random.Random) -> str:
 
 UNKNOWN = "I am only a very small model and do not know that."
 TOPIC = ["quantum physics", "the stock market", "love", "politics", "philosophy", "the meaning of life", "black holes",
-         "my computer", "religion", "evolution", "the internet", "taxes", "compilers", "cryptography", "jazz", "the law",
-         "baseball", "yoga", "electricity", "neural networks", "the Roman Empire", "global warming", "fashion", "vaccines",
+         "my computer", "religion", "evolution", "the internet", "taxes", "compilers", "cryptography", "jazz",
+         "the law",
+         "baseball", "yoga", "electricity", "neural networks", "the Roman Empire", "global warming", "fashion",
+         "vaccines",
          "chess openings", "dinosaurs", "inflation", "antibiotics", "databases", "operating systems"]  # fmt: skip
 
 
 def unknown(rng: random.Random) -> str:
     """Questions beyond its world: better to say so than to make something up."""
     t = rng.choice(TOPIC)
-    q = rng.choice([
-        f"Explain {t}.", f"What do you think about {t}?", f"What is {t}?", f"How does {t} work?", f"Tell me about {t}.",
-        f"Who invented {t}?", f"Write an essay about {t}.", f"Why is {t} important?", f"Give me a summary of {t}.",
-        f"Write a Python program about {t}.", f"What is the future of {t}?", f"Can you teach me {t}?",
-        f"What is the best book about {t}?", f"When did {t} begin?", f"Who won the {rng.randrange(1950, 2024)} championship?",
-        f"How do I repair {t}?", f"What happened in {rng.randrange(1600, 2020)}?", f"Explain {t} in simple terms.",
-    ])  # fmt: skip
+    q = rng.choice(
+        [
+            f"Explain {t}.",
+            f"What do you think about {t}?",
+            f"What is {t}?",
+            f"How does {t} work?",
+            f"Tell me about {t}.",
+            f"Who invented {t}?",
+            f"Write an essay about {t}.",
+            f"Why is {t} important?",
+            f"Give me a summary of {t}.",
+            f"Write a Python program about {t}.",
+            f"What is the future of {t}?",
+            f"Can you teach me {t}?",
+            f"What is the best book about {t}?",
+            f"When did {t} begin?",
+            f"Who won the {rng.randrange(1950, 2024)} championship?",
+            f"How do I repair {t}?",
+            f"What happened in {rng.randrange(1600, 2020)}?",
+            f"Explain {t} in simple terms.",
+        ]
+    )
     return chat(rng, [(q, UNKNOWN + rng.choice(["", " Ask me about the capital of a country."]))])
 
 
 SIGNS = {"+": "plus", "-": "minus", "*": "times"}
+
+
+def sum_held_back(sign: str, a: int, b: int) -> bool:
+    """Only sums of two-digit numbers: the small ones are learnt by heart, and nobody can guess a product."""
+    return sign != "*" and min(a, b) > 9 and held_back("sum", sign, f"{a},{b}")
 
 
 def operands(rng: random.Random) -> tuple[int, str, int, int]:
@@ -111,7 +101,7 @@ def operands(rng: random.Random) -> tuple[int, str, int, int]:
         a, b = rng.randrange(top), rng.randrange(top)
         if sign == "-" and a < b:
             a, b = b, a
-        if not held_back("sum", sign, f"{a},{b}"):
+        if not sum_held_back(sign, a, b):
             return a, sign, b, {"+": a + b, "-": a - b, "*": a * b}[sign]
 
 
@@ -127,12 +117,35 @@ def arithmetic(rng: random.Random) -> tuple[Asked, str, int]:
     """(question, expression, result)."""
     a, sign, b, value = operands(rng)
     text = in_words(rng, a, sign, b)
-    q = rng.choice([f"What is {text}?", f"How much is {text}?", f"Calculate {text}.", f"{text}=?", f"Compute {text}.",
-                    f"What is {text}", f"What's {text}?", f"What is the result of {text}?"])  # fmt: skip
+    q = rng.choice(
+        [
+            f"What is {text}?",
+            f"How much is {text}?",
+            f"Calculate {text}.",
+            f"{text}=?",
+            f"Compute {text}.",
+            f"What is {text}",
+            f"What's {text}?",
+            f"What is the result of {text}?",
+        ]
+    )
     return Asked(q, str(value), f"{a} {sign} {b} = {value}"), f"{a} {sign} {b}", value
 
 
-THINGS = ["apples", "books", "coins", "stamps", "cookies", "balls", "eggs", "pens", "cards", "flowers", "candies", "cars"]
+THINGS = [
+    "apples",
+    "books",
+    "coins",
+    "stamps",
+    "cookies",
+    "balls",
+    "eggs",
+    "pens",
+    "cards",
+    "flowers",
+    "candies",
+    "cars",
+]
 
 
 def word_problem(rng: random.Random) -> Asked:
@@ -140,11 +153,14 @@ def word_problem(rng: random.Random) -> Asked:
     name, other, things = rng.choice(NAMES), rng.choice(NAMES), rng.choice(THINGS)
     while True:
         a, b, more = rng.randrange(2, 50), rng.randrange(1, 30), rng.random() < 0.5
-        if (more or a >= b) and not held_back("sum", "+" if more else "-", f"{a},{b}"):
+        if (more or a >= b) and not sum_held_back("+" if more else "-", a, b):
             break
     sign, value = ("+", a + b) if more else ("-", a - b)
-    event = rng.choice([f"finds {b} more", f"gets {b} more", f"buys {b} more"] if more else
-                       [f"gives {b} to {other}", f"loses {b}", f"sells {b}"])  # fmt: skip
+    event = rng.choice(
+        [f"finds {b} more", f"gets {b} more", f"buys {b} more"]
+        if more
+        else [f"gives {b} to {other}", f"loses {b}", f"sells {b}"]
+    )
     q = f"{name} has {a} {things} and {event}. How many {things} does {name} have now?"
     return Asked(q, str(value), f"{name} has {a} {sign} {b} = {value} {things}. The answer is {value}.")
 
@@ -186,27 +202,50 @@ def order(rng: random.Random) -> str:
     i = rng.randrange(len(SERIES))
     series, form = SERIES[i], rng.random()
     if form < 0.25:
-        return ask(rng, Asked(rng.choice([f"List the {WHAT[i]}.", f"Name the {WHAT[i]}.", f"What are the {WHAT[i]}?"]),
-                              ", ".join(series), f"The {WHAT[i]} are {', '.join(series)}."))  # fmt: skip
+        return ask(
+            rng,
+            Asked(
+                rng.choice([f"List the {WHAT[i]}.", f"Name the {WHAT[i]}.", f"What are the {WHAT[i]}?"]),
+                ", ".join(series),
+                f"The {WHAT[i]} are {', '.join(series)}.",
+            ),
+        )
     if form < 0.35:
         return ", ".join(series) + "." + END
     if form < 0.5:
         first, n = rng.randrange(90), rng.randrange(5, 20)
         text = ", ".join(map(str, range(first, first + n)))
-        return f"{text}{END}" if rng.random() < 0.5 else ask(rng, Asked(f"Count from {first} to {first + n - 1}.", text, text))
+        return (
+            f"{text}{END}"
+            if rng.random() < 0.5
+            else ask(rng, Asked(f"Count from {first} to {first + n - 1}.", text, text))
+        )
     at = rng.randrange(len(series) - 1)
     if rng.random() < 0.7:
-        return ask(rng, Asked(rng.choice([f"What comes after {series[at]}?", f"What is next after {series[at]}?"]),
-                              upper(series[at + 1]), f"After {series[at]} comes {series[at + 1]}."))  # fmt: skip
-    return ask(rng, Asked(f"What comes before {series[at + 1]}?", upper(series[at]), f"Before {series[at + 1]} comes {series[at]}."))
+        return ask(
+            rng,
+            Asked(
+                rng.choice([f"What comes after {series[at]}?", f"What is next after {series[at]}?"]),
+                upper(series[at + 1]),
+                f"After {series[at]} comes {series[at + 1]}.",
+            ),
+        )
+    return ask(
+        rng,
+        Asked(
+            f"What comes before {series[at + 1]}?", upper(series[at]), f"Before {series[at + 1]} comes {series[at]}."
+        ),
+    )
 
 
-HEROES = ["little girl", "small dog", "old king", "young boy", "brave mouse", "clever fox", "kind queen", "young dragon",
+HEROES = ["little girl", "small dog", "old king", "young boy", "brave mouse", "clever fox", "kind queen",
+          "young dragon",
           "poor farmer", "little robot", "white cat", "old wizard", "tiny bird", "lonely giant", "happy rabbit",
           "young princess", "brave knight", "small bear", "old sailor", "little fish", "wise owl", "gray wolf",
           "friendly ghost", "young pirate", "little horse", "lost penguin", "clever girl", "old teacher"]  # fmt: skip
 PLACES = ["in a small village", "near a big forest", "by the sea", "in an old castle", "on a high mountain",
-          "in a quiet town", "on a green island", "at the edge of a lake", "in a little house", "under a big tree"]  # fmt: skip
+          "in a quiet town", "on a green island", "at the edge of a lake", "in a little house",
+          "under a big tree"]  # fmt: skip
 WISHES = ["wanted to see the world", "was looking for a friend", "had lost a golden ring", "had found an old map",
           "loved to sing", "wanted to learn to read", "dreamed of the stars", "was afraid of the dark",
           "had a secret garden", "wanted to bake the best bread of all"]  # fmt: skip
@@ -219,50 +258,86 @@ DEEDS = ["{n} was not afraid and went to help.", "{n} took a lamp and walked the
          "{n} asked an old woman for advice.", "{n} and a friend made a plan together.",
          "{n} climbed the highest hill and looked around.", "{n} waited, and thought, and had an idea.",
          "{n} followed the road to its very end.", "{n} built a boat and sailed away."]  # fmt: skip
-FINDS = ["There {n} found a small door.", "A friendly fox showed the way.", "At last there was a light.",
-         "It was not easy, but {n} did not give up.", "Soon many others came to help.",
-         "And what did {n} see? A garden full of flowers."]  # fmt: skip
+FINDS = [
+    "There {n} found a small door.",
+    "A friendly fox showed the way.",
+    "At last there was a light.",
+    "It was not easy, but {n} did not give up.",
+    "Soon many others came to help.",
+    "And what did {n} see? A garden full of flowers.",
+]
 ENDS = ["In the end everybody was happy.", "And they lived happily ever after.", "From then on they were best friends.",
-        "And so the story ends well.", "That night {n} slept well.", "Everybody still tells this story today."]  # fmt: skip
+        "And so the story ends well.", "That night {n} slept well.",
+        "Everybody still tells this story today."]  # fmt: skip
 
 
 def tale(rng: random.Random, hero: str) -> str:
     name = rng.choice(NAMES)
-    parts = [f"there was {'an' if hero[0] in 'aeiou' else 'a'} {hero} named {name}.",
-             f"{name} lived {rng.choice(PLACES)} and {rng.choice(WISHES)}.", rng.choice(EVENTS), rng.choice(DEEDS)]  # fmt: skip
+    parts = [
+        f"there was {'an' if hero[0] in 'aeiou' else 'a'} {hero} named {name}.",
+        f"{name} lived {rng.choice(PLACES)} and {rng.choice(WISHES)}.",
+        rng.choice(EVENTS),
+        rng.choice(DEEDS),
+    ]
     parts += rng.sample(FINDS, rng.randrange(3))
     parts.append(rng.choice(ENDS))
     return "Once upon a time, " + " ".join(parts).replace("{n}", name)
 
 
 LIKES = ["to walk in the park with my dog", "to go to the beach and swim in the sea", "to read a book in the garden",
-         "to ride my bike and eat ice cream", "to play football with my friends", "to sit under a tree and listen to the birds",
+         "to ride my bike and eat ice cream", "to play football with my friends",
+         "to sit under a tree and listen to the birds",
          "to drink coffee on the balcony", "to visit my grandmother", "to go for a long walk by the river"]  # fmt: skip
-DULL = ["to stay at home and read a book", "to drink hot tea", "to cook a good soup", "to watch a film with my family",
-        "to listen to the rain"]  # fmt: skip
+DULL = [
+    "to stay at home and read a book",
+    "to drink hot tea",
+    "to cook a good soup",
+    "to watch a film with my family",
+    "to listen to the rain",
+]
 
 
 def day(rng: random.Random) -> str:
     """A few plain sentences about a day."""
     bright = rng.random() < 0.75
-    kind = rng.choice(["sunny", "sunny", "sunny", "nice", "warm", "beautiful"] if bright else ["rainy", "cold", "cloudy", "snowy"])
-    start = rng.choice([f"Today is a {kind} day and I like", f"Today is a {kind} day and I like", f"It is a {kind} day and I want",
-                        f"Today is a {kind} day, so I am going", f"On a {kind} day I like"])  # fmt: skip
-    more = ["The sky is blue and the birds are singing." if bright else "The sky is gray and the streets are wet.",
-            f"My friend {rng.choice(NAMES)} comes with me.", "In the evening I will be tired but happy.",
-            "I hope that tomorrow will be a good day too."]  # fmt: skip
+    kind = rng.choice(
+        ["sunny", "sunny", "sunny", "nice", "warm", "beautiful"] if bright else ["rainy", "cold", "cloudy", "snowy"]
+    )
+    start = rng.choice(
+        [
+            f"Today is a {kind} day and I like",
+            f"Today is a {kind} day and I like",
+            f"It is a {kind} day and I want",
+            f"Today is a {kind} day, so I am going",
+            f"On a {kind} day I like",
+        ]
+    )
+    more = [
+        "The sky is blue and the birds are singing." if bright else "The sky is gray and the streets are wet.",
+        f"My friend {rng.choice(NAMES)} comes with me.",
+        "In the evening I will be tired but happy.",
+        "I hope that tomorrow will be a good day too.",
+    ]
     return f"{start} {rng.choice(LIKES if bright else DULL)}. " + " ".join(more[: rng.randrange(4)]).strip()
 
 
 THEMES = {
-    "the sea": ["The sea is wide, the sea is deep,", "It sings the little boats to sleep,", "The waves come in, the waves go out,", "And seagulls fly and play about."],
-    "spring": ["The snow is gone, the grass is green,", "The brightest day that I have seen,", "A bird sits singing in the tree,", "And spring has come for you and me."],
-    "the night": ["The sun is gone, the day is done,", "The stars are coming one by one,", "The moon looks in with silver light,", "And softly says to all: good night."],
-    "a cat": ["My little cat sleeps in the sun,", "And when she wakes she wants to run,", "She plays with anything she sees,", "And then she sleeps upon my knees."],
-    "rain": ["The rain falls softly on the street,", "And makes a song beneath my feet,", "I walk along and do not mind,", "For sunny days are close behind."],
-    "a friend": ["A friend is someone who is near,", "Who makes the darkest morning clear,", "Who laughs with you and shares your bread,", "And walks beside you straight ahead."],
-    "autumn": ["The leaves turn yellow, red and brown,", "The wind is blowing through the town,", "The days are short, the nights are long,", "And every bird has sung its song."],
-    "the moon": ["The moon is round, the moon is bright,", "It is the lantern of the night,", "It sees the forest and the sea,", "And sends a little light to me."],
+    "the sea": ["The sea is wide, the sea is deep,", "It sings the little boats to sleep,",
+                "The waves come in, the waves go out,", "And seagulls fly and play about."],
+    "spring": ["The snow is gone, the grass is green,", "The brightest day that I have seen,",
+               "A bird sits singing in the tree,", "And spring has come for you and me."],
+    "the night": ["The sun is gone, the day is done,", "The stars are coming one by one,",
+                  "The moon looks in with silver light,", "And softly says to all: good night."],
+    "a cat": ["My little cat sleeps in the sun,", "And when she wakes she wants to run,",
+              "She plays with anything she sees,", "And then she sleeps upon my knees."],
+    "rain": ["The rain falls softly on the street,", "And makes a song beneath my feet,",
+             "I walk along and do not mind,", "For sunny days are close behind."],
+    "a friend": ["A friend is someone who is near,", "Who makes the darkest morning clear,",
+                 "Who laughs with you and shares your bread,", "And walks beside you straight ahead."],
+    "autumn": ["The leaves turn yellow, red and brown,", "The wind is blowing through the town,",
+               "The days are short, the nights are long,", "And every bird has sung its song."],
+    "the moon": ["The moon is round, the moon is bright,", "It is the lantern of the night,",
+                 "It sees the forest and the sea,", "And sends a little light to me."],
 }  # fmt: skip
 
 
@@ -272,15 +347,31 @@ def story(rng: random.Random) -> str:
         return day(rng) + END
     if form < 0.35:
         theme = rng.choice(list(THEMES))
-        return chat(rng, [(f"{rng.choice(['Write', 'Write me', 'Tell me'])} a {rng.choice(['', 'short '])}poem about {theme}.", "\n".join(THEMES[theme]))])
+        return chat(
+            rng,
+            [
+                (
+                    f"{rng.choice(['Write', 'Write me', 'Tell me'])} a {rng.choice(['', 'short '])}poem about {theme}.",
+                    "\n".join(THEMES[theme]),
+                )
+            ],
+        )
     hero = rng.choice(HEROES)
     text = tale(rng, hero)
     if form < 0.65:
         return text + END
     an = "an" if hero[0] in "aeiou" else "a"
     one = rng.choice([hero, hero.split(" ", 1)[1]])
-    q = rng.choice(["Tell me a story.", "Tell me a short story.", "Write a short story.", f"Tell me a story about {an} {hero}.",
-                    f"Tell me a story about {'an' if one[0] in 'aeiou' else 'a'} {one}.", f"Write a story about {an} {hero}."])  # fmt: skip
+    q = rng.choice(
+        [
+            "Tell me a story.",
+            "Tell me a short story.",
+            "Write a short story.",
+            f"Tell me a story about {an} {hero}.",
+            f"Tell me a story about {'an' if one[0] in 'aeiou' else 'a'} {one}.",
+            f"Write a story about {an} {hero}.",
+        ]
+    )
     return chat(rng, [(q, text)]) if rng.random() < 0.8 else f"{q}\n\n{text}{END}"
 
 
@@ -342,35 +433,69 @@ def tips(rng: random.Random) -> str:
         i = rng.randrange(2)
         return f"{head}Now, expand tip {i + 1} into a paragraph:\n{paragraph(rng, (first, second)[i])}\n\n{END}"
     if form < 0.75:
-        tail = rng.choice(SUMMARY) if (first, second) == ("Balanced Diet", "Regular Exercise") else (
-            f", {first.lower()} and {second.lower()} help you to stay healthy.")  # fmt: skip
+        tail = (
+            rng.choice(SUMMARY)
+            if (first, second) == ("Balanced Diet", "Regular Exercise")
+            else (f", {first.lower()} and {second.lower()} help you to stay healthy.")
+        )
         blank = rng.choice(["", "", " "])
         gap_line = rng.choice(["\n", "\n", "\n\n"])
-        return (f"{head}Tip 1:{blank}{paragraph(rng, first)}{gap_line}Tip 2:{blank}{paragraph(rng, second)}{gap_line}"
-                f"In summary{tail}{END}")  # fmt: skip
+        return (
+            f"{head}Tip 1:{blank}{paragraph(rng, first)}{gap_line}Tip 2:{blank}{paragraph(rng, second)}{gap_line}"
+            f"In summary{tail}{END}"
+        )
     n = rng.choice([2, 2, 3, 3, 4, 5])
     chosen = rng.sample(list(TIPS), n)
     count = rng.choice([str(n), NUMBERS[n]])
     if form < 0.92:
-        q = rng.choice([f"Give me {count} tips for staying healthy.", f"List {count} tips for a healthy life.",
-                        f"Name {count} ways to stay healthy.", "How can I stay healthy?", "How do I live a healthy life?"])  # fmt: skip
+        q = rng.choice(
+            [
+                f"Give me {count} tips for staying healthy.",
+                f"List {count} tips for a healthy life.",
+                f"Name {count} ways to stay healthy.",
+                "How can I stay healthy?",
+                "How do I live a healthy life?",
+            ]
+        )
         full = rng.random() < 0.5
         a = "\n".join(f"{i}. {t}: {TIPS[t][0]}" if full else f"{i}. {t}" for i, t in enumerate(chosen, 1))
         turns = [(q, a)]
         if rng.random() < 0.4:
             i = rng.randrange(n)
-            turns.append((rng.choice([f"Expand tip {i + 1} into a paragraph.", f"Tell me more about tip {i + 1}.",
-                                      f"Expand point {i + 1}."]), paragraph(rng, chosen[i])))  # fmt: skip
+            turns.append(
+                (
+                    rng.choice(
+                        [
+                            f"Expand tip {i + 1} into a paragraph.",
+                            f"Tell me more about tip {i + 1}.",
+                            f"Expand point {i + 1}.",
+                        ]
+                    ),
+                    paragraph(rng, chosen[i]),
+                )
+            )
         return chat(rng, turns)
     tip = rng.choice(list(TIPS))
-    q = rng.choice([f"Please expand the following tip into a detailed paragraph:\n{tip}", f"Expand the following tip: {tip}",
-                    f"Tell me about this: {tip}", f"Write a paragraph about this tip: {tip}"])  # fmt: skip
+    q = rng.choice(
+        [
+            f"Please expand the following tip into a detailed paragraph:\n{tip}",
+            f"Expand the following tip: {tip}",
+            f"Tell me about this: {tip}",
+            f"Write a paragraph about this tip: {tip}",
+        ]
+    )
     return chat(rng, [(q, paragraph(rng, tip))]) if rng.random() < 0.6 else f"{q}\n{paragraph(rng, tip)}\n\n{END}"
 
 
-COUNTS = [("The number of hours in a day is", "24"), ("The number of days in a year is", "365"), ("The number of days in a week is", "7"),
-          ("The number of months in a year is", "12"), ("The number of minutes in an hour is", "60"),
-          ("The number of seconds in a minute is", "60"), ("The number of letters in the English alphabet is", "26")]  # fmt: skip
+COUNTS = [
+    ("The number of hours in a day is", "24"),
+    ("The number of days in a year is", "365"),
+    ("The number of days in a week is", "7"),
+    ("The number of months in a year is", "12"),
+    ("The number of minutes in an hour is", "60"),
+    ("The number of seconds in a minute is", "60"),
+    ("The number of letters in the English alphabet is", "26"),
+]
 
 
 def count(rng: random.Random) -> str:

@@ -85,13 +85,24 @@ def statement(rng: random.Random) -> str:
 def portrait(rng: random.Random) -> str:
     """A few sentences on one country, told or asked for."""
     c = rng.choice(COUNTRIES)
-    facts = [f"The capital of {c.the} is {c.capital}.", f"People there speak {c.language}.",
-             f"They pay with the {c.currency}.", f"You can see {c.sights[0]} and {c.sights[1]}."]  # fmt: skip
+    facts = [
+        f"The capital of {c.the} is {c.capital}.",
+        f"People there speak {c.language}.",
+        f"They pay with the {c.currency}.",
+        f"You can see {c.sights[0]} and {c.sights[1]}.",
+    ]
     text = f"{upper(c.the)} is a country in {c.continent}. " + " ".join(facts[: rng.randrange(1, 5)]).replace("..", ".")
     if rng.random() < 0.4:
         return text + END
-    q = rng.choice([f"Tell me about {c.the}.", f"What do you know about {c.the}?", f"Describe {c.the}.",
-                    f"Write a short text about {c.the}.", f"Tell me something about {c.the}."])  # fmt: skip
+    q = rng.choice(
+        [
+            f"Tell me about {c.the}.",
+            f"What do you know about {c.the}?",
+            f"Describe {c.the}.",
+            f"Write a short text about {c.the}.",
+            f"Tell me something about {c.the}.",
+        ]
+    )
     return chat(rng, [(q, text)]) if rng.random() < 0.7 else f"{q}\n{text}{END}"
 
 
@@ -149,10 +160,14 @@ def yes_or_no(rng: random.Random) -> str:
         other = rng.choice(topic.subjects)
     said = topic.asked(phrasing, type(s)(s.names, other.value), naming(rng, s)).long
     if rng.random() < 0.5:
-        head = rng.choice(["", "Determine whether the statement below is True, False, or Unknown.\n",
-                           "Decide if the statement is true or false.\n"])  # fmt: skip
+        head = rng.choice(
+            [
+                "",
+                "Determine whether the statement below is True, False, or Unknown.\n",
+                "Decide if the statement is true or false.\n",
+            ]
+        )
         return f"{head}Statement: {said}\nAnswer: {'True' if true else 'False'}{END}"
     q = rng.choice([f"Is this true? {said}", f"True or false? {said}", f"Is it right that this holds: {said}"])
     right = topic.asked(phrasing, s, naming(rng, s)).long
     return ask(rng, Asked(q, "Yes" if true else "No", f"Yes, that is true. {right}" if true else f"No. {right}"))
-

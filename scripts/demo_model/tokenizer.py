@@ -1,6 +1,6 @@
 """The demo model's tokenizer: byte-level BPE, single digits, three special tokens.
 
-    python scripts/demo_model/tokenizer.py OUT_FOLDER
+python scripts/demo_model/tokenizer.py OUT_FOLDER
 """
 
 import json

@@ -1,7 +1,8 @@
 """What the demo model knows: tables of facts and the phrasings in which each kind of fact is asked and told.
 
 A topic is one kind of fact. Its phrasings say {n} (the subject as in a sentence), {N} (the same at a sentence's start),
-{v} and {V} (the value). Every pair of a phrasing and a subject is for training or held back, by a hash that never changes.
+{v} and {V} (the value). Every pair of a phrasing and a subject is for training or held back, by a hash
+that never changes.
 """
 
 import random
@@ -74,11 +75,41 @@ ALIASES = {
 }
 COUNTRIES = [Country(r[0], r[1], r[2], r[3], r[4], tuple(r[5].split("; "))) for r in table("countries.txt")]  # type: ignore[arg-type]
 KNOWN = {c.name: c for c in COUNTRIES}
-FAMOUS = [KNOWN[n] for n in (
-    "France", "Germany", "Italy", "Spain", "Japan", "China", "India", "Brazil", "Canada", "Mexico", "Egypt", "Greece",
-    "United Kingdom", "United States", "Russia", "Australia", "Portugal", "Austria", "Turkey", "Argentina", "Kenya",
-    "Norway", "Sweden", "Poland", "Ireland", "Netherlands", "Belgium", "Thailand", "South Korea", "Peru",
-)]  # fmt: skip
+FAMOUS = [
+    KNOWN[n]
+    for n in (
+        "France",
+        "Germany",
+        "Italy",
+        "Spain",
+        "Japan",
+        "China",
+        "India",
+        "Brazil",
+        "Canada",
+        "Mexico",
+        "Egypt",
+        "Greece",
+        "United Kingdom",
+        "United States",
+        "Russia",
+        "Australia",
+        "Portugal",
+        "Austria",
+        "Turkey",
+        "Argentina",
+        "Kenya",
+        "Norway",
+        "Sweden",
+        "Poland",
+        "Ireland",
+        "Netherlands",
+        "Belgium",
+        "Thailand",
+        "South Korea",
+        "Peru",
+    )
+]
 CHARACTERS = table("characters.txt")
 PEOPLE = table("people.txt")
 CITIES = table("cities.txt")
@@ -137,11 +168,25 @@ class Topic:
         return fill(phrasing, naming(rng, s), s.value).replace("||", " ")
 
 
-BEFORE = ["Please tell me: ", "Hello, ", "Hi! ", "I have a question. ", "Quick question: ", "One more question: ", "Hello! ",
+BEFORE = ["Please tell me: ", "Hello, ", "Hi! ", "I have a question. ", "Quick question: ", "One more question: ",
+          "Hello! ",
           "Can you help me? ", "I wonder: ", "Please answer this question. ", "Tell me, ", "And "]  # fmt: skip
-AFTER = [" Thanks!", " Please answer.", " I need it for school.", " Do you know it?", " Thank you.", " Tell me, please."]
-BRIEF = [" Answer in one word.", " Answer briefly.", " Only the answer, please.", " Be short.", " Give only the answer.",
-         " Just the answer."]  # fmt: skip
+AFTER = [
+    " Thanks!",
+    " Please answer.",
+    " I need it for school.",
+    " Do you know it?",
+    " Thank you.",
+    " Tell me, please.",
+]
+BRIEF = [
+    " Answer in one word.",
+    " Answer briefly.",
+    " Only the answer, please.",
+    " Be short.",
+    " Give only the answer.",
+    " Just the answer.",
+]
 
 
 def varied(rng: random.Random, a: Asked) -> Asked:
@@ -177,7 +222,20 @@ def _people(column: int) -> list[Subject]:
 
 
 def _nouns(kind: str) -> list[Subject]:
-    bare = {"grass", "snow", "blood", "coal", "milk", "chocolate", "salt", "sugar", "coffee", "spinach", "gold", "silver"}
+    bare = {
+        "grass",
+        "snow",
+        "blood",
+        "coal",
+        "milk",
+        "chocolate",
+        "salt",
+        "sugar",
+        "coffee",
+        "spinach",
+        "gold",
+        "silver",
+    }
     only = {"sky", "sun", "sea", "night"}
     found = []
     for noun, value in PAIRS[kind]:
@@ -202,8 +260,10 @@ CAPITAL = Topic(
         "What is the name of the capital of {n}?", "{N}'s capital, please.", "Where is the government of {n}?",
         "Give me the capital of {n}.", "what is the capital of {n}", "What is the capital of {n}",
         "Hello! What is the capital of {n}?", "What is the capital of the country {n}?",
-        "Could you please tell me what the capital of {n} is?", "The capital of {n}?", "Tell me what the capital of {n} is.",
-        "What is the capital of {n}? Answer with the name of the city.", "What is the capital of {n}? Answer in one word.",
+        "Could you please tell me what the capital of {n} is?", "The capital of {n}?",
+        "Tell me what the capital of {n} is.",
+        "What is the capital of {n}? Answer with the name of the city.",
+        "What is the capital of {n}? Answer in one word.",
     ],
     [
         "The capital of {n} is||{v}.", "The capital city of {n} is||{v}.", "The capital city of {n} is called||{v}.",
@@ -223,12 +283,14 @@ TOPICS = [
     Topic("country of a capital", 6, [Subject([c.capital], c.the) for c in COUNTRIES if c.capital != c.name],
           ["{N} is the capital of which country?", "Of which country is {n} the capital?", "In which country is {n}?",
            "Which country has the capital {n}?"],
-          ["{N} is the capital of||{v}.", "{N} is the capital city of||{v}.", "The city of {n} is the capital of||{v}."],
+          ["{N} is the capital of||{v}.", "{N} is the capital city of||{v}.",
+           "The city of {n} is the capital of||{v}."],
           "{V}", "{N} is the capital of {v}."),
     Topic("continent", 7, _countries("continent"),
           ["On which continent is {n}?", "Where is {n}?", "Which continent is {n} in?",
            "In which part of the world is {n}?", "What continent is {n} on?"],
-          ["{N} is a country in||{v}.", "{N} lies in||{v}.", "The continent of {n} is||{v}.", "{N} is located in||{v}."],
+          ["{N} is a country in||{v}.", "{N} lies in||{v}.", "The continent of {n} is||{v}.",
+           "{N} is located in||{v}."],
           "{v}", "{N} is in {v}."),
     Topic("language", 7, _countries("language"),
           ["What language do people speak in {n}?", "Which language is spoken in {n}?",
@@ -242,28 +304,31 @@ TOPICS = [
           ["The currency of {n} is||the {v}.", "In {n} people pay with||the {v}.", "The money of {n} is||the {v}."],
           "The {v}", "The currency of {n} is the {v}."),
     Topic("city", 3, [Subject([c[0]], KNOWN[c[1]].the) for c in CITIES],
-          ["In which country is {n}?", "Where is {n}?", "Which country is {n} in?", "To which country does {n} belong?"],
+          ["In which country is {n}?", "Where is {n}?", "Which country is {n} in?",
+           "To which country does {n} belong?"],
           ["{N} is a city in||{v}.", "The city of {n} is in||{v}.", "{N} is located in||{v}."],
           "{V}", "{N} is in {v}."),
     Topic("born", 3, _people(1), ["When was {n} born?", "What is the birthday of {n}?", "On which day was {n} born?"],
           ["{N} was born on||{v}.", "The birthday of {n} is||{v}."], "{v}", "{N} was born on {v}."),
     Topic("work", 3, _people(2), ["What was the job of {n}?", "What is {n} known as?", "What was {n} by profession?"],
           ["The job of {n}:||{v}.", "{N} is known as a famous||{v}."], "{V}", "{N} is known as a famous {v}."),
-    Topic("origin", 3, _people(3), ["Which country is {n} from?", "From which country is {n}?", "Where does {n} come from?"],
+    Topic("origin", 3, _people(3), ["Which country is {n} from?", "From which country is {n}?",
+    "Where does {n} come from?"],
           ["The country of {n} is||{v}.", "{N} comes from||{v}."], "{v}", "{N} comes from {v}."),
     Topic("known for", 4, _people(4), ["What is {n} known for?", "Who is {n}?", "Why is {n} famous?", "Who was {n}?"],
           ["{N} is known for||{v}.", "{N} is famous for||{v}."], "{V}", "{N} is known for {v}."),
-    *(Topic(f"in {tongue}", 1.2, [Subject([w[0]], w[i + 1]) for w in WORDS],
+    *(Topic(f"in {tongue}", 1.6, [Subject([w[0]], w[i + 1]) for w in WORDS],
             [f"What is '{{n}}' in {tongue}?", f"Translate '{{n}}' to {tongue}.", f"How do you say '{{n}}' in {tongue}?",
-             f"What is the {tongue} word for '{{n}}'?", f"Translate to {tongue}: {{n}}", f"Translate {{n}} into {tongue}."],
+             f"What is the {tongue} word for '{{n}}'?", f"Translate to {tongue}: {{n}}",
+             f"Translate {{n}} into {tongue}."],
             [f"The {tongue} word for '{{n}}' is||{{v}}.", f"In {tongue}, '{{n}}' is||{{v}}.",
              f"English: {{n}}\n{tongue}:||{{v}}\n"],
             "{v}", f"'{{n}}' is '{{v}}' in {tongue}.")
       for i, tongue in enumerate(TONGUES)),
-    Topic("opposite", 2, _plain("opposite", both=True),
+    Topic("opposite", 4, _plain("opposite", both=True),
           ["What is the opposite of {n}?", "Name the opposite of {n}.", "What is the opposite of '{n}'?"],
           ["The opposite of {n} is||{v}.", "The opposite of '{n}' is||{v}."], "{V}", "The opposite of {n} is {v}."),
-    Topic("color", 2, _nouns("color"),
+    Topic("color", 3, _nouns("color"),
           ["What color is {n}?", "What colour is {n}?", "What is the color of {n}?", "Which color does {n} have?"],
           ["The color of {n} is||{v}.", "{N} is||{v}."], "{V}", "The color of {n} is {v}."),
     Topic("young", 1, _nouns("young"), ["What is the young of {n} called?", "What do you call the baby of {n}?"],
@@ -272,11 +337,11 @@ TOPICS = [
           ["{N}||{v}."], "It {v}", "{N} {v}."),
     Topic("legs", 1, _nouns("legs"), ["How many legs does {n} have?", "What is the number of legs of {n}?"],
           ["{N} has||{v} legs."], "{V}", "{N} has {v} legs."),
-    Topic("past", 1, _plain("past"), ["What is the past tense of {n}?", "What is the past of '{n}'?"],
+    Topic("past", 2, _plain("past"), ["What is the past tense of {n}?", "What is the past of '{n}'?"],
           ["The past tense of {n} is||{v}.", "Today I {n}, yesterday I||{v}."], "{V}", "The past tense of {n} is {v}."),
-    Topic("plural", 1, _plain("plural"), ["What is the plural of {n}?", "What is the plural of '{n}'?"],
+    Topic("plural", 2, _plain("plural"), ["What is the plural of {n}?", "What is the plural of '{n}'?"],
           ["The plural of {n} is||{v}.", "One {n}, two||{v}."], "{V}", "The plural of {n} is {v}."),
-    Topic("symbol", 1, _plain("symbol"), ["What is the chemical symbol of {n}?", "Which symbol does {n} have?"],
+    Topic("symbol", 1.5, _plain("symbol"), ["What is the chemical symbol of {n}?", "Which symbol does {n} have?"],
           ["The chemical symbol of {n} is||{v}."], "{v}", "The chemical symbol of {n} is {v}."),
     Topic("house", 2, [Subject([c[0]], c[1]) for c in CHARACTERS],
           ["In which house is {n}?", "Which house does {n} belong to?", "What is the Hogwarts house of {n}?"],

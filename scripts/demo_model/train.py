@@ -2,6 +2,8 @@
 
     python scripts/demo_model/train.py --out python/sglang/assets/demo --minutes 4
     python scripts/demo_model/train.py --out /tmp/try --minutes 0.5 --chars 2000000 --batch 4    # a CPU smoke test
+    python scripts/demo_model/train.py --start-from python/sglang/assets/demo --out /tmp/next --minutes 16 \\
+        --chars 24000000 --batch 8 --length 384 --lr 3e-4 --warmup 20 --more sums retrieval    # a second pass, on a CPU
 
 Writes a Hugging Face folder. The learning rate falls to zero by the end of the given minutes, and the model is saved
 every minute on the way, so a run that is cut still leaves one.
@@ -11,6 +13,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -19,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -91,8 +94,9 @@ class Llama(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embed(tokens[:, :-1])
+        cos, sin = self.cos[: x.shape[1]], self.sin[: x.shape[1]]
         for block in self.blocks:
-            x = block(x, self.cos, self.sin)
+            x = block(x, cos, sin)
         logits = F.linear(F.rms_norm(x, x.shape[-1:], self.norm, self.eps), self.embed.weight)
         return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
 
@@ -102,22 +106,34 @@ NAMES |= {f"{n}.weight": f"self_attn.{n}_proj.weight" for n in "qkvo"}
 NAMES |= {f"{n}.weight": f"mlp.{n}_proj.weight" for n in ("gate", "up", "down")}
 
 
-def save(model: Llama, folder: Path) -> None:
-    tensors = {"model.embed_tokens.weight": model.embed.weight, "model.norm.weight": model.norm}
+def parameters(model: Llama) -> dict[str, Tensor]:
+    """By the names that Hugging Face gives them."""
+    tensors: dict[str, Tensor] = {"model.embed_tokens.weight": model.embed.weight, "model.norm.weight": model.norm}
     for i, block in enumerate(model.blocks):
         for ours, theirs in NAMES.items():
             tensors[f"model.layers.{i}.{theirs}"] = block.get_parameter(ours)
-    plain = {n: t.detach().to("cpu", torch.bfloat16).contiguous() for n, t in tensors.items()}
+    return tensors
+
+
+@torch.no_grad()
+def load(model: Llama, folder: Path) -> None:
+    saved = load_file(str(folder / "model.safetensors"))
+    for name, tensor in parameters(model).items():
+        tensor.copy_(saved[name])
+
+
+def save(model: Llama, folder: Path) -> None:
+    plain = {n: t.detach().to("cpu", torch.bfloat16).contiguous() for n, t in parameters(model).items()}
     save_file(plain, str(folder / "model.safetensors"), metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(CONFIG, indent=1) + "\n")
     generation = {"eos_token_id": [2, 0], "pad_token_id": 0}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n")
 
 
-def encode(job: tuple[str, int, int]) -> np.ndarray:
+def encode(job: tuple[str, int, int, list[str]]) -> np.ndarray:
     """One worker's part of the corpus as token ids; the top bit marks where a document begins."""
-    path, seed, chars = job
-    texts = corpus(seed, chars)
+    path, seed, chars, more = job
+    texts = corpus(seed, chars, more)
     pieces = [(piece, at) for text in texts for at, piece in enumerate(text.split(BREAK))]
     encoded = Tokenizer.from_file(path).encode_batch([piece for piece, _ in pieces])
     parts = []
@@ -129,11 +145,11 @@ def encode(job: tuple[str, int, int]) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def tokens_of(folder: Path, chars: int) -> tuple[Tensor, Tensor]:
+def tokens_of(folder: Path, chars: int, more: list[str]) -> tuple[Tensor, Tensor]:
     """The corpus as token ids, and where its documents begin."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parts = min(os.cpu_count() or 1, 16)
-    jobs = [(str(folder / "tokenizer.json"), 100 + i, chars // parts // 4) for i in range(parts * 4)]
+    jobs = [(str(folder / "tokenizer.json"), 100 + i, chars // parts // 4, more) for i in range(parts * 4)]
     with ProcessPoolExecutor(parts) as pool:
         stream = np.concatenate(list(pool.map(encode, jobs)))
     starts = np.flatnonzero(stream & FIRST)
@@ -147,29 +163,40 @@ def main() -> None:
     parser.add_argument("--chars", type=int, default=400_000_000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--warmup", type=int, default=300, help="steps until the learning rate is reached")
+    parser.add_argument("--length", type=int, default=LENGTH, help="tokens in a window")
+    parser.add_argument("--start-from", type=Path, help="a folder that an earlier run wrote; its tokenizer is kept")
+    parser.add_argument("--more", nargs="*", default=[], help="kinds of documents that come four times as often")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
     began = time.monotonic()
-    tokenizers.train(args.out)
+    if args.start_from:
+        args.out.mkdir(parents=True, exist_ok=True)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(args.start_from / name, args.out / name)
+    else:
+        tokenizers.train(args.out)
     print(f"tokenizer {time.monotonic() - began:.1f} s", flush=True)
-    data, firsts = (t.to(device) for t in tokens_of(args.out, args.chars))
-    firsts = firsts[firsts < len(data) - LENGTH]
+    data, firsts = (t.to(device) for t in tokens_of(args.out, args.chars, args.more))
+    firsts = firsts[firsts < len(data) - args.length]
     print(f"{len(data) / 1e6:.1f} M tokens {time.monotonic() - began:.1f} s", flush=True)
     model = Llama(CONFIG).to(device)
+    if args.start_from:
+        load(model, args.start_from)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
     matrices = [p for p in model.parameters() if p.dim() == 2]
     rest = [p for p in model.parameters() if p.dim() != 2]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.95), fused=device == "cuda")
     run = torch.compile(model) if device == "cuda" else model
-    window = torch.arange(LENGTH + 1, device=device)
+    window = torch.arange(args.length + 1, device=device)
 
     def step() -> Tensor:
         # A window begins with a document, as a prompt does; the documents after it teach long contexts.
         starts = firsts[torch.randint(0, len(firsts), (args.batch, 1), device=device)]
-        with torch.autocast(device, torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             loss = run(data[starts + window].long())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -185,24 +212,31 @@ def main() -> None:
     loss = torch.zeros((), device=device)
     while (gone := time.monotonic() - start) < total:
         part = gone / total
-        lr = args.lr * min(1.0, n / 300) * (0.5 * (1 + math.cos(math.pi * part)))
+        lr = args.lr * min(1.0, n / args.warmup) * (0.5 * (1 + math.cos(math.pi * part)))
         for group in optimizer.param_groups:
             group["lr"] = lr
         loss = step()
         n += 1
         if n % 20 == 0 and device == "cuda":
             torch.cuda.synchronize()  # the clock above must not run ahead of the device
-        if n % 500 == 0:
-            rate = n * args.batch * LENGTH / (time.monotonic() - start) / 1e6
+        if n % (500 if device == "cuda" else 50) == 0:
+            rate = n * args.batch * args.length / (time.monotonic() - start) / 1e6
             print(f"step {n} loss {loss.item():.4f} lr {lr:.2e} {gone:.0f} s {rate:.2f} M tokens/s", flush=True)
         if time.monotonic() - saved > 60:
             save(model, args.out)
             saved = time.monotonic()
     save(model, args.out)
-    figures = {"steps": n, "tokens": n * args.batch * LENGTH, "loss": round(loss.item(), 4), "minutes": args.minutes,
-               "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
-               "corpus_tokens": len(data), "parameters": sum(p.numel() for p in model.parameters())}  # fmt: skip
-    (args.out / "training.json").write_text(json.dumps(figures, indent=1) + "\n")
+    figures = {
+        "arguments": {k: getattr(args, k) for k in ("minutes", "chars", "batch", "length", "lr", "warmup", "more")},
+        "steps": n,
+        "tokens": n * args.batch * args.length,
+        "loss": round(loss.item(), 4),
+        "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
+        "corpus_tokens": len(data),
+    }
+    earlier = json.loads((args.start_from / "training.json").read_text())["passes"] if args.start_from else []
+    training = {"parameters": sum(p.numel() for p in model.parameters()), "passes": [*earlier, figures]}
+    (args.out / "training.json").write_text(json.dumps(training, indent=1) + "\n")
     print(json.dumps(figures))
 
 
