@@ -83,6 +83,16 @@ def is_right(question: dict[str, str], answer: str) -> bool:
     return re.search(rf"(?<![\w.]){re.escape(question['expected'].lower())}(?!\w)", first.lower()) is not None
 
 
+def told(run: dict) -> str:
+    """One pass of training in words."""
+    device = "a CPU" if run["device"] == "CPU" else f"one {run['device']}"
+    tokens, corpus = run["tokens"] / 1e6, run["corpus_tokens"] / 1e6
+    return (
+        f"{run['arguments']['minutes']:g} minutes on {device}, {run['steps']:,} steps, {tokens:.1f} million tokens "
+        f"out of {corpus:.1f}, last loss {run['loss']}"
+    )
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -107,11 +117,7 @@ def main() -> None:
     training = folder / "training.json"
     if training.is_file():
         t = json.loads(training.read_text())
-        passes = "; then ".join(
-            f"{p['arguments']['minutes']:g} minutes on {'one ' if p['device'] != 'CPU' else ''}{p['device']}, {p['steps']:,} "
-            f"steps, {p['tokens'] / 1e6:.1f} million tokens out of {p['corpus_tokens'] / 1e6:.1f}, last loss {p['loss']}"
-            for p in t["passes"]
-        )
+        passes = "; then ".join(map(told, t["passes"]))
         card = CARD.format(parameters=t["parameters"] / 1e6, passes=passes, countries=len(COUNTRIES), rows=rows)
         (folder / "README.md").write_text(card)
         training.write_text(json.dumps({**t, "accuracy": accuracy}, indent=1) + "\n")
