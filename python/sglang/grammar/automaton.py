@@ -57,7 +57,7 @@ class Automaton:
 
 
 def compile(node: Node, field: str = "regex") -> Automaton:
-    """Raises FieldError(field) for a language that is empty or too large (limits.GRAMMAR_STATES, GRAMMAR_WORK)."""
+    """Raises FieldError(field) for an empty language, TooLarge for one over limits.GRAMMAR_STATES or GRAMMAR_WORK."""
     work = _Work(field)
     try:
         dfa = _minimal(_determine(node, work), work)
@@ -66,6 +66,10 @@ def compile(node: Node, field: str = "regex") -> Automaton:
     if not len(dfa.accepts):
         raise FieldError(field, f"{field} matches no text at all")
     return _over_bytes(dfa, work)
+
+
+class TooLarge(FieldError):
+    """The language is regular, but its automaton is over the limits."""
 
 
 class _Work:
@@ -80,8 +84,8 @@ class _Work:
         if self.left < 0:
             raise self.too_large()
 
-    def too_large(self) -> FieldError:
-        return FieldError(
+    def too_large(self) -> TooLarge:
+        return TooLarge(
             self.field,
             f"{self.field} needs too large an automaton (at most {limits.GRAMMAR_STATES} states, and "
             f"{limits.GRAMMAR_WORK} steps to build them): long bounded repeats and overlapping alternatives multiply",
@@ -284,7 +288,7 @@ def _determine(node: Node, work: _Work) -> _Dfa:
                     todo.append(reached)
             rows.append((source, columns, target))
             work.spend(1)
-        if len(todo) * max(width, 1) > _CELLS or len(todo) > 2 * limits.GRAMMAR_STATES:
+        if len(todo) * max(width, 1) > _CELLS or len(todo) > limits.GRAMMAR_STATES * 5 // 4:
             raise work.too_large()
     table = np.full((len(todo), width), DEAD, np.int32)
     lengths = np.array([len(c) for _, c, _ in rows], np.int64)
@@ -375,24 +379,36 @@ def _minimal(dfa: _Dfa, work: _Work) -> _Dfa:
     block = _blocks(table, distance[alive], work)
     # Blocks are numbered by their first member, so the start stays state 0.
     _, first, inverse = np.unique(block, return_index=True, return_inverse=True)
+    inverse = inverse.reshape(-1)
     order = np.argsort(np.argsort(first))
     block, first = order[inverse].astype(np.int32), np.sort(first)
     merged = np.append(block, DEAD).astype(np.int32)[table[first]]
     return _Dfa(dfa.starts, dfa.kinds, merged, accepts[first])
 
 
+def _edges(table: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(sources, targets) of a table's edges, each once, by source."""
+    source, column = np.nonzero(table >= 0)
+    pairs = np.unique(source * len(table) + table[source, column])
+    return pairs // len(table), pairs % len(table)
+
+
+def _lists(keys: NDArray[np.int64], values: NDArray[np.int64], n: int) -> list[list[int]]:
+    """values by key, for keys 0 .. n-1."""
+    order = np.argsort(keys, kind="stable")
+    bounds = np.searchsorted(keys[order], np.arange(n + 1)).tolist()
+    listed = values[order].tolist()
+    return [listed[bounds[i] : bounds[i + 1]] for i in range(n)]
+
+
 def _distances(dfa: _Dfa) -> NDArray[np.int32]:
     """Characters in the shortest way from each state to an accepting one, -1 where there is none."""
-    n = len(dfa.accepts)
-    source, column = np.nonzero(dfa.table >= 0)
-    pairs = np.unique(dfa.table[source, column].astype(np.int64) * n + source)
-    targets, sources = pairs // n, pairs % n
-    bounds = np.searchsorted(targets, np.arange(n + 1)).tolist()
-    before = sources.tolist()
+    sources, targets = _edges(dfa.table)
+    before = _lists(targets, sources, len(dfa.accepts))
     distance = np.where(dfa.accepts, 0, -1).tolist()
-    todo = np.nonzero(dfa.accepts)[0].tolist()
+    todo = np.flatnonzero(dfa.accepts).tolist()
     for state in todo:
-        for other in before[bounds[state] : bounds[state + 1]]:
+        for other in before[state]:
             if distance[other] < 0:
                 distance[other] = distance[state] + 1
                 todo.append(other)
@@ -400,32 +416,121 @@ def _distances(dfa: _Dfa) -> NDArray[np.int32]:
 
 
 def _blocks(table: NDArray[np.int32], distance: NDArray[np.int32], work: _Work) -> NDArray[np.int64]:
-    """Moore's refinement. Starting from the distance to acceptance it is nearly over when it starts: chains are apart.
-
-    A state's next block is a hash of its block and its targets' blocks; the result is checked without hashes.
+    """Which states are equal, by number. Components from the last to the first: outside of cycles a state is known by
+    its targets' blocks, so counted repeats, however long, take one look; cycles are refined together.
     """
     n, width = table.shape
+    accepts = distance == 0
+    block = np.full(n + 1, DEAD, np.int64)  # [-1] stays DEAD
+    known: dict[bytes | int, int] = {}  # a state's look, or its hash inside a cycle -> its block
     mixer = np.random.default_rng(20_240_117)
-    block = distance.astype(np.int64)
-    count = len(np.unique(block))
-    while count < n:
-        work.spend(n * width // 64)
-        weights = mixer.integers(1, 2**63, width, dtype=np.uint64) | np.uint64(1)
-        values = mixer.integers(0, 2**63, n + 1, dtype=np.uint64)  # one a block, the last for DEAD
-        hashed = (values[np.append(block, -1)[table]] * weights).sum(1, dtype=np.uint64) + values[block] * np.uint64(3)
-        _, refined = np.unique(hashed, return_inverse=True)
-        refined = refined.reshape(-1)
-        found = int(refined.max()) + 1
+    weights = mixer.integers(1, 2**63, width, dtype=np.uint64) | np.uint64(1)
+    count = 0
+    for members in _components(table):
+        first = members[0]
+        if len(members) > 1 or (table[first] == first).any():
+            hashes = _refined(np.array(members), table, distance, block, weights, work)
+            for state, hashed in zip(members, hashes, strict=True):
+                block[state] = known.setdefault(hashed, count)
+                count = max(count, int(block[state]) + 1)
+            for state in members:
+                known.setdefault(_look(table, accepts, block, state), int(block[state]))
+        else:
+            block[first] = known.setdefault(_look(table, accepts, block, first), count)
+            count = max(count, int(block[first]) + 1)
+    _, some, inverse = np.unique(block[:n], return_index=True, return_inverse=True)
+    targets = block[table]
+    same = (targets == targets[some][inverse.reshape(-1)]).all()
+    return block[:n] if same else np.arange(n)  # two hashes met: the automaton stays as it is
+
+
+def _look(table: NDArray[np.int32], accepts: NDArray[np.bool_], block: NDArray[np.int64], state: int) -> bytes:
+    return block[table[state]].tobytes() + bytes([int(accepts[state])])
+
+
+def _refined(
+    members: NDArray[np.int64],
+    table: NDArray[np.int32],
+    distance: NDArray[np.int32],
+    block: NDArray[np.int64],
+    weights: NDArray[np.uint64],
+    work: _Work,
+) -> list[int]:
+    """Hashes of a component's states that are equal where the states are, in other components too."""
+    rows = table[members]
+    place = np.full(len(table) + 1, -1, np.int64)
+    place[members] = np.arange(len(members))
+    inside = place[rows]  # -1: leads elsewhere
+    elsewhere = np.where(inside < 0, block[rows] + 2, 0).astype(np.uint64)
+
+    def round_of(own: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        following = np.where(inside < 0, np.uint64(0), own[inside])
+        return _mixed((following * weights).sum(1, dtype=np.uint64) + own * _ODD)
+
+    own = _mixed((elsewhere * weights).sum(1, dtype=np.uint64) + distance[members].astype(np.uint64) * _ODD)
+    count = 0
+    while count < len(members):
+        work.spend(16 + rows.size // 256)
+        found = len(np.unique(own))
         if found == count:
             break
-        block, count = refined, found
-    else:
-        return np.arange(n)
-    _, first, inverse = np.unique(block, return_index=True, return_inverse=True)
-    targets = np.append(block, -1)[table]
-    same = bool((targets == targets[first][inverse.reshape(-1)]).all())
-    assert same, "two states with one hash"
-    return block
+        count = found
+        own = round_of(own)
+    # One more round says of each block where it leads, so all blocks together say what the component is.
+    own = round_of(own)
+    return _mixed(own + np.unique(own).sum(dtype=np.uint64)).tolist()
+
+
+_ODD = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    return x ^ (x >> np.uint64(27))
+
+
+def _components(table: NDArray[np.int32]) -> Iterator[list[int]]:
+    """Strongly connected components, a component after all that it leads to (Tarjan's algorithm, without recursion)."""
+    after = _lists(*_edges(table), len(table))
+    order = [0] * len(table)  # 1 + when a state was met
+    low = [0] * len(table)
+    done = [False] * len(table)
+    pending: list[int] = []
+    met = 0
+    for root in range(len(table)):
+        if order[root]:
+            continue
+        path = [(root, 0)]
+        while path:
+            state, at = path.pop()
+            if at == 0:
+                met += 1
+                order[state] = low[state] = met
+                pending.append(state)
+            following = after[state]
+            while at < len(following):
+                other = following[at]
+                at += 1
+                if not order[other]:
+                    path.append((state, at))
+                    path.append((other, 0))
+                    break
+                if not done[other]:
+                    low[state] = min(low[state], order[other])
+            else:
+                if low[state] == order[state]:
+                    cut = len(pending) - 1
+                    while pending[cut] != state:
+                        cut -= 1
+                    members = pending[cut:]
+                    del pending[cut:]
+                    for member in members:
+                        done[member] = True
+                    yield members
+                if path:
+                    above = path[-1][0]
+                    if not done[state]:
+                        low[above] = min(low[above], low[state])
 
 
 @dataclass

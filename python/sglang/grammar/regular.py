@@ -34,6 +34,10 @@ class RegularCompiled:
     def cursor(self) -> "RegularCursor":
         return RegularCursor(self, 0)
 
+    @property
+    def nbytes(self) -> int:
+        return self.automaton.table.nbytes + 4 * self.vocabulary.words * len(self._masks)
+
     def mask(self, state: int) -> Words:
         """The mask of a state, shared and read-only."""
         with self._lock:

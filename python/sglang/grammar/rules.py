@@ -106,3 +106,8 @@ class Compiled(Protocol):
     def cursor(self) -> Cursor:
         """A cursor at the beginning."""
         ...
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held, about."""
+        ...

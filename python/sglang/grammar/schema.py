@@ -104,6 +104,7 @@ class Facts:
     rest: Any = None  # items
     counts: tuple[int, int | None] = (0, None)
     implied: frozenset[str] = frozenset()
+    through: frozenset[str] = frozenset()  # references that led here
 
 
 def parse(
@@ -135,6 +136,11 @@ def load(schema: str | dict[str, Any] | bool, name: str = "json_schema") -> dict
     return schema
 
 
+def check_one_of(schema: dict[str, Any] | bool, name: str = "json_schema") -> None:
+    """Raises FieldError(name) where alternatives of a oneOf could hold together: then it cannot be written as anyOf."""
+    _Reader(schema, True, Layout.plain(True), name).check_all(schema, "$", 0)
+
+
 def build_regex_from_object(object: Any, whitespace_pattern: str | None = None) -> str:
     """A pydantic model class, a JSON schema (dict or text) -> the regular expression of its instances.
 
@@ -160,6 +166,8 @@ class _Reader:
         self.name = name
         self.work = limits.GRAMMAR_WORK // 20  # a step here costs more than one of an automaton
         self._refs: dict[str, Node | None] = {}  # None: being built
+        self._open: list[frozenset[str]] = []  # references that led to what is being built
+        self._looking = 0  # only comparing: recursion does no harm there
 
     def node_at_root(self) -> Node:
         return self.node(self.root, "$", 0)
@@ -173,8 +181,19 @@ class _Reader:
         ref = schema.get("$ref") if isinstance(schema, dict) else None
         if isinstance(ref, str) and all(key == "$ref" or key in REMARKS for key in schema):
             return self.referred(ref, path, depth)
-        cases = self.cases(schema, path, depth, ())
-        return alt(*[self.written(facts, path, depth) for facts in cases])
+        for key in ("anyOf", "oneOf"):
+            if isinstance(schema, dict) and key in schema and all(k == key or k in REMARKS for k in schema):
+                # Nothing to multiply out: alternatives stay whole, and are shared where they are references.
+                parts = self.list_of(schema, key, path)
+                if key == "oneOf" and self.strict:
+                    self.check_one_of(schema, path, depth)
+                return alt(*(self.node(part, f"{path}.{key}[{i}]", depth + 1) for i, part in enumerate(parts)))
+        nodes: list[Node] = []
+        for facts in self.cases(schema, path, depth, ()):
+            self._open.append(facts.through)
+            nodes.append(self.written(facts, path, depth))
+            self._open.pop()
+        return alt(*nodes)
 
     def referred(self, ref: str, path: str, depth: int) -> Node:
         if ref in self._refs:
@@ -222,7 +241,10 @@ class _Reader:
                 raise self.error(path, "$ref must be a string")
             if ref in through:
                 raise self.error(path, f"$ref {ref!r} says nothing but itself")
+            if not self._looking and (self._refs.get(ref, EMPTY) is None or any(ref in refs for refs in self._open)):
+                raise NotRegular(f"{ref} is recursive")
             target = self.cases(self.resolve(ref, path), ref, depth + 1, (*through, ref))
+            target = [replace(facts, through=facts.through | {ref}) for facts in target]
             result = self.combined(result, target, path)
         for i, part in enumerate(self.list_of(schema, "allOf", path)):
             result = self.combined(result, self.cases(part, f"{path}.allOf[{i}]", depth + 1, through), path)
@@ -408,6 +430,7 @@ class _Reader:
             rest=_meet_schemas(a.rest, b.rest),
             counts=_narrower(a.counts, b.counts),
             implied=a.implied | b.implied,
+            through=a.through | b.through,
         )
 
     def spread(self, mine: Facts, theirs: Facts) -> dict[str, Any]:
@@ -415,6 +438,28 @@ class _Reader:
         if theirs.others is None or theirs.key_patterns:
             return mine.properties
         return {k: s if k in theirs.properties else _all_of(s, theirs.others) for k, s in mine.properties.items()}
+
+    def check_one_of(self, schema: dict[str, Any], path: str, depth: int) -> None:
+        self._looking += 1
+        parts = self.list_of(schema, "oneOf", path)
+        groups = [self.cases(part, f"{path}.oneOf[{i}]", depth + 1, ()) for i, part in enumerate(parts)]
+        self.check_apart(groups, path, depth)
+        self._looking -= 1
+
+    def check_all(self, schema: Any, path: str, depth: int) -> None:
+        """Every oneOf inside `schema`, wherever it stands."""
+        self.work -= 1
+        if self.work < 0 or depth > DEPTH:
+            raise self.error(path, "the schema is too large")
+        if isinstance(schema, dict):
+            if isinstance(schema.get("oneOf"), list):
+                self.check_one_of(schema, path, depth)
+            for key, part in schema.items():
+                if key not in ("const", "enum", "default", "examples", "example"):
+                    self.check_all(part, f"{path}.{key}", depth + 1)
+        elif isinstance(schema, list):
+            for i, part in enumerate(schema):
+                self.check_all(part, f"{path}[{i}]", depth + 1)
 
     def check_apart(self, groups: Sequence[Sequence[Facts]], path: str, depth: int) -> None:
         """oneOf: no text that we write for one alternative may be an instance of another."""
@@ -456,9 +501,11 @@ class _Reader:
                     if closed:
                         return True
                 elif key in a.required and key in a.properties and key in b.properties:
+                    self._looking += 1
                     mine = self.cases(a.properties[key], key, depth + 1, ())
                     theirs = self.cases(b.properties[key], key, depth + 1, ())
-                    if all(self.apart(x, y, depth + 1) for x in mine for y in theirs):
+                    self._looking -= 1
+                    if all(self.apart(x, y, depth + 10) for x in mine for y in theirs):
                         return True
             return b.others is False and not b.key_patterns and any(key not in b.properties for key in a.required)
         return False

@@ -1,0 +1,239 @@
+"""Rules -> Compiled, off the hot path: each rule once, remembered, in a process that can be killed.
+
+`prepare` is the part that needs no vocabulary and may be long; it runs in a child. What is refused is refused by counting
+work, so it is refused again and the answer is remembered too; the time limit is for what nobody thought of.
+"""
+
+import queue
+import resource
+import subprocess
+import sys
+import threading
+from collections import OrderedDict
+from concurrent.futures import Future
+from typing import Any, BinaryIO
+
+import msgspec
+import numpy as np
+
+from sglang.base.errors import FieldError
+from sglang.grammar import automaton, contextfree, regex, schema, tags
+from sglang.grammar.automaton import Automaton, TooLarge
+from sglang.grammar.language import Alt, Text
+from sglang.grammar.regular import RegularCompiled
+from sglang.grammar.rules import Compiled, Rules
+from sglang.grammar.vocab import Vocabulary
+
+ENTRIES = 512
+CACHE_BYTES = 512 << 20
+TIMEOUT_S = 10.0
+CHILD_BYTES = 2 << 30  # address space
+
+
+class TimedOut(FieldError):
+    """Compilation was stopped."""
+
+
+def prepare(rules: Rules) -> Automaton | str:
+    """The automaton of rules, or the grammar (llguidance's) of those that need a stack. Raises FieldError."""
+    match rules.kind:
+        case "regex":
+            return automaton.compile(regex.parse(rules.text), "regex")
+        case "choices":
+            return automaton.compile(Alt(tuple(map(Text, rules.choices))), "choices")
+        case "ebnf":
+            return contextfree.from_grammar(rules.text)
+        case "json_schema":
+            read = schema.load(rules.text)
+            layout = schema.Layout.plain(rules.spaced)
+            try:
+                return automaton.compile(schema.parse(read, strict=rules.strict, layout=layout), "json_schema")
+            except (schema.NotRegular, TooLarge) as error:
+                if rules.strict:
+                    schema.check_one_of(read)
+                return _with_stack(lambda: contextfree.from_schema(read, rules.strict, rules.spaced), error)
+        case "structural_tag":
+            found = tags.read(rules.text)
+            try:
+                return automaton.compile(tags.parse(found, rules.strict, rules.spaced), tags.NAME)
+            except (schema.NotRegular, TooLarge) as error:
+                listed = [(t.trigger, t.begin, t.schema, t.end) for t in found]
+                return _with_stack(lambda: contextfree.from_tags(listed, rules.strict, rules.spaced), error)
+
+
+def _with_stack(build: Any, reason: Exception) -> str:
+    try:
+        return build()
+    except ValueError as error:
+        if isinstance(reason, TooLarge):
+            raise reason from None
+        raise FieldError("json_schema", str(error), getattr(error, "status", 400)) from None
+
+
+class Compiler:
+    """Compiles for one vocabulary. Thread-safe; `close` it, or leave it to the process's end.
+
+    separate: compile in a child process, which costs a process of about 40 MB and keeps this one's interpreter free.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        *,
+        separate: bool = True,
+        entries: int = ENTRIES,
+        cache_bytes: int = CACHE_BYTES,
+        timeout_s: float = TIMEOUT_S,
+    ):
+        self.vocabulary = vocabulary
+        self._entries = entries
+        self._cache_bytes = cache_bytes
+        self._known: OrderedDict[Rules, Future[Compiled]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._todo: queue.SimpleQueue[tuple[Rules, Future[Compiled]] | None] = queue.SimpleQueue()
+        self._engine: contextfree.Engine | None = None
+        self._child = _Child(timeout_s) if separate else None
+        self._thread = threading.Thread(target=self._work, name="grammar", daemon=True)
+        self._thread.start()
+
+    def submit(self, rules: Rules) -> "Future[Compiled]":
+        """Its result is Compiled, or raises FieldError. Equal rules share one compilation."""
+        with self._lock:
+            known = self._known.get(rules)
+            if known is not None:
+                self._known.move_to_end(rules)
+                return known
+            future: Future[Compiled] = Future()
+            self._known[rules] = future
+            self._forget()
+        self._todo.put((rules, future))
+        return future
+
+    def compile(self, rules: Rules) -> Compiled:
+        return self.submit(rules).result()
+
+    def close(self) -> None:
+        self._todo.put(None)
+        self._thread.join()
+
+    def _forget(self) -> None:
+        """Called with the lock held. What still compiles is kept."""
+        done = [(r, f) for r, f in self._known.items() if f.done()]
+        held = sum(f.result().nbytes for _, f in done if f.exception() is None)
+        for rules, future in done:
+            if len(self._known) <= self._entries and held <= self._cache_bytes:
+                return
+            del self._known[rules]
+            held -= future.result().nbytes if future.exception() is None else 0
+
+    def _work(self) -> None:
+        while (job := self._todo.get()) is not None:
+            rules, future = job
+            try:
+                future.set_result(self._compiled(rules))
+            except BaseException as error:  # the asker's to handle, whatever it is
+                if not isinstance(error, FieldError) or isinstance(error, TimedOut):
+                    with self._lock:
+                        self._known.pop(rules, None)  # another time it may go well
+                future.set_exception(error)
+        if self._child is not None:
+            self._child.stop()
+
+    def _compiled(self, rules: Rules) -> Compiled:
+        prepared = prepare(rules) if self._child is None else self._child.prepare(rules)
+        if isinstance(prepared, str):
+            if self._engine is None:
+                self._engine = contextfree.Engine(self.vocabulary)
+            return contextfree.ContextFreeCompiled(self._engine, prepared, rules.kind)
+        compiled = RegularCompiled(prepared, self.vocabulary, rules.kind)
+        # The masks that the first steps will ask for.
+        compiled.mask(0)
+        compiled.mask(prepared.walk(0, prepared.forced(0)))
+        return compiled
+
+
+class _Child:
+    """A process that prepares, one at a time. Restarted after it had to be killed."""
+
+    def __init__(self, timeout_s: float):
+        self._timeout_s = timeout_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", "from sglang.grammar.compiler import child; child()"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=1 << 16)
+        return self._process
+
+    def prepare(self, rules: Rules) -> Automaton | str:
+        process = self._process or self._start()
+        assert process.stdin is not None and process.stdout is not None
+        timer = threading.Timer(self._timeout_s, process.kill)
+        timer.start()
+        try:
+            _write(process.stdin, msgspec.msgpack.encode(rules))
+            answer = _read(process.stdout)
+        except (EOFError, OSError):
+            self.stop()
+            raise TimedOut(
+                rules.kind, f"{rules.kind} took more than {self._timeout_s:g} s or too much memory to compile"
+            ) from None
+        finally:
+            timer.cancel()
+        kind, *parts = msgspec.msgpack.decode(answer)
+        if kind == "error":
+            field, message, status = parts
+            raise FieldError(field, message, status)
+        if kind == "grammar":
+            return parts[0]
+        dtype, table, accepts, only = parts
+        return Automaton(
+            np.frombuffer(table, dtype).reshape(-1, 256), np.frombuffer(accepts, bool), np.frombuffer(only, np.int16)
+        )
+
+    def stop(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    try:
+                        pipe.close()
+                    except OSError:  # unsent bytes for a dead process
+                        continue
+
+
+def child() -> None:
+    """The child's life: rules in, automata out, until the pipe closes."""
+    resource.setrlimit(resource.RLIMIT_AS, (CHILD_BYTES, CHILD_BYTES))
+    source, sink = sys.stdin.buffer, sys.stdout.buffer
+    while True:
+        try:
+            rules = msgspec.msgpack.decode(_read(source), type=Rules)
+        except EOFError:
+            return
+        _write(sink, msgspec.msgpack.encode(_answer(rules)))
+
+
+def _answer(rules: Rules) -> tuple[Any, ...]:
+    try:
+        made = prepare(rules)
+    except FieldError as error:
+        return ("error", error.field, str(error), error.status)
+    if isinstance(made, str):
+        return ("grammar", made)
+    return ("automaton", made.table.dtype.str, made.table.tobytes(), made.accepts.tobytes(), made.only.tobytes())
+
+
+def _write(pipe: Any, data: bytes) -> None:
+    pipe.write(len(data).to_bytes(8, "little") + data)
+    pipe.flush()
+
+
+def _read(pipe: BinaryIO | Any) -> bytes:
+    head = pipe.read(8)
+    if len(head) < 8:
+        raise EOFError
+    data = pipe.read(int.from_bytes(head, "little"))
+    return data

@@ -1,0 +1,194 @@
+"""What needs a stack: recursive schemas, free JSON, EBNF and Lark grammars, through llguidance.
+
+The only file that knows llguidance. It computes masks lazily (tens of microseconds a token), bounds its own work, and
+lets go of the interpreter lock while it does.
+"""
+
+import json
+from typing import Any
+
+import numpy as np
+
+from sglang.base.errors import FieldError
+from sglang.grammar.rules import Illegal, Words
+from sglang.grammar.vocab import Vocabulary
+
+EXTRA = "sglang[grammar]"
+
+
+def _library() -> Any:
+    try:
+        import llguidance
+    except ImportError:
+        raise FieldError(
+            "json_schema",
+            f"recursive schemas, free JSON and grammars need the llguidance package: pip install '{EXTRA}'",
+            status=501,
+        ) from None
+    return llguidance
+
+
+class Engine:
+    """llguidance's idea of a vocabulary. Made once a vocabulary, in a third of a second for 128k tokens."""
+
+    def __init__(self, vocabulary: Vocabulary):
+        library = _library()
+        self.vocabulary = vocabulary
+        size = vocabulary.size
+        eos = list(vocabulary.eos_ids) or [size]  # there must be one; an id behind the last never shows
+        self.tokenizer = library.LLTokenizer(
+            library.TokenizerWrapper(_Tokens(vocabulary, eos[0])), n_vocab=max(size, eos[0] + 1), eos_token=eos
+        )
+        self.words = -(-max(size, eos[0] + 1) // 32)
+        self.limits = library.LLParserLimits()
+
+
+class _Tokens:
+    """The interface llguidance wants of a tokenizer."""
+
+    def __init__(self, vocabulary: Vocabulary, eos: int):
+        self.eos_token_id = eos
+        self.bos_token_id = None
+        # A leading 0xff marks what is not text.
+        self.tokens = [token or b"\xff[%d]" % i for i, token in enumerate(vocabulary.bytes)]
+        self.tokens += [b"\xff[%d]" % i for i in range(len(self.tokens), max(vocabulary.size, eos + 1))]
+        self.special_token_ids = [i for i, token in enumerate(self.tokens) if token[:1] == b"\xff"]
+        self._vocabulary = vocabulary
+        self._ids = {token: i for i, token in reversed(list(enumerate(vocabulary.bytes))) if token}
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        """Longest token first. Only the bytes matter: we never ask for canonical tokens here."""
+        data = text.encode() if isinstance(text, str) else text
+        ids: list[int] = []
+        at = 0
+        while at < len(data):
+            for end in range(min(len(data), at + self._vocabulary.longest), at, -1):
+                if data[at:end] in self._ids:
+                    ids.append(self._ids[data[at:end]])
+                    at = end
+                    break
+            else:
+                at += 1  # a byte the vocabulary cannot say
+        return ids
+
+
+def from_schema(schema: dict[str, Any] | bool, strict: bool, spaced: bool) -> str:
+    """Any JSON schema -> llguidance's grammar. oneOf is taken as anyOf: see `schema.check_one_of`."""
+    options = _layout(spaced) | {"coerce_one_of": True, "lenient": not strict}
+    return _library().LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=options)
+
+
+def _layout(spaced: bool) -> dict[str, Any]:
+    return {
+        "whitespace_flexible": False,
+        "item_separator": ", " if spaced else ",",
+        "key_separator": ": " if spaced else ":",
+    }
+
+
+def from_grammar(text: str) -> str:
+    """EBNF in the style of GBNF (`root ::= ...`) or Lark (`start: ...`) -> llguidance's grammar."""
+    library = _library()
+    try:
+        return library.grammar_from("ebnf", text)
+    except (ValueError, RecursionError) as error:
+        raise FieldError("ebnf", f"ebnf cannot be read: {error}") from None
+
+
+def from_tags(tags: list[tuple[str, str, dict[str, Any] | bool, str]], strict: bool, spaced: bool) -> str:
+    """(trigger, begin, schema, end) of each tag -> llguidance's grammar: free text, and instances inside the tags."""
+    library = _library()
+    options = _layout(spaced) | {"lenient": not strict}
+    built = [
+        library.StructTag(
+            trigger=trigger,
+            begin=begin,
+            grammar={**(schema if isinstance(schema, dict) else {}), "x-guidance": options},
+            end=end,
+        )
+        for trigger, begin, schema, end in tags
+    ]
+    return library.LLMatcher.grammar_from_lark(library.StructTag.to_grammar(built, assume_special=False))
+
+
+class ContextFreeCompiled:
+    """Raises FieldError(field) for a grammar that llguidance refuses."""
+
+    def __init__(self, engine: Engine, grammar: str, field: str):
+        self.engine = engine
+        self.vocabulary = engine.vocabulary
+        self._matcher = _library().LLMatcher(engine.tokenizer, grammar, log_level=0, limits=engine.limits)
+        if self._matcher.is_error():
+            reason = str(self._matcher.get_error()).strip().splitlines()
+            raise FieldError(field, f"{field}: {reason[0] if reason else 'cannot be compiled'}")
+
+    @property
+    def nbytes(self) -> int:
+        return 1 << 20  # a guess: the library does not tell
+
+    def cursor(self) -> "ContextFreeCursor":
+        return ContextFreeCursor(self.engine, self._matcher.deep_copy(), False)
+
+
+class ContextFreeCursor:
+    """RuntimeError from `mask` where the grammar grows beyond the library's limits in the middle of a text."""
+
+    __slots__ = ("_ended", "_engine", "_matcher")
+
+    def __init__(self, engine: Engine, matcher: Any, ended: bool):
+        self._engine = engine
+        self._matcher = matcher
+        self._ended = ended
+
+    def mask(self, row: Words | None = None) -> Words:
+        vocabulary = self._engine.vocabulary
+        if self.finished:
+            made = vocabulary.eos_words.copy()
+        else:
+            words = np.zeros(self._engine.words, np.uint32)
+            self._matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
+            self._check()
+            made = words[: vocabulary.words] & ~vocabulary.eos_words
+            if self.accepting:
+                made |= vocabulary.eos_words
+        if row is None:
+            return made
+        row[: len(made)] = made
+        return row
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise RuntimeError(f"the grammar failed: {str(self._matcher.get_error()).strip()}")
+
+    def advance(self, token: int) -> None:
+        if token in self._engine.vocabulary.eos_ids and self.accepting:
+            self._ended = True
+        elif not self._take([token]):
+            raise Illegal(f"token {token} is not allowed here")
+
+    def feed(self, text: bytes) -> None:
+        if not self._take(self._engine.tokenizer.tokenize_bytes(text)):
+            raise Illegal(f"{text!r} is not allowed here")
+
+    def _take(self, tokens: list[int]) -> bool:
+        if self._ended or self._matcher.validate_tokens(tokens) < len(tokens):
+            return not tokens
+        return self._matcher.consume_tokens(tokens)
+
+    def forced(self) -> bytes:
+        return b"" if self._ended else self._matcher.compute_ff_bytes()
+
+    def follows(self, text: bytes) -> bool:
+        tokens = self._engine.tokenizer.tokenize_bytes(text)
+        return not self._ended and self._matcher.validate_tokens(tokens) == len(tokens)
+
+    def fork(self) -> "ContextFreeCursor":
+        return ContextFreeCursor(self._engine, self._matcher.deep_copy(), self._ended)
+
+    @property
+    def accepting(self) -> bool:
+        return self._ended or self._matcher.is_accepting()
+
+    @property
+    def finished(self) -> bool:
+        return self._ended or (self._matcher.is_stopped() and not self._matcher.is_error())
