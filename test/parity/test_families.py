@@ -13,7 +13,7 @@ LLAMA3 = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
+    "original_max_position_embeddings": 64,  # wavelengths below 16, above 64 and between: 8 of them, 6.3 to 6e5
 }
 LONGROPE = {
     "rope_type": "longrope",
