@@ -1,7 +1,8 @@
 """Rules -> Compiled, off the hot path: each rule once, remembered, in a process that can be killed.
 
-`prepare` is the part that needs no vocabulary and may be long; it runs in a child. What is refused is refused by counting
-work, so it is refused again and the answer is remembered too; the time limit is for what nobody thought of.
+`prepare` is the part that needs no vocabulary and may be long; it runs in a child. What is refused is refused by
+counting work, so it would be refused again and the answer is remembered too; the time limit is for what nobody thought
+of.
 """
 
 import queue
@@ -18,11 +19,12 @@ import numpy as np
 
 from sglang.base.errors import FieldError
 from sglang.grammar import automaton, contextfree, regex, schema, tags
-from sglang.grammar.automaton import Automaton, TooLarge
+from sglang.grammar.automaton import Automaton
 from sglang.grammar.language import Alt, Text
 from sglang.grammar.regular import RegularCompiled
 from sglang.grammar.rules import Compiled, Rules
 from sglang.grammar.vocab import Vocabulary
+from sglang.grammar.work import TooLarge
 
 ENTRIES = 512
 CACHE_BYTES = 512 << 20

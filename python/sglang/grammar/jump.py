@@ -1,22 +1,22 @@
 """Token-safe jump-forward: which tokens are certain, when the text that must come next is.
 
-A constraint forces text, not tokens. Forcing the text's own tokens puts token borders where the model never saw any, and
-it writes worse from there on. So a token is forced only where every text that may still come is tokenised with it:
+A constraint forces text, not tokens. Forcing the text's own tokens puts token borders where the model never saw any,
+and it writes worse from there on. So a token is forced only where every text that may still come is tokenised with it:
 
-1. The text so far and the forced text are tokenised as one, as the tokenizer would. Where that disagrees with tokens drawn
-   before, those are replaced (`Jump.keep`); the prompt's are never.
-2. At the right end a longer text may be tokenised otherwise. Let x be the known text and w any text that begins with it.
-   Some token of w's tokenisation reaches over (or up to) the end of x; let it begin at i. Then what is before it is the
-   tokenisation of x[:i]: merges (BPE), best paths (unigram) and longest matches (WordPiece) before a token border do not
-   depend on what is behind it. And the token at i begins with x[i:], so there are few such i: those for which the vocabulary
-   has a token that begins with x[i:] and goes on as the constraint allows. What all tokenisations of these x[:i], and of x
-   itself, begin with is certain.
-3. Before merging, tokenizers cut text into words, and there a cut does depend on the text behind it: on whether a letter, a
-   digit, a blank or something else follows (`\\s+(?!\\S)`, contractions, a blank that joins the next word). So x is also
-   tokenised with one continuation of every such kind that the constraint allows, and these must agree as well.
+1. The text so far and the forced text are tokenised as one, as the tokenizer would. Where that disagrees with tokens
+   drawn before, those are replaced (`Jump.keep`); the prompt's are never.
+2. At the right end a longer text may be tokenised otherwise. Let x be the known text and w any text that begins with
+   it. Some token of w's tokenisation reaches over (or up to) the end of x; let it begin at i. Then what is before it is
+   the tokenisation of x[:i]: merges (BPE), best paths (unigram) and longest matches (WordPiece) before a token border
+   do not depend on what is behind it. And the token at i begins with x[i:], so there are few such i: those for which
+   the vocabulary has a token that begins with x[i:] and goes on as the constraint allows. What the tokenisations of all
+   these x[:i], and of x itself, begin with is certain.
+3. Before merging, tokenizers cut text into words, and there a cut does depend on the text behind it: on whether a
+   letter, a digit, a blank or something else follows (`\\s+(?!\\S)`, contractions, a blank that joins the next word).
+   So x is also tokenised with continuations of every such kind that the constraint allows, which must agree as well.
 
-Step 3 rests on cutting rules that look at kinds of characters a few characters ahead, as those of all language models do;
-step 2 needs nothing else. Whatever the encoder does, the tokens returned spell exactly the text they stand for.
+Step 3 rests on cutting rules that look at kinds of characters a few characters ahead, as those of all language models
+do; step 2 needs nothing else. Whatever the encoder does, the tokens returned spell exactly the text they stand for.
 """
 
 from collections.abc import Callable, Sequence
@@ -91,9 +91,9 @@ class Jumper:
     def jump(
         self, prompt: Sequence[int], generated: Sequence[int], forced: bytes, follows: Follows | None = None
     ) -> Jump | None:
-        """None where no token more is certain. `follows` speaks of what may come behind all of `forced`; None: anything.
+        """None where no token more is certain.
 
-        prompt: its last few tokens are enough.
+        prompt: its last few tokens are enough. follows: speaks of what may come behind all of `forced`; None: anything.
         """
         if not forced:
             return None
@@ -202,7 +202,9 @@ class Jumper:
         """The border `i`, or where it is inside a character, those from which tokens lead to it."""
         if i == 0 or text[i] >> 6 != 2:
             return {i}
-        starts = [j for j in range(max(0, i - self._vocabulary.longest), i) if j not in seen and text[j:i] in self._known]
+        starts = [
+            j for j in range(max(0, i - self._vocabulary.longest), i) if j not in seen and text[j:i] in self._known
+        ]
         return {k for j in starts for k in self._reached(text, j, seen | {i})}
 
     def _ways(self, context: str, text: bytes) -> list[list[int]]:

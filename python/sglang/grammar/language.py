@@ -121,7 +121,7 @@ _SPECIAL = frozenset(r"\.^$*+?{}[]|()")
 
 
 def to_regex(node: Node, field: str, limit: int) -> str:
-    """`node` as a pattern for Python's `re`. Raises FieldError where it has no such form, or one over `limit` characters."""
+    """`node` as a pattern for Python's `re`. Raises FieldError where that has none, or over `limit` characters."""
     parts: list[str] = []
     size = 0
 

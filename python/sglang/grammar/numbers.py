@@ -1,6 +1,7 @@
 """Ranges of numbers, as the digits they are written with.
 
-Lengths are bounded: a number that never ends is nobody's wish, and Python refuses to read integers of thousands of digits.
+Lengths are bounded: a number that never ends is nobody's wish, and Python refuses to read integers of thousands of
+digits.
 """
 
 from decimal import Decimal
@@ -28,14 +29,14 @@ def integers(low: int | None, high: int | None) -> Node:
     if low is None and high is None:
         return INTEGER
     most = 10 ** max(INTEGER_DIGITS, len(str(abs(low or high or 0))) + 3) - 1
-    low, high = -most if low is None else low, most if high is None else high
+    first, last = -most if low is None else low, most if high is None else high
     parts: list[Node] = []
-    if low < 0 and low <= high:
-        parts.append(cat("-", _between(max(1, -high), -low)))
-    if low <= 0 <= high:
+    if first < 0 and first <= last:
+        parts.append(cat("-", _between(max(1, -last), -first)))
+    if first <= 0 <= last:
         parts.append(cat("0"))
-    if high > 0 and low <= high:
-        parts.append(_between(max(1, low), high))
+    if last > 0 and first <= last:
+        parts.append(_between(max(1, first), last))
     return alt(*parts) if parts else NOTHING
 
 

@@ -1,7 +1,8 @@
 r"""Python's regular expressions -> language trees, through the standard library's own parser.
 
-Matching is full matching: `^` and `$` may stand at the ends and change nothing. `\w \d \s` are ASCII; `\W \D \S` and sets that
-exclude them leave out the Unicode classes as well, so that what we write matches with and without `re.ASCII`.
+Matching is full matching: `^` and `$` may stand at the ends and change nothing. `\w \d \s` are ASCII; `\W \D \S` and
+sets that exclude them leave out the Unicode classes as well, so that what we write matches with and without `re.ASCII`
+(but for `(?i)` beyond ASCII).
 Lazy repeats are the same language as greedy ones. What is not regular is refused by name.
 """
 
@@ -169,7 +170,7 @@ def _literal(code: int, flags: int) -> Node:
 
 
 def _category(name: Any, negated: bool, flags: int) -> Ranges:
-    """wide classes where the result is what is left when they are taken away, narrow ones where it is what is in them."""
+    """Wide classes where the result is what is left without them, narrow ones where it is what is in them."""
     inverted = name in _OPPOSITE
     base = _OPPOSITE.get(name, name)
     wide = negated != inverted and not flags & re.ASCII
@@ -188,14 +189,14 @@ def _wide(name: Any) -> Ranges:
 def _folded(ranges: Ranges, flags: int, wide: bool) -> Ranges:
     """With (?i), the characters of `ranges` in either case.
 
-    For ASCII letters that is the other ASCII letter; with `wide` also what Unicode folds to it (the Kelvin sign is a k).
+    For ASCII letters that is the other ASCII letter; with `wide` also what Unicode folds to it (Kelvin's sign is a k).
     """
     if not flags & re.IGNORECASE:
         return ranges
     found = list(ranges)
     for shift, letters in ((32, ((65, 90),)), (-32, ((97, 122),))):
         found += [(low + shift, high + shift) for low, high in meet(ranges, letters)]
-    if not flags & re.ASCII and (wide or ranges[-1:] and ranges[-1][1] > 127):
+    if not flags & re.ASCII and (wide or (ranges and ranges[-1][1] > 127)):
         lower = {chr(c).lower() for low, high in ranges for c in range(low, high + 1) if wide or c > 127}
         for small, group in _cases().items():
             if small in lower:
@@ -218,4 +219,3 @@ def _cases() -> dict[str, list[str]]:
             members = groups.setdefault(chr(code), [chr(code)])
             members += groups.get(chr(other), [chr(other)])
     return groups
-

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang.base.errors import FieldError
-from sglang.grammar.automaton import DEAD, Automaton
+from sglang.grammar.automaton import Automaton
+from sglang.grammar.minimal import DEAD
 from sglang.grammar.rules import Illegal, Words
 from sglang.grammar.vocab import Vocabulary
 

@@ -1,7 +1,7 @@
 """What a caller asks for (Rules), and what the scheduler sees of it (Compiled, Cursor).
 
-Three lifetimes: Rules come with a request; Compiled lives as long as a vocabulary and a cache; a Cursor is one sequence's
-place in it, copied freely.
+Three lifetimes: Rules come with a request; Compiled lives as long as a vocabulary and a cache; a Cursor is one
+sequence's place in it, copied freely.
 """
 
 from typing import Literal, Protocol

@@ -35,7 +35,7 @@ _PAIR = cat("u", chars("dD"), chars("89abAB"), Repeat(_HEX, 2, 2), "\\u", chars(
 
 # Any character of a string that nothing is known of, in every way JSON has.
 FREE = alt(Chars(_RAW), cat("\\", alt(chars('"\\/bfnrt'), _HEX4, _PAIR)))
-# One character, for strings that are counted: without pairs of \u escapes, which would count twice in the automaton's size.
+# The same for strings that are counted, without pairs of \u escapes: they would double the automaton.
 COUNTED = alt(Chars(_RAW), cat("\\", alt(chars('"\\/bfnrt'), _HEX4)))
 
 

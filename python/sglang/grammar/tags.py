@@ -30,7 +30,11 @@ def read(text: str) -> list[Tag]:
     tags: list[Tag] = []
     for i, item in enumerate(value["structures"]):
         where = f"{NAME}.structures[{i}]"
-        if not isinstance(item, dict) or not isinstance(item.get("begin"), str) or not isinstance(item.get("end", ""), str):
+        if (
+            not isinstance(item, dict)
+            or not isinstance(item.get("begin"), str)
+            or not isinstance(item.get("end", ""), str)
+        ):
             raise FieldError(NAME, f"{where} must have begin and end, both strings")
         inner = item.get("schema", True)
         if isinstance(inner, str):

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang.grammar.automaton import Table
 from sglang.grammar.rules import Words
+from sglang.grammar.utf8 import Table
 
 Ints = NDArray[np.int32]
 Allowed = NDArray[np.bool_]  # [size]
@@ -32,7 +32,7 @@ class Columns(NamedTuple):
 
 
 class Run(NamedTuple):
-    """From a state on, up to `length` characters out of `low`/`high` lead from one state to the next, whichever they are."""
+    """From a state on, whichever of these characters come, up to `length` of them lead through the same states."""
 
     low: np.uint64  # bits of the ASCII characters 0-63
     high: np.uint64  # 64-127
@@ -131,7 +131,9 @@ class Vocabulary:
         spans = [np.arange(self._bounds[a], self._bounds[b]) for a, b in edges.reshape(-1, 2).tolist()]
         return np.concatenate(spans) if spans else np.zeros(0, np.int64)
 
-    def _walk(self, table: Table, state: int, rows: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    def _walk(
+        self, table: Table, state: int, rows: NDArray[np.int64]
+    ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """Out of `rows`, those that can be read, in groups of one length, with the states they lead to."""
         flat = table.reshape(-1)
         found = []

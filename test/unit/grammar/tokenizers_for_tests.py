@@ -36,7 +36,9 @@ def _lines() -> list[str]:
     text = "".join(open(f, encoding="utf-8").read() for f in sorted(glob.glob(folder + "/*.py"))[:60])
     names = ["Hermione Granger", "Harry Potter", "Zoë Müller", "日本語", "naïve café"]
     records = [
-        json.dumps({"name": n, "house": "Gryffindor", "age": i, "length": i / 7}, indent=i % 5 or None, ensure_ascii=False)
+        json.dumps(
+            {"name": n, "house": "Gryffindor", "age": i, "length": i / 7}, indent=i % 5 or None, ensure_ascii=False
+        )
         for i in range(200)
         for n in names
     ]
@@ -53,7 +55,9 @@ def _byte_level(pattern: str | None, ignore_merges: bool = False) -> Tokenizer:
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, plain])
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=3000, special_tokens=["<eos>"], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=3000, special_tokens=["<eos>"], initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(_lines(), trainer)
     if ignore_merges:
         state = json.loads(tokenizer.to_str())

@@ -1,0 +1,28 @@
+"""What one compilation may cost. Work is counted, not timed: what is refused does not depend on a busy machine."""
+
+from sglang.base import limits
+from sglang.base.errors import FieldError
+
+
+class TooLarge(FieldError):
+    """The language is regular, but its automaton is over the limits."""
+
+
+class Work:
+    """What one compilation may cost."""
+
+    def __init__(self, field: str):
+        self.field = field
+        self.left = limits.GRAMMAR_WORK
+
+    def spend(self, amount: int) -> None:
+        self.left -= amount
+        if self.left < 0:
+            raise self.too_large()
+
+    def too_large(self) -> TooLarge:
+        return TooLarge(
+            self.field,
+            f"{self.field} needs too large an automaton (at most {limits.GRAMMAR_STATES} states, and "
+            f"{limits.GRAMMAR_WORK} steps to build them): long bounded repeats and overlapping alternatives multiply",
+        )
