@@ -1,5 +1,6 @@
 """Plan -> the tensors of a step."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +27,7 @@ class Batch:
 class Tables:
     """Per-slot state of the engine: page tables on the host, last drawn tokens on the device."""
 
-    def __init__(self, slots: int, pages_per_seq: int, page_size: int, device: torch.device, cheapest: list[int]):
+    def __init__(self, slots: int, pages_per_seq: int, page_size: int, device: torch.device, cheapest: Sequence[int]):
         """cheapest[n]: rows to compute where n are asked for; counts beyond the list stand for themselves."""
         self.pages = np.zeros((slots, pages_per_seq), np.int32)
         self.last = torch.zeros(slots, dtype=torch.int64, device=device)

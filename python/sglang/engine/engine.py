@@ -15,7 +15,7 @@ from sglang.base.plan import Plan, Result
 from sglang.engine.batch import Batch, Tables
 from sglang.engine.pool import chunk_of, make_pool, slots_of
 from sglang.engine.sampler import SCORE_BLOCK, Sampler, next_positions, score_drawn, score_known
-from sglang.layers.linear import bfloat16_arithmetic, cheapest_rows
+from sglang.layers.linear import bfloat16_arithmetic
 from sglang.models import config as hf
 from sglang.models.checkpoint import folder_of, load
 from sglang.models.decoder import Model
@@ -61,8 +61,7 @@ class Engine:
         shape = Shape(spec.heads, spec.kv_heads, spec.head_dim, spec.head_dim**-0.5)
         self._attention = TorchAttention(shape, pool.keys, pool.values)
         self._model = model
-        cheapest = cheapest_rows([layer.gate_up for layer in model.layers])
-        self._tables = Tables(self.slots, -(-context // pool.page_size), pool.page_size, device, cheapest)
+        self._tables = Tables(self.slots, -(-context // pool.page_size), pool.page_size, device, model.routes.cheapest)
         self._sampler = Sampler(self.slots, spec.vocab, eos_ids, device)
         self.ready: Ready  # set by load
 

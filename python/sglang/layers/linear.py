@@ -8,7 +8,7 @@ from torch import Tensor
 from sglang.parallel.group import ALONE, Group
 from sglang.quant import dense
 from sglang.quant.base import Act
-from sglang.quant.dense import Dense
+from sglang.quant.dense import Dense, Routes
 
 bfloat16_arithmetic = dense.bfloat16_arithmetic
 Split = Literal["out", "in"]
@@ -42,9 +42,9 @@ class Linear:
         """Place name -> view of the parameter it fills."""
         return self.store.places(prefix)
 
-    def finish(self) -> None:
-        """All places are filled."""
-        self.store.finish(self._gated)
+    def finish(self, keep: bool = False) -> None:
+        """All places are filled. keep: memory allows a second layout of the weight."""
+        self.store.finish(self._gated, keep)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: [tokens, inputs] -> [tokens, rows]."""
@@ -60,6 +60,6 @@ class Linear:
         return self.store.multiply_gated(x, act)
 
 
-def cheapest_rows(gated: list[Linear]) -> list[int]:
-    """cheapest[n]: how many rows to compute where n are asked for. gated: maps of one shape, weights in place."""
-    return dense.cheapest_rows([linear.store for linear in gated])
+def measure(linears: list[Linear]) -> Routes:
+    """What is fastest here. linears: finished ones, as many as a model has, in its order."""
+    return dense.measure([linear.store for linear in linears])

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from sglang.attention.base import AttentionBackend, Look
 from sglang.layers.embedding import Embedding, head
-from sglang.layers.linear import Linear, Split
+from sglang.layers.linear import Linear, Routes, Split, measure
 from sglang.layers.memory import free_bytes
 from sglang.layers.norm import RMSNorm
 from sglang.layers.rope import rotate, tables
@@ -44,6 +44,7 @@ class Model:
         self.head = head(self.embed, spec.tied)
         self._cos, self._sin = tables(spec.rope, length, device, dtype)
         self._look = Look(spec.window)
+        self.routes = Routes()
 
     def places(self) -> dict[str, Tensor]:
         """Every place a checkpoint must fill -> the tensor to copy into."""
@@ -59,15 +60,23 @@ class Model:
 
     def finish(self) -> None:
         """All places are filled."""
+        linears = [linear for layer in self.layers for linear in layer.linears().values()]
+        # A second layout may be faster for one row; it must leave most of the memory to keys, values and others.
+        plain_bytes = sum(t.numel() for t in self.places().values()) * self.dtype.itemsize
+        keep = self.device.type == "cpu" and plain_bytes < free_bytes(self.device) / 4
+        for linear in linears:
+            linear.finish(keep)
         for layer in self.layers:
-            for linear in layer.linears().values():
-                linear.finish()
             layer.attn_norm.finish()
             layer.mlp_norm.finish()
         self.norm.finish()
         copy_bytes = self.embed.weight.numel() * self.dtype.itemsize
         if not self.spec.tied or free_bytes(self.device) > 2 * copy_bytes:
-            self.head.finish()
+            self.head.finish(keep)
+        self.routes = measure(linears)
+        if keep and not self.routes.single:
+            for linear in (*linears, self.head):
+                linear.store.forget()
 
     def forward(self, tokens: Tensor, positions: Tensor, attention: AttentionBackend) -> Tensor:
         """tokens, positions: [T]. Returns [T, hidden] before the last norm."""

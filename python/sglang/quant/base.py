@@ -14,11 +14,15 @@ class Store(Protocol):
         """Place name (`prefix.part.weight`, ...) -> the tensor, or the view of one, that a checkpoint fills."""
         ...
 
-    def finish(self, gated: bool) -> None:
+    def finish(self, gated: bool, keep: bool) -> None:
         """All places are filled: lay the weight out as multiplying wants it; the places go out of use.
 
-        gated: `multiply_gated` is all that will be asked for.
+        gated: `multiply_gated` is all that will be asked for. keep: memory allows a second layout.
         """
+        ...
+
+    def forget(self) -> None:
+        """Give a second layout's memory back."""
         ...
 
     def multiply(self, x: Tensor) -> Tensor: ...

@@ -1,13 +1,16 @@
 """Weights as they are: floating point, one value after another, or in oneDNN's blocked layout on CPUs.
 
 The blocked layout reads memory at nearly its full rate where `F.linear` reaches half, in bfloat16 and in float32, for
-one row and for hundreds, and takes activation, product and residual along. The operators are torch's private ones, so
-they are tried once and left alone where they are missing or differ.
+few rows and for hundreds, and takes activation, product and residual along. The operators are torch's private ones, so
+they are tried once and left alone where they are missing or differ. For a single row torch has a kernel of its own that
+can be faster still and reads the plain layout: where that is so, and memory allows, both layouts are kept.
 """
 
 import functools
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -37,6 +40,7 @@ class Dense:
         self._bias = torch.empty(rows, device=device, dtype=dtype) if bias else None
         self._parts = parts
         self._rows = rows
+        self._single = False  # one row goes to the plain weight
         self._packed: Tensor | None = None
         self._halves: tuple[Tensor, Tensor] | None = None  # packed apart: a gated product runs one into the other
 
@@ -50,7 +54,7 @@ class Dense:
             at += rows
         return found
 
-    def finish(self, gated: bool) -> None:
+    def finish(self, gated: bool, keep: bool) -> None:
         if self.weight.device.type != "cpu" or not packing_works(self.weight.dtype):
             return
         if gated:
@@ -58,28 +62,54 @@ class Dense:
             self._halves = (_pack(self.weight[:half]), _pack(self.weight[half:]))
         else:
             self._packed = _pack(self.weight)
-        self.weight = torch.empty(0)  # not a slice: that would keep the memory
+        self._single = keep
+        if not keep:
+            self.forget()
+
+    @property
+    def packed(self) -> bool:
+        return self._packed is not None or self._halves is not None
+
+    @property
+    def bytes(self) -> int:
+        return self._rows * self.inputs * self.dtype.itemsize
+
+    def forget(self) -> None:
+        """Drop the plain layout where the packed one stands for it."""
+        if self.packed:
+            self._single = False
+            self.weight = torch.empty(0)  # not a slice: that would keep the memory
 
     def multiply(self, x: Tensor) -> Tensor:
-        if self._packed is not None:
+        if self._packed is not None and not (self._single and len(x) == 1):
             return torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
-        return F.linear(x, self.weight, self._bias)
+        return self._plain(x)
 
     def multiply_add(self, x: Tensor, other: Tensor) -> Tensor:
-        if self._packed is not None:
+        if self._packed is not None and not (self._single and len(x) == 1):
             return torch.ops.mkldnn._linear_pointwise.binary(x, other, self._packed, self._bias, "add")
-        return F.linear(x, self.weight, self._bias).add_(other)
+        return self._plain(x).add_(other)
 
     def multiply_gated(self, x: Tensor, act: Act) -> Tensor:
         half = self._rows // 2
-        if self._halves is not None:
+        if self._halves is not None and not (self._single and len(x) == 1):
             gate, up = self._halves
             b, c = (None, None) if self._bias is None else (self._bias[:half], self._bias[half:])
             name, kind = EPILOGUES[act]
             opened = torch.ops.mkldnn._linear_pointwise(x, gate, b, name, [], kind)
             return torch.ops.mkldnn._linear_pointwise.binary(x, opened, up, c, "mul")
-        both = F.linear(x, self.weight, self._bias)
+        both = self._plain(x)
         return ACTS[act](both[:, :half]).mul_(both[:, half:])
+
+    def _plain(self, x: Tensor) -> Tensor:
+        if not self._single:
+            return F.linear(x, self.weight, self._bias)
+        # Left on, oneDNN would take the product and lay the weight out anew each time.
+        torch._C._set_mkldnn_enabled(False)
+        try:
+            return F.linear(x, self.weight, self._bias)
+        finally:
+            torch._C._set_mkldnn_enabled(True)
 
 
 def _pack(weight: Tensor) -> Tensor:
@@ -127,26 +157,44 @@ PADDED_TO = 6  # rows; no kernel seen here gains from more
 PROBE_BYTES = 64 * 2**20  # more than a last-level cache keeps
 
 
-@torch.inference_mode()
-def cheapest_rows(stores: list[Dense]) -> list[int]:
-    """How many rows to compute where n are asked for, n = 0 .. PADDED_TO: padding can be faster.
+@dataclass(frozen=True)
+class Routes:
+    """What is fastest here. cheapest[n]: rows to compute where n are asked for. single: one row goes plain."""
 
-    oneDNN's kernel for 5 or 6 rows hides latencies that the one for a single row waits out (Zen 4: 15 to 20 %).
-    stores: gated maps of one shape, several so that their weights come from memory.
+    cheapest: tuple[int, ...] = tuple(range(PADDED_TO + 1))
+    single: bool = False
+
+
+@torch.inference_mode()
+def measure(stores: list[Dense]) -> Routes:
+    """Time the maps of a model, layer after layer; they keep both layouts where the plain one is worth trying.
+
+    oneDNN's kernel for 5 or 6 rows hides latencies that the one for a single row waits out (Zen 4: 15 to 20 %), so
+    rows that nobody needs can save time. Models that fit into a cache are not worth the question.
     """
-    same = list(range(PADDED_TO + 1))
-    if not stores or stores[0]._halves is None:
-        return same
-    first = stores[0]
-    stores = stores[: 1 + PROBE_BYTES // (first._rows * first.inputs * first.dtype.itemsize)]
-    rows = {n: torch.ones(n, first.inputs, dtype=first.dtype) for n in same[1:]}
-    cost = dict.fromkeys(rows, float("inf"))
+    enough = next((n for n, size in enumerate(accumulate(s.bytes for s in stores), 1) if size >= PROBE_BYTES), None)
+    if enough is None or not stores[0].packed:
+        return Routes()
+    stores = stores[:enough]
+    plain = stores[0]._single
+    rows = range(1, PADDED_TO + 1)
+    inputs = {(n, k): torch.ones(n, k, dtype=stores[0].dtype) for n in rows for k in {s.inputs for s in stores}}
+    cost = dict.fromkeys([0, *rows], float("inf"))  # 0: a single row by the plain layout
     for _ in range(4):
-        for n, x in rows.items():
+        for n in cost if plain else rows:
+            for store in stores:
+                store._single = n == 0
             began = time.perf_counter()
             for store in stores:
-                store.multiply_gated(x, "silu")
+                x = inputs[n or 1, store.inputs]
+                store.multiply_gated(x, "silu") if store._halves is not None else store.multiply(x)
             cost[n] = min(cost[n], time.perf_counter() - began)
-    best = min(cost, key=cost.__getitem__)
+    for store in stores:
+        store._single = plain
+    best = min(rows, key=cost.__getitem__)
     # A few percent are noise, and rows that are not there cost elsewhere too.
-    return [0] + [best if n < best and cost[best] < 0.93 * cost[n] else n for n in same[1:]]
+    cheapest = [0] + [best if n < best and cost[best] < 0.93 * cost[n] else n for n in rows]
+    single = cost[0] < 0.97 * cost[cheapest[1]]
+    if single:
+        cheapest[1] = 1
+    return Routes(tuple(cheapest), single)
