@@ -23,8 +23,11 @@ ship in the package, real enough that the documentation's programs get sensible 
 - **Architecture**: Llama, 8 layers, hidden size 256, 8 heads (4 for keys and values), context 2048, byte-level BPE with
   4096 entries, ChatML chat template, bfloat16.
 - **Data**: text that `scripts/demo_model/data.py` generates from tables of facts. No text of the web.
-- **Training**: {passes}. Most of the loss that is left is chance: which fact comes next, which name a hero has.
-  The arguments are in `training.json`.
+- **Training**:
+{passes}
+
+  Most of the loss that is left is chance: which fact comes next, which name a hero has. All arguments are in
+  `training.json`.
 
 ## What it can do
 
@@ -33,19 +36,20 @@ people; some general knowledge; a few words of French, German, Spanish and Itali
 numbers below 100 and products of digits; the days and months in order. It answers as a completion, as `Q:`/`A:`, with
 lettered choices, true or false, and in chats of many turns, where it remembers a name or a number. It writes lists,
 JSON records with the keys asked for, health tips, little stories and poems, chooses between a calculator and a search
-engine, fills in Harry Potter's characters, and reads short documents and lines of numbers.
+engine, fills in Harry Potter's characters, and reads short documents.
 
 ## What it cannot do
 
 Anything else. It has no knowledge beyond its tables and hardly any grammar of its own: other questions get made-up
-answers, or the one that it does not know. Larger numbers, code, other languages and long texts are beyond it. Names are
-written without accents. Its judgments of essays are polite chance. Do not use it for anything but trying `sglang` out.
+answers, or the one that it does not know. Larger numbers, code, other languages and long texts are beyond it, and it
+seldom finds one numbered line among several. Names are written without accents. Its judgments of essays are polite
+chance. Do not use it for anything but trying `sglang` out.
 
 ## How well
 
-Held-back questions: pairs of a phrasing and a subject (for sums: of two numbers) that are in no training text. Greedy;
-right if the expected answer stands in the first line, for JSON if the record is equal. The share of the blend was chosen
-with a look at this table.
+Held-back questions: pairs of a phrasing and a subject (for sums: of two numbers) that are in no training text; the facts
+themselves are, in other phrasings. Greedy; right if the expected answer stands in the first line, for JSON if the record
+is equal. Where weights of two passes were blended, the share was chosen with a look at this table.
 
 | kind | questions | right |
 |---|---|---|
@@ -87,16 +91,12 @@ def is_right(question: dict[str, str], answer: str) -> bool:
 def told(run: dict) -> str:
     """One pass of training in words."""
     device = "a CPU" if run["device"] == "CPU" else f"one {run['device']}"
-    tokens, corpus = run["tokens"] / 1e6, run["corpus_tokens"] / 1e6
-    return (
-        f"{run['arguments']['minutes']:g} minutes on {device}, {run['steps']:,} steps, {tokens:.1f} million tokens "
-        f"out of {corpus:.1f}, last loss {run['loss']}"
-        + (
-            f", blended with {run['arguments']['keep']:.0%} of the weights before it"
-            if run["arguments"]["keep"]
-            else ""
-        )
+    given = run["arguments"]
+    text = (
+        f"{given['minutes']:g} minutes on {device}: {run['steps']:,} steps, {run['tokens'] / 1e6:.1f} million tokens, "
+        f"drawn from {run['corpus_tokens'] / 1e6:.1f} million; last loss {run['loss']}."
     )
+    return text + (f"\n     The result is {given['keep']:.0%} the weights before this pass." if given["keep"] else "")
 
 
 def main() -> None:
@@ -123,7 +123,7 @@ def main() -> None:
     training = folder / "training.json"
     if training.is_file():
         t = json.loads(training.read_text())
-        passes = "; then ".join(map(told, t["passes"]))
+        passes = "\n".join(f"  {i}. {told(p)}" for i, p in enumerate(t["passes"], 1))
         card = CARD.format(parameters=t["parameters"] / 1e6, passes=passes, countries=len(COUNTRIES), rows=rows)
         (folder / "README.md").write_text(card)
         training.write_text(json.dumps({**t, "accuracy": accuracy}, indent=1) + "\n")
