@@ -188,9 +188,9 @@ class _Child:
             raise FieldError(field, message, status)
         if kind == "grammar":
             return parts[0]
-        dtype, table, accepts, only = parts
+        table, accepts, only = parts
         return Automaton(
-            np.frombuffer(table, dtype).reshape(-1, 256), np.frombuffer(accepts, bool), np.frombuffer(only, np.int16)
+            np.frombuffer(table, np.int16).reshape(-1, 256), np.frombuffer(accepts, bool), np.frombuffer(only, np.int16)
         )
 
     def stop(self) -> None:
@@ -225,7 +225,7 @@ def _answer(rules: Rules) -> tuple[Any, ...]:
         return ("error", error.field, str(error), error.status)
     if isinstance(made, str):
         return ("grammar", made)
-    return ("automaton", made.table.dtype.str, made.table.tobytes(), made.accepts.tobytes(), made.only.tobytes())
+    return ("automaton", made.table.tobytes(), made.accepts.tobytes(), made.only.tobytes())
 
 
 def _write(pipe: Any, data: bytes) -> None:
