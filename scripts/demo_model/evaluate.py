@@ -36,20 +36,21 @@ people; some general knowledge; a few words of French, German, Spanish and Itali
 numbers below 100 and products of digits; the days and months in order. It answers as a completion, as `Q:`/`A:`, with
 lettered choices, true or false, and in chats of many turns, where it remembers a name or a number. It writes lists,
 JSON records with the keys asked for, health tips, little stories and poems, chooses between a calculator and a search
-engine, fills in Harry Potter's characters, and reads short documents.
+engine, and fills in Harry Potter's characters.
 
 ## What it cannot do
 
 Anything else. It has no knowledge beyond its tables and hardly any grammar of its own: other questions get made-up
-answers, or the one that it does not know. Larger numbers, code, other languages and long texts are beyond it, and it
-seldom finds one numbered line among several. Names are written without accents. Its judgments of essays are polite
+answers, or the one that it does not know. Larger numbers, code, other languages and long texts are beyond it. It reads
+badly: it answers about half of the questions on documents of a few made-up sentences, and seldom finds one numbered
+line among several. Names are written without accents. Its judgments of essays are polite
 chance. Do not use it for anything but trying `sglang` out.
 
 ## How well
 
-Held-back questions: pairs of a phrasing and a subject (for sums: of two numbers) that are in no training text; the facts
-themselves are, in other phrasings. Greedy; right if the expected answer stands in the first line, for JSON if the record
-is equal. Where weights of two passes were blended, the share was chosen with a look at this table.
+Held-back questions: pairs of a phrasing and a subject (for sums: of two numbers) that are in no training text; the
+facts themselves are, in other phrasings. Greedy; right if the expected answer stands in the first line, for JSON if the
+record is equal. Where weights of two passes were blended, the share was chosen with a look at this table.
 
 | kind | questions | right |
 |---|---|---|
