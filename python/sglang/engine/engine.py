@@ -1,7 +1,6 @@
 """Engine: a loaded model, its KV pool, and `launch(plan)`."""
 
 import time
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -170,8 +169,3 @@ def _dtype(flag: str, raw: hf.HFConfig, device: torch.device) -> torch.dtype:
     if dtype == torch.bfloat16 and bfloat16_arithmetic():
         return dtype
     return torch.float32
-
-
-def model_folder(config: ServerConfig) -> Path:
-    """The local folder that `load` would read."""
-    return folder_of(config.model_path, config.revision, config.download_dir)

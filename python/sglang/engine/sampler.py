@@ -19,6 +19,7 @@ from sglang.base.plan import Ask, Plan, Seat
 
 CANDIDATES = 256  # most likely tokens looked at before a row's whole vocabulary is
 BLOCK = 256  # tokens summed at once where a cumulative sum over the vocabulary is inverted
+WIDE_BLOCK = 1024  # tokens whose maximum is taken at once
 SCORE_BLOCK = 64  # positions whose logits are made at a time for prompt scores
 
 
@@ -102,7 +103,7 @@ class Sampler:
         token of the vocabulary. No row fails, and none harms another.
         """
         if self._plain[slots].all():
-            return logits.argmax(-1)
+            return most_likely(logits)
         seats = [self._seat(slot) for slot in slots.tolist()]
         numbers = [position - seat.first for position, seat in zip(positions.tolist(), seats, strict=True)]
         logits = logits / self._column(1.0 if s.sampling.greedy else s.sampling.temperature for s in seats)
@@ -111,7 +112,7 @@ class Sampler:
         if len(random) == len(seats):
             tokens = self._draw_random(logits, seats, numbers)
         else:
-            tokens = logits.argmax(-1)
+            tokens = most_likely(logits)
             if random:
                 some = self._ids(random)
                 tokens[some] = self._draw_random(logits[some], [seats[r] for r in random], [numbers[r] for r in random])
@@ -190,6 +191,20 @@ class Sampler:
                     floor = torch.where(limited, torch.maximum(floor, last), floor)
                 tokens[wide] = invert(probs[wide] * (probs[wide] >= floor), u[wide])
         return tokens
+
+
+def most_likely(logits: Tensor) -> Tensor:
+    """The first index of each row's largest value; a NaN counts as largest. logits: [n, m]. Returns int64 [n]."""
+    m = logits.shape[-1]
+    if logits.is_cuda or m < 4 * WIDE_BLOCK:
+        return logits.argmax(-1)
+    # On a CPU argmax compares one value at a time, while maxima of blocks are vectorised: a quarter of the time.
+    whole = m // WIDE_BLOCK * WIDE_BLOCK
+    blocks = logits[:, :whole].unflatten(-1, (-1, WIDE_BLOCK)).amax(-1)
+    block = torch.cat((blocks, logits[:, m - WIDE_BLOCK :].amax(-1, keepdim=True)), -1).argmax(-1)
+    # The last block ends with the row: it may overlap its neighbour, which comes first where both hold the maximum.
+    columns = (block * WIDE_BLOCK).clamp_max_(m - WIDE_BLOCK)[:, None] + torch.arange(WIDE_BLOCK)
+    return columns[:, 0] + logits.gather(-1, columns).argmax(-1)
 
 
 def _nucleus(probs: Tensor, top_p: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sglang.attention.base import AttentionBackend, Look
+from sglang.layers.attention import Attention, Backend
 from sglang.layers.embedding import Embedding, head
 from sglang.layers.linear import Linear, Routes, Split, measure
 from sglang.layers.memory import free_bytes
@@ -13,7 +13,7 @@ from sglang.models.spec import Decoder
 
 
 class _Layer:
-    def __init__(self, spec: Decoder, device: torch.device, dtype: torch.dtype):
+    def __init__(self, spec: Decoder, index: int, device: torch.device, dtype: torch.dtype):
         q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
 
         def linear(inputs: int, parts: dict[str, int], split: Split, bias: bool, gated: bool = False) -> Linear:
@@ -21,6 +21,7 @@ class _Layer:
 
         self.attn_norm = RMSNorm(spec.hidden, spec.norm_eps, device, dtype)
         self.qkv = linear(spec.hidden, {"q": q, "k": kv, "v": kv}, "out", spec.qkv_bias)
+        self.attention = Attention(index, spec.window)
         self.out = linear(q, {"o": spec.hidden}, "in", spec.out_bias)
         self.mlp_norm = RMSNorm(spec.hidden, spec.norm_eps, device, dtype)
         self.gate_up = linear(spec.hidden, {"gate": spec.inter, "up": spec.inter}, "out", spec.mlp_bias, gated=True)
@@ -39,11 +40,10 @@ class Model:
         self.device = device
         self.dtype = dtype
         self.embed = Embedding(spec.vocab, spec.hidden, device, dtype)
-        self.layers = [_Layer(spec, device, dtype) for _ in range(spec.layers)]
+        self.layers = [_Layer(spec, i, device, dtype) for i in range(spec.layers)]
         self.norm = RMSNorm(spec.hidden, spec.norm_eps, device, dtype)
         self.head = head(self.embed, spec.tied)
         self._cos, self._sin = tables(spec.rope, length, device, dtype)
-        self._look = Look(spec.window)
         self.routes = Routes()
 
     def places(self) -> dict[str, Tensor]:
@@ -78,17 +78,17 @@ class Model:
             for linear in (*linears, self.head):
                 linear.store.forget()
 
-    def forward(self, tokens: Tensor, positions: Tensor, attention: AttentionBackend) -> Tensor:
+    def forward(self, tokens: Tensor, positions: Tensor, backend: Backend) -> Tensor:
         """tokens, positions: [T]. Returns [T, hidden] before the last norm."""
         s = self.spec
         cos = self._cos[positions][:, None]
         sin = self._sin[positions][:, None]
         both = s.heads + s.kv_heads
         x = self.embed(tokens)
-        for i, layer in enumerate(self.layers):
+        for layer in self.layers:
             qkv = layer.qkv(layer.attn_norm(x)).view(-1, both + s.kv_heads, s.head_dim)
             turned = rotate(qkv[:, :both], cos, sin)
-            seen = attention.attend(turned[:, : s.heads], turned[:, s.heads :], qkv[:, both:], i, self._look)
+            seen = layer.attention(turned[:, : s.heads], turned[:, s.heads :], qkv[:, both:], backend)
             x = layer.out.plus(seen, x)
             x = layer.down.plus(layer.gate_up.gate(layer.mlp_norm(x), s.act), x)
         return x

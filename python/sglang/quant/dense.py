@@ -81,18 +81,18 @@ class Dense:
             self.weight = torch.empty(0)  # not a slice: that would keep the memory
 
     def multiply(self, x: Tensor) -> Tensor:
-        if self._packed is not None and not (self._single and len(x) == 1):
+        if self._packed is not None and not (self._single and x.shape[0] == 1):
             return torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
         return self._plain(x)
 
     def multiply_add(self, x: Tensor, other: Tensor) -> Tensor:
-        if self._packed is not None and not (self._single and len(x) == 1):
+        if self._packed is not None and not (self._single and x.shape[0] == 1):
             return torch.ops.mkldnn._linear_pointwise.binary(x, other, self._packed, self._bias, "add")
         return self._plain(x).add_(other)
 
     def multiply_gated(self, x: Tensor, act: Act) -> Tensor:
         half = self._rows // 2
-        if self._halves is not None and not (self._single and len(x) == 1):
+        if self._halves is not None and not (self._single and x.shape[0] == 1):
             gate, up = self._halves
             b, c = (None, None) if self._bias is None else (self._bias[:half], self._bias[half:])
             name, kind = EPILOGUES[act]
@@ -180,7 +180,7 @@ def measure(stores: list[Dense]) -> Routes:
     rows = range(1, PADDED_TO + 1)
     inputs = {(n, k): torch.ones(n, k, dtype=stores[0].dtype) for n in rows for k in {s.inputs for s in stores}}
     cost = dict.fromkeys([0, *rows], float("inf"))  # 0: a single row by the plain layout
-    for _ in range(4):
+    for _ in range(6):
         for n in cost if plain else rows:
             for store in stores:
                 store._single = n == 0

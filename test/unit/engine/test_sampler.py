@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sglang.base.plan import Ask, Seat
 from sglang.base.sampling import SamplingParams
-from sglang.engine.sampler import CANDIDATES, Sampler, invert, score_drawn, score_known, uniform
+from sglang.engine.sampler import CANDIDATES, Sampler, invert, most_likely, score_drawn, score_known, uniform
 
 EOS = (2,)
 
@@ -266,6 +266,17 @@ def test_inverting_finds_the_index_the_definition_names(m: int, seed: int) -> No
         below = cumulative[index - 1] if index else 0.0
         slack = 1e-6 * cumulative[-1]
         assert below - slack <= u[row, 0] * cumulative[-1] <= cumulative[index] + slack
+
+
+@given(st.integers(1, 9000), st.integers(0, 2**32), st.sampled_from([1.0, 0.02, 0.0]))
+@settings(max_examples=60, deadline=None)
+def test_the_most_likely_token_is_the_first_largest(m: int, seed: int, scale: float) -> None:
+    """A small scale, rounded, makes ties: then the first counts."""
+    rng = np.random.default_rng(seed)
+    rows = np.round(rng.standard_normal((3, m)) * scale * 50).astype(np.float32)
+    rows[1, rng.integers(m)] = 1e9
+    rows[2, rng.integers(m)] = np.nan
+    assert most_likely(torch.from_numpy(rows)).tolist() == rows.argmax(-1).tolist()
 
 
 def test_scores_are_those_of_the_raw_distribution() -> None:
