@@ -5,7 +5,7 @@ conjunction about one value.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
@@ -94,6 +94,7 @@ class Reader:
         self.name = name
         self.work = limits.GRAMMAR_WORK // 20  # a step here costs more than one of an automaton
         self.open: list[frozenset[str]] = []
+        self._searches: dict[str, automaton.Automaton] = {}
         self._looking = 0  # only comparing: recursion does no harm there
 
     def error(self, path: str, text: str) -> FieldError:
@@ -176,7 +177,7 @@ class Reader:
         if "enum" in schema:
             if not isinstance(schema["enum"], list):
                 raise self.error(path, "enum must be a list")
-            values = tuple(v for v in schema["enum"] if values is None or _same(v, values[0]))
+            values = tuple(v for v in schema["enum"] if values is None or key_of(v) == key_of(values[0]))
         head = schema.get("prefixItems", ())
         rest = schema.get("items")
         if isinstance(rest, list):  # how drafts before 2020-12 wrote prefixItems
@@ -306,7 +307,8 @@ class Reader:
         types = a.types & b.types
         values = a.values if b.values is None else b.values
         if a.values is not None and b.values is not None:
-            values = tuple(v for v in a.values if any(_same(v, w) for w in b.values))
+            others = {key_of(v) for v in b.values}
+            values = tuple(v for v in a.values if key_of(v) in others)
         if not types or values == ():
             return None
         a_known, b_known = self.spread(a, b), self.spread(b, a)
@@ -394,8 +396,11 @@ class Reader:
         if not types:
             return True
         if a.values is not None:
-            return not any(self.admits(b, v) for v in a.values)
+            self.work -= len(a.values)
+            theirs = None if b.values is None else {key_of(v) for v in b.values}
+            return not any((theirs is None or key_of(v) in theirs) and self.admits(b, v) for v in a.values)
         if b.values is not None:
+            self.work -= len(b.values)
             return not any(self.admits(a, v) for v in b.values)
         return all(self.apart_as(kind, a, b, depth) for kind in types)
 
@@ -426,9 +431,9 @@ class Reader:
         return False
 
     def admits(self, facts: Facts, value: Any) -> bool:
-        """Whether `value` obeys `facts`; objects and arrays are taken to."""
+        """Whether `value` obeys what `facts` say of scalars (`values` aside); objects and arrays are taken to."""
         kind = _type_of(value)
-        if kind not in facts.types or (facts.values is not None and not any(_same(value, v) for v in facts.values)):
+        if kind not in facts.types:
             return False
         if kind in ("integer", "number"):
             number = Decimal(repr(value))
@@ -438,14 +443,20 @@ class Reader:
             )
         if kind == "string":
             low, high = facts.lengths
-            rules = [regex.parse(p, self.name, search=True) for p in facts.patterns]
-            rules += [node for f in facts.formats if (node := strings.of_format(f)) is not None]
-            fits = low <= len(value) and (high is None or len(value) <= high)
-            return fits and all(automaton.compile(rule, self.name).matches(value) for rule in rules)
+            if len(value) < low or (high is not None and len(value) > high):
+                return False
+            formats = [node for f in facts.formats if (node := strings.of_format(f)) is not None]
+            return all(self.found(p, value) for p in facts.patterns) and all(
+                automaton.compile(node, self.name).matches(value) for node in formats
+            )
         return True
 
-    def found(self, pattern: str, key: str) -> bool:
-        return automaton.compile(regex.parse(pattern, self.name, search=True), self.name).matches(key)
+    def found(self, pattern: str, text: str) -> bool:
+        known = self._searches.get(pattern)
+        if known is None:
+            tree = regex.parse(pattern, self.name, search=True)
+            known = self._searches[pattern] = automaton.compile(tree, self.name)
+        return known.matches(text)
 
 
 def all_of(a: Any, b: Any) -> Any:
@@ -501,12 +512,14 @@ def _type_of(value: Any) -> str:
     return "object"
 
 
-def _same(a: Any, b: Any) -> bool:
-    """JSON equality: 1 is 1.0, and true is not 1."""
-    if isinstance(a, bool) or isinstance(b, bool):
-        return a is b
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(_same, a, b))
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_same(v, b[k]) for k, v in a.items())
-    return (type(a) is type(b) and a == b) or (isinstance(a, int | float) and isinstance(b, int | float) and a == b)
+def key_of(value: Any) -> Hashable:
+    """Equal for values that are equal in JSON: 1 is 1.0, and true is not 1."""
+    match value:
+        case bool() | None | str():
+            return (type(value), value)
+        case int() | float():
+            return (float, value)
+        case list():
+            return (list, *map(key_of, value))
+        case _:
+            return (dict, frozenset((k, key_of(v)) for k, v in value.items()))

@@ -311,6 +311,9 @@ class _Writer:
 
     def key_admitted(self, facts: Facts, key: str, path: str, depth: int) -> bool:
         return all(
-            any(self.reader.admits(c, key) for c in self.reader.cases(s, path, depth + 1, ()))
-            for s in facts.key_schemas
+            any(
+                (case.values is None or key in case.values) and self.reader.admits(case, key)
+                for case in self.reader.cases(names, path, depth + 1, ())
+            )
+            for names in facts.key_schemas
         )

@@ -300,7 +300,8 @@ def _set(parts: tuple[bool, list[str]]) -> str:
 _letters = st.sampled_from(_ALPHABET)
 _spans = st.tuples(_letters, _letters).map(lambda p: "-".join(re.escape(c) for c in sorted(p)))
 _sets = st.tuples(
-    st.booleans(), st.lists(st.one_of(_letters.map(re.escape), _spans, st.sampled_from(_CLASSES)), min_size=1, max_size=3)
+    st.booleans(),
+    st.lists(st.one_of(_letters.map(re.escape), _spans, st.sampled_from(_CLASSES)), min_size=1, max_size=3),
 ).map(_set)
 _leaves = st.one_of(_letters.map(re.escape), _sets, st.just("."), st.sampled_from(_CLASSES))
 _REPEATS = ["*", "+", "?", "{2}", "{1,3}", "{0,2}", "{2,}", "*?", "+?", "??", "{0}"]

@@ -20,7 +20,7 @@ class Walker:
             for target in {*table[state].tolist()} - {-1}:
                 before[target].add(state)
         todo = np.flatnonzero(automaton.accepts).tolist()
-        self.distance = {state: 0 for state in todo}
+        self.distance = dict.fromkeys(todo, 0)
         for state in todo:
             for other in before[state]:
                 if other not in self.distance:

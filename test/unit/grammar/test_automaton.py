@@ -6,6 +6,7 @@ import pytest
 from grammar_patterns import REAL, patterns
 from grammar_walks import Walker
 from hypothesis import given, settings
+
 from sglang.base.errors import FieldError
 from sglang.grammar import automaton, regex
 from sglang.grammar.automaton import Automaton

@@ -7,6 +7,7 @@ import pytest
 from grammar_patterns import REAL, patterns, texts
 from grammar_walks import Walker
 from hypothesis import assume, given, settings
+
 from sglang.base.errors import FieldError
 from sglang.grammar import automaton, regex
 

@@ -5,12 +5,15 @@ import pytest
 from grammar_patterns import CHARACTER, REAL
 from grammar_tokenizers import kind
 from grammar_walks import sample
+
 from sglang.grammar import automaton, regex
 from sglang.grammar.regular import RegularCompiled, RegularCursor
 from sglang.grammar.rules import Illegal
 from sglang.grammar.vocab import Vocabulary
 
-VOCABULARY = Vocabulary([bytes([b]) for b in range(256)] + [b"ab", b"abc", b"<eos>", b"<end>", b"<pad>"], [258, 259], [260])
+VOCABULARY = Vocabulary(
+    [bytes([b]) for b in range(256)] + [b"ab", b"abc", b"<eos>", b"<end>", b"<pad>"], [258, 259], [260]
+)
 AB, ABC, EOS, END, PAD = range(256, 261)
 
 

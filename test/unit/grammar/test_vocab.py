@@ -3,6 +3,7 @@ import random
 import numpy as np
 import pytest
 from grammar_patterns import CHARACTER, REAL
+
 from sglang.base.errors import FieldError
 from sglang.grammar import automaton, regex
 from sglang.grammar.regular import RegularCompiled
@@ -14,7 +15,27 @@ SINGLE = [bytes([b]) for b in range(256)]
 def random_vocabulary(seed: int, size: int = 6000) -> Vocabulary:
     """Bytes, words, pieces of characters, repeated and empty tokens; more logits than tokens."""
     rng = random.Random(seed)
-    alphabet = ["a", "b", "the", "Gry", "name", '"', '":', " ", "    ", "\n", "é", "中", "😀", "1", "23", "456", ".", "\\", "}"]
+    alphabet = [
+        "a",
+        "b",
+        "the",
+        "Gry",
+        "name",
+        '"',
+        '":',
+        " ",
+        "    ",
+        "\n",
+        "é",
+        "中",
+        "😀",
+        "1",
+        "23",
+        "456",
+        ".",
+        "\\",
+        "}",
+    ]
     tokens = list(SINGLE)
     while len(tokens) < size:
         token = "".join(rng.choices(alphabet, k=rng.randint(1, 9))).encode()
@@ -31,7 +52,7 @@ def vocabulary() -> Vocabulary:
 
 
 @pytest.mark.parametrize(
-    "pattern", [CHARACTER, ".*", "[^\"]*", r"[\w ]{1,16}\.", ".{3,9}", r"\d+(\.\d+)?", "[a-zé中]{0,5}x?", *REAL[5:120:7]]
+    "pattern", [CHARACTER, ".*", '[^"]*', r"[\w ]{1,16}\.", ".{3,9}", r"\d+(\.\d+)?", "[a-zé中]{0,5}x?", *REAL[5:120:7]]
 )
 def test_a_mask_allows_what_the_automaton_reads(pattern: str, vocabulary: Vocabulary):
     compiled = RegularCompiled(automaton.compile(regex.parse(pattern)), vocabulary)
@@ -63,7 +84,7 @@ def test_columns_are_the_tokens_by_length(vocabulary: Vocabulary):
 
 
 def test_tokens_with_a_beginning(vocabulary: Vocabulary):
-    for prefix in (b"a", b"the", b"\xff", b"\xc3", b"zzz", b"name\""):
+    for prefix in (b"a", b"the", b"\xff", b"\xc3", b"zzz", b'name"'):
         expected = sorted(t for t in vocabulary.bytes if t.startswith(prefix))
         assert list(vocabulary.starting_with(prefix)) == expected
 
