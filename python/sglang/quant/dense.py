@@ -194,7 +194,7 @@ def measure(stores: list[Dense]) -> Routes:
     best = min(rows, key=cost.__getitem__)
     # A few percent are noise, and rows that are not there cost elsewhere too.
     cheapest = [0] + [best if n < best and cost[best] < 0.93 * cost[n] else n for n in rows]
-    single = cost[0] < 0.97 * cost[cheapest[1]]
+    single = cost[0] < cost[cheapest[1]]
     if single:
         cheapest[1] = 1
     return Routes(tuple(cheapest), single)
