@@ -5,13 +5,14 @@ counting work, so it would be refused again and the answer is remembered too; th
 of.
 """
 
+import os
 import queue
-import resource
 import subprocess
 import sys
 import threading
 from collections import OrderedDict
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgspec
@@ -164,7 +165,14 @@ class _Child:
 
     def _start(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-c", "from sglang.grammar.compiler import child; child()"]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=1 << 16)
+        paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=1 << 16,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        )
         return self._process
 
     def prepare(self, rules: Rules) -> Automaton | str:
@@ -208,6 +216,8 @@ class _Child:
 
 def child() -> None:
     """The child's life: rules in, automata out, until the pipe closes."""
+    import resource  # where it is missing, only this child is
+
     resource.setrlimit(resource.RLIMIT_AS, (CHILD_BYTES, CHILD_BYTES))
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     while True:
@@ -223,6 +233,10 @@ def _answer(rules: Rules) -> tuple[Any, ...]:
         made = prepare(rules)
     except FieldError as error:
         return ("error", error.field, str(error), error.status)
+    except MemoryError:
+        return ("error", rules.kind, f"{rules.kind} needs too much memory to compile", 400)
+    except Exception as error:  # a fault of ours: one request's, not the child's end
+        return ("error", rules.kind, f"{rules.kind} could not be compiled: {type(error).__name__}: {error}", 500)
     if isinstance(made, str):
         return ("grammar", made)
     return ("automaton", made.table.tobytes(), made.accepts.tobytes(), made.only.tobytes())

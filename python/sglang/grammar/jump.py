@@ -86,7 +86,7 @@ class Jumper:
             kind: [c.encode() for c in listed if all(map(self._spelled, encode(c)))]
             for kind, listed in _CONTINUATIONS.items()
         }
-        self._whole_words: bool | None = None
+        self.whole_words = self._takes_whole_words()
 
     def jump(
         self, prompt: Sequence[int], generated: Sequence[int], forced: bytes, follows: Follows | None = None
@@ -216,17 +216,14 @@ class Jumper:
             ways.append(inner or [])
         return ways
 
-    @property
-    def whole_words(self) -> bool:
+    def _takes_whole_words(self) -> bool:
         """Whether words that are tokens are taken whole, though no merges lead to them (Llama 3's `ignore_merges`)."""
-        if self._whole_words is None:
-            words = [(i, t) for i, t in enumerate(self._bytes) if 2 <= len(t) <= 12 and t.isalpha() and t.islower()]
-            step = max(1, len(words) // 1000)
-            self._whole_words = any(
-                self._encode(text.decode()) == [i] and self._encode(text.decode() + _RARE)[:1] != [i]
-                for i, text in words[::step]
-            )
-        return self._whole_words
+        words = [(i, t) for i, t in enumerate(self._bytes) if 2 <= len(t) <= 12 and t.isalpha() and t.islower()]
+        step = max(1, len(words) // 1000)
+        return any(
+            self._encode(text.decode()) == [i] and self._encode(text.decode() + _RARE)[:1] != [i]
+            for i, text in words[::step]
+        )
 
 
 def _agree(a: Sequence[int], b: Sequence[int]) -> int:

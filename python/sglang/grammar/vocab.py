@@ -57,7 +57,7 @@ class Vocabulary:
     ):
         self.size = max(size or 0, len(token_bytes))
         self.words = -(-self.size // 32)
-        self.eos_ids = tuple(eos_ids)
+        self.eos_ids = tuple(i for i in eos_ids if i < self.size)
         self.special = frozenset(special_ids) | frozenset(eos_ids)
         self.bytes = [b"" if i in self.special else token for i, token in enumerate(token_bytes)]
         self.eos_words = np.zeros(self.words, np.uint32)
