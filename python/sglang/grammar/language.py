@@ -137,6 +137,8 @@ def to_regex(node: Node, field: str, limit: int) -> str:
         match node:
             case Text(value):
                 put(f"(?:{_quote(value)})" if tight and len(value) != 1 else _quote(value))
+            case Alt(()) | Chars(()):
+                put("[^\\x00-\\U0010ffff]")
             case Chars(ranges):
                 put(_char_class(ranges))
             case Repeat(item, 0, 0):
@@ -155,8 +157,6 @@ def to_regex(node: Node, field: str, limit: int) -> str:
                     write(item, isinstance(item, Alt))
                 if tight:
                     put(")")
-            case Alt(()):
-                put("[^\\x00-\\U0010ffff]")
             case Alt(items):
                 put("(?:" if tight else "(")
                 for i, item in enumerate(items):
