@@ -260,6 +260,7 @@ def test_what_needs_a_stack_is_told_apart(value: Any):
         ({"$ref": "other.json"}, "only references inside"),
         ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "may both hold"),
         ({"oneOf": [obj(a=INT), obj(b=INT)]}, "may both hold"),
+        ({"oneOf": [{"maximum": 3}, {"minimum": 2}], "type": "integer"}, "may both hold"),
         ({"anyOf": []}, "at least one"),
         ({"allOf": [{"anyOf": [{"minimum": i} for i in range(70)]}] * 3, "type": "integer"}, "multiply"),
         ({**obj(a=INT, b=INT), "minProperties": 1}, "minProperties"),
