@@ -58,8 +58,8 @@ def test_automata_are_minimal_and_without_dead_ends(pattern: str):
 
 
 def test_cycles_that_differ_far_from_where_one_looks_are_told_apart():
-    a = made("1(abc)*abx|2(abc)*aby|3ka?|4(k|ka)|5(abc)*aby")
-    assert distinct(a) == a.states == 10
+    a = made("1(abcdef)*abcdex|2(abcdef)*abcdey|3ka?|4(k|ka)|5(abcdef)*abcdey")
+    assert distinct(a) == a.states == 16
 
 
 @pytest.mark.parametrize(
