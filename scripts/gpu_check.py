@@ -19,10 +19,40 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "python"))
 
-COUNTRIES = (
-    "France Germany Italy Spain Portugal Japan China India Brazil Canada Mexico Egypt Kenya Norway Sweden Finland "
-    "Poland Greece Turkey Peru Chile Cuba Iran Iraq Nepal Austria Belgium Denmark Ireland Iceland Hungary Romania"
-).split()
+COUNTRIES = [
+    "France",
+    "Germany",
+    "Italy",
+    "Spain",
+    "Portugal",
+    "Japan",
+    "China",
+    "India",
+    "Brazil",
+    "Canada",
+    "Mexico",
+    "Egypt",
+    "Kenya",
+    "Norway",
+    "Sweden",
+    "Finland",
+    "Poland",
+    "Greece",
+    "Turkey",
+    "Peru",
+    "Chile",
+    "Cuba",
+    "Iran",
+    "Iraq",
+    "Nepal",
+    "Austria",
+    "Belgium",
+    "Denmark",
+    "Ireland",
+    "Iceland",
+    "Hungary",
+    "Romania",
+]
 PROMPTS = [
     *(f"The capital of {c} is" for c in COUNTRIES),
     *(f"Q: What is the capital of {c}?\nA:" for c in COUNTRIES[:12]),
@@ -32,8 +62,7 @@ PROMPTS = [
     "To answer this question: What is 7 times 6?. I need to use a",
     "Here are two tips for staying healthy: 1. Balanced Diet. 2. Regular Exercise.\n\nNow, expand tip 1 into a "
     "paragraph:\n",
-    "Hermione Granger is a character in Harry Potter. Please fill in the following information about this "
-    "character.\n",
+    "Hermione Granger is a character in Harry Potter. Please fill in the following information about this character.\n",
 ]
 # Two tokens whose log-probabilities are this close may change places: rounding of one type against another over the
 # demo model's 8 layers. float32: order of summation only; bfloat16: 8 bits of mantissa.

@@ -32,7 +32,8 @@ log = logging.getLogger("sglang")
 class WorkerHandle(Protocol):
     """A running worker as the front sees it."""
 
-    link: Link[FromWorker, ToWorker]
+    @property
+    def link(self) -> Link[FromWorker, ToWorker]: ...
 
     def watch(self, on_death: Callable[[str], None]) -> None:
         """Call `on_death(reason)` from another thread when the worker has ended, for whatever reason."""
@@ -104,7 +105,9 @@ class ThreadWorker:
         try:
             state, engine = build(config)
             self._far_link.send(engine.ready)
-            serve(self._far_link, state, engine, Report(config.decode_log_interval), not config.disable_overlap_schedule)
+            serve(
+                self._far_link, state, engine, Report(config.decode_log_interval), not config.disable_overlap_schedule
+            )
         except ConfigError as error:
             last_words(self._far_link, str(error), setting=True)
         except Exception as error:

@@ -13,26 +13,13 @@ from sglang.base.errors import FieldError
 from sglang.grammar.rules import Illegal, Words
 from sglang.grammar.vocab import Vocabulary
 
-EXTRA = "sglang[grammar]"
-
-
-def _library() -> Any:
-    try:
-        import llguidance
-    except ImportError:
-        raise FieldError(
-            "json_schema",
-            f"recursive schemas, free JSON and grammars need the llguidance package: pip install '{EXTRA}'",
-            status=501,
-        ) from None
-    return llguidance
-
 
 class Engine:
     """llguidance's idea of a vocabulary. Made once a vocabulary, in a third of a second for 128k tokens."""
 
     def __init__(self, vocabulary: Vocabulary):
-        library = _library()
+        import llguidance as library  # here: its import is not paid by those who never need a stack
+
         self.vocabulary = vocabulary
         size = vocabulary.size
         eos = list(vocabulary.eos_ids) or [size]  # there must be one; an id behind the last never shows
@@ -75,7 +62,9 @@ class _Tokens:
 def from_schema(schema: dict[str, Any] | bool, strict: bool, spaced: bool) -> str:
     """Any JSON schema -> llguidance's grammar. oneOf is taken as anyOf: see `schema.check_one_of`."""
     options = _layout(spaced) | {"coerce_one_of": True, "lenient": not strict}
-    return _library().LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=options)
+    import llguidance
+
+    return llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=options)
 
 
 def _layout(spaced: bool) -> dict[str, Any]:
@@ -88,7 +77,8 @@ def _layout(spaced: bool) -> dict[str, Any]:
 
 def from_grammar(text: str) -> str:
     """EBNF in the style of GBNF (`root ::= ...`) or Lark (`start: ...`) -> llguidance's grammar."""
-    library = _library()
+    import llguidance as library
+
     try:
         return library.grammar_from("ebnf", text)
     except (ValueError, RecursionError) as error:
@@ -97,7 +87,8 @@ def from_grammar(text: str) -> str:
 
 def from_tags(tags: list[tuple[str, str, dict[str, Any] | bool, str]], strict: bool, spaced: bool) -> str:
     """(trigger, begin, schema, end) of each tag -> llguidance's grammar: free text, and instances inside the tags."""
-    library = _library()
+    import llguidance as library
+
     options = _layout(spaced) | {"lenient": not strict}
     built = [
         library.StructTag(
@@ -117,7 +108,9 @@ class ContextFreeCompiled:
     def __init__(self, engine: Engine, grammar: str, field: str):
         self.engine = engine
         self.vocabulary = engine.vocabulary
-        self._matcher = _library().LLMatcher(engine.tokenizer, grammar, log_level=0, limits=engine.limits)
+        import llguidance
+
+        self._matcher = llguidance.LLMatcher(engine.tokenizer, grammar, log_level=0, limits=engine.limits)
         if self._matcher.is_error():
             reason = str(self._matcher.get_error()).strip().splitlines()
             raise FieldError(field, f"{field}: {reason[0] if reason else 'cannot be compiled'}")

@@ -56,9 +56,9 @@ class Seq:
     """One sequence. Lengths in tokens; `first` is the position of its (current) first generated token."""
 
     __slots__ = (
-        "_array", "cached", "computed", "epoch", "first", "flying", "hint", "hold", "id", "last", "logprobs", "namespace", "node",
-        "order", "pages", "prompt_scores", "sampling", "scored", "seated", "shared", "since", "slot", "status",
-        "stops", "tabled", "tokens",
+        "_array", "cached", "computed", "epoch", "first", "flying", "hint", "hold", "id", "last", "logprobs",
+        "namespace", "node", "order", "pages", "prompt_scores", "sampling", "scored", "seated", "shared", "since",
+        "slot", "status", "stops", "tabled", "tokens",
     )  # fmt: skip
 
     def __init__(self, id: int, namespace: str, order: int, now: float):
@@ -76,7 +76,7 @@ class Seq:
         self.shared = 0  # of these, the first so many are the tree's
         self.tabled = 0  # of these, the first so many stand in the engine's table
         self.node: Node | None = None  # held
-        self.hint = (-1, 0)  # of the tree's version: tokens it had of this sequence
+        self.hint: tuple[int, int] = (-1, 0)  # of the tree's version: tokens it had of this sequence
         self._array = np.empty(0, np.int32)
         self.seated = False  # the engine knows slot and sampling parameters
 

@@ -4,9 +4,6 @@ from sglang import schedule
 from sglang.base.config import ServerConfig
 from sglang.engine.engine import Engine
 
-CPU_CHUNK = 512  # prompt tokens a step: about a second of a 1B model on a laptop, the longest pause of a stream
-CUDA_CHUNK = 8192
-
 
 def build(config: ServerConfig) -> tuple[schedule.State, Engine]:
     """Load the model and make the scheduler's state for the pool it left room for. Raises ConfigError."""
@@ -15,15 +12,14 @@ def build(config: ServerConfig) -> tuple[schedule.State, Engine]:
 
 
 def budget(config: ServerConfig, engine: Engine) -> schedule.Budget:
-    chunk = config.chunked_prefill_size or (CUDA_CHUNK if engine.ready.device.startswith("cuda") else CPU_CHUNK)
     assert config.random_seed is not None, "resolve() draws one"
     return schedule.Budget(
         pages=engine.pages,
         page_size=engine.page_size,
         slots=engine.slots,
         context_length=engine.context_length,
-        chunk_tokens=chunk,
-        max_prefill_tokens=max(config.max_prefill_tokens, chunk),
+        chunk_tokens=engine.chunk_tokens,
+        max_prefill_tokens=max(config.max_prefill_tokens, engine.chunk_tokens),
         policy=config.schedule_policy,
         conservativeness=config.schedule_conservativeness,
         radix=not config.disable_radix_cache,

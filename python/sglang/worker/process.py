@@ -27,12 +27,12 @@ def main() -> int:
     )
     threading.Thread(target=_leave_with_the_front, daemon=True).start()
     link = connect(address)
-    try:
-        # Torch is imported only here: the process exists, and can report, within milliseconds.
-        from sglang.worker.build import build
-        from sglang.worker.loop import last_words, serve
-        from sglang.worker.report import Report
+    # Torch is imported only here: the process exists, and its link waits, within milliseconds.
+    from sglang.worker.build import build
+    from sglang.worker.loop import last_words, serve
+    from sglang.worker.report import Report
 
+    try:
         state, engine = build(config)
         report = Report(config.decode_log_interval, config.watchdog_timeout, lambda why: last_words(link, why))
         link.send(engine.ready)
