@@ -64,7 +64,7 @@ def from_schema(schema: dict[str, Any] | bool, strict: bool, spaced: bool) -> st
     options = _layout(spaced) | {"coerce_one_of": True, "lenient": not strict}
     import llguidance
 
-    return llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=options)
+    return llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=options)  # type: ignore[arg-type]  # its stub forgets dicts
 
 
 def _layout(spaced: bool) -> dict[str, Any]:

@@ -12,8 +12,6 @@ from sglang.grammar.contextfree import ContextFreeCompiled, Engine
 from sglang.grammar.rules import Illegal
 from sglang.grammar.vocab import Vocabulary
 
-pytest.importorskip("llguidance")
-
 TREE = {
     "$ref": "#/$defs/tree",
     "$defs": {
