@@ -1,0 +1,141 @@
+"""The one event loop of the language, in a thread of its own, and the bounded pool for what blocks.
+
+Everything that waits for a backend waits here, so that a program in flight costs an object and not a thread.
+"""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import Future
+from contextvars import copy_context
+from typing import Any, ParamSpec, TypeVar
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+CALLS = 64  # blocking calls of backends that run at a time
+IDLE_S = 5.0  # how long a thread waits for further work before it ends
+
+_start = threading.Lock()
+_loop: asyncio.AbstractEventLoop | None = None
+_thread: threading.Thread | None = None
+
+
+def get() -> asyncio.AbstractEventLoop:
+    """The loop; started by the first call."""
+    if _loop is not None:
+        return _loop
+    return _new_loop()
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    global _loop, _thread
+    with _start:
+        if _loop is None:
+            loop = asyncio.new_event_loop()
+            _thread = threading.Thread(target=loop.run_forever, daemon=True, name="sglang-lang")
+            _thread.start()
+            _loop = loop
+    return _loop
+
+
+def here() -> bool:
+    """Whether this is the loop's own thread, which must never block."""
+    return threading.current_thread() is _thread
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Wait for `work` on the loop. Ctrl-C cancels it."""
+    if here():
+        work.close()
+        raise RuntimeError("a blocking call inside an async program: await its async form (run_async, await s['x'])")
+    future = asyncio.run_coroutine_threadsafe(work, get())
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
+
+
+def iterate(items: AsyncIterator[T]) -> Iterator[T]:
+    """An async iterator as a plain one; leaving early closes it."""
+
+    async def step() -> tuple[T] | None:
+        async for item in items:
+            return (item,)
+        return None
+
+    async def close() -> None:
+        if (aclose := getattr(items, "aclose", None)) is not None:
+            await aclose()
+
+    try:
+        while (item := run(step())) is not None:
+            yield item[0]
+    finally:
+        run(close())
+
+
+class Pool:
+    """Daemon threads, made when needed and ended when idle: a hanging body does not keep the interpreter alive."""
+
+    def __init__(self, size: int, name: str):
+        self.size = size
+        self._name = name
+        self._lock = threading.Lock()
+        self._work: deque[Callable[[], None]] = deque()
+        self._ready = threading.Condition(self._lock)
+        self._threads = 0
+        self._idle = 0
+
+    def submit(self, work: Callable[[], None]) -> None:
+        """Run `work`, which must not raise, in a thread, with the caller's context variables."""
+        context = copy_context()
+        with self._lock:
+            self._work.append(lambda: context.run(work))
+            if self._idle >= len(self._work):
+                self._ready.notify()
+            elif self._threads < self.size:
+                self._threads += 1
+                threading.Thread(target=self._serve, daemon=True, name=self._name).start()
+
+    def clear(self) -> None:
+        """Forget what has not begun."""
+        with self._lock:
+            self._work.clear()
+
+    def _serve(self) -> None:
+        while True:
+            with self._lock:
+                if not self._work:
+                    self._idle += 1
+                    self._ready.wait(IDLE_S)
+                    self._idle -= 1
+                if not self._work:
+                    self._threads -= 1
+                    return
+                work = self._work.popleft()
+            work()
+            del work
+
+
+_calls = Pool(CALLS, "sglang-call")
+
+
+async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """`function(...)` in the pool of blocking calls. Cancelling stops waiting for it."""
+    future: Future[T] = Future()
+
+    def work() -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            result = function(*args, **kwargs)
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    _calls.submit(work)
+    return await asyncio.wrap_future(future)
