@@ -6,13 +6,14 @@ attend one by one. A row whose cells are neighbours in memory is read in place.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sglang.attention.base import Ints, Look, Rows, Shape, cells_at
+from sglang.attention.base import Feature, Ints, Look, Rows, Shape, cells_at
 
 Place = slice | Tensor  # of cells in the pool, or of tokens in the step
 FILL = 0.7  # a decode joins a group whose longest is at most 1 / FILL of it: the rest would be padding
@@ -35,7 +36,9 @@ class _Group:
 
 
 class TorchAttention:
-    """keys, values: [layers][cells, kv_heads, head_dim]."""
+    """keys: [layers][cells, kv_heads, head_dim]; values: the same, or [..., value_dim] of the keys' own memory."""
+
+    features: ClassVar[frozenset[Feature]] = frozenset({"window", "chunk", "softcap", "sinks", "narrow values"})
 
     def __init__(self, shape: Shape, keys: list[Tensor], values: list[Tensor]):
         self._shape = shape
@@ -45,7 +48,8 @@ class TorchAttention:
         self._rows: Rows | None = None
         self._tokens = 0
         self._new: Place = slice(0, 0)
-        self._groups: dict[int | None, list[_Group]] = {}  # by window; made by the first layer that has it
+        # By window and chunk; made by the first layer that has them.
+        self._groups: dict[tuple[int | None, int | None], list[_Group]] = {}
 
     def plan(self, rows: Rows) -> None:
         self._rows = rows
@@ -58,22 +62,25 @@ class TorchAttention:
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int, look: Look) -> Tensor:
         keys, values, n = self._keys[layer], self._values[layer], self._tokens
         _put(keys, self._new, k[:n])
-        _put(values, self._new, v[:n])
-        groups = self._groups.get(look.window)
+        if self._shape.value_dim is None:
+            _put(values, self._new, v[:n])
+        sight = look.window, look.chunk
+        groups = self._groups.get(sight)
         if groups is None:
-            groups = self._groups[look.window] = self._lay_out(look.window)
+            groups = self._groups[sight] = self._lay_out(*sight)
         if len(groups) == 1 and n == len(q):
             return self._attend(groups[0], q, keys, values, look).reshape(n, -1)
-        out = torch.zeros_like(q) if n < len(q) else torch.empty_like(q)
+        make = torch.zeros if n < len(q) else torch.empty
+        out = make(len(q), self._shape.heads, self._shape.values, dtype=q.dtype, device=q.device)
         for group in groups:
             out[group.tokens] = self._attend(group, q[group.tokens], keys, values, look)
         return out.view(len(q), -1)
 
     def _attend(self, group: _Group, q: Tensor, keys: Tensor, values: Tensor, look: Look) -> Tensor:
-        """q: [batch * count, heads, head_dim] -> the same shape."""
+        """q: [batch * count, heads, head_dim] -> [batch * count, heads, value_dim]."""
         s = self._shape
         k = _take(keys, group.cells).view(group.batch, group.length, s.kv_heads, s.head_dim).transpose(1, 2)
-        v = _take(values, group.cells).view(group.batch, group.length, s.kv_heads, s.head_dim).transpose(1, 2)
+        v = _take(values, group.cells).view(group.batch, group.length, s.kv_heads, s.values).transpose(1, 2)
         plain = look.softcap is None and look.sinks is None
         if group.count > 1 and group.mask is None and plain:
             heads = q.transpose(0, 1)[None]
@@ -96,21 +103,21 @@ class TorchAttention:
         else:
             out = _explicit(grouped, k, v, mask, s.scale, look, group.count)
         if group.count == 1:
-            return out.reshape(q.shape)
-        out = out.view(group.batch, s.kv_heads, shared, group.count, s.head_dim)
-        return out.permute(0, 3, 1, 2, 4).reshape(q.shape)
+            return out.reshape(*q.shape[:2], s.values)
+        out = out.view(group.batch, s.kv_heads, shared, group.count, s.values)
+        return out.permute(0, 3, 1, 2, 4).reshape(*q.shape[:2], s.values)
 
-    def _lay_out(self, window: int | None) -> list[_Group]:
-        """Which cells each row reads, for layers with this window."""
+    def _lay_out(self, window: int | None, chunk: int | None = None) -> list[_Group]:
+        """Which cells each row reads, for layers with this window, or these chunks."""
         rows = self._rows
         assert rows is not None, "plan() first"
         begins = np.cumsum(rows.counts) - rows.counts
-        chunks = [self._chunk(r, int(begins[r]), window) for r in np.flatnonzero(rows.counts > 1).tolist()]
+        chunks = [self._chunk(r, int(begins[r]), window, chunk) for r in np.flatnonzero(rows.counts > 1).tolist()]
         singles = np.flatnonzero(rows.counts == 1)
         if not len(singles):
             return chunks
         ends = rows.starts[singles] + 1
-        firsts = np.zeros_like(ends) if window is None else np.maximum(0, ends - window)
+        firsts = _firsts(rows.starts[singles], window, chunk)
         lengths = ends - firsts
         if lengths.min() >= FILL * lengths.max() or lengths.max() <= SHORT:
             return [self._decodes(singles, firsts, lengths, begins), *chunks]
@@ -137,19 +144,21 @@ class TorchAttention:
         mask = None if lengths.min() == longest else torch.from_numpy(seen)[:, None, None].to(self._device)
         return _Group(self._place(begins[rows]), self._place(cells.reshape(-1)), mask, len(rows), 1, longest)
 
-    def _chunk(self, row: int, begin: int, window: int | None) -> _Group:
+    def _chunk(self, row: int, begin: int, window: int | None, chunk: int | None) -> _Group:
         rows = self._rows
         assert rows is not None
         start, count = int(rows.starts[row]), int(rows.counts[row])
-        first = 0 if window is None else max(0, start - window + 1)
+        first = int(_firsts(np.array([start]), window, chunk)[0])
         cells = cells_at(rows, rows.slots[row], np.arange(first, start + count))
         mask = None
-        if start > 0 or (window is not None and window < count):
+        if start > 0 or min(window or count, chunk or count) < count:
             query = torch.arange(start, start + count, device=self._device)[:, None]
             key = torch.arange(first, start + count, device=self._device)[None]
             mask = key <= query
             if window is not None:
                 mask &= key > query - window
+            if chunk is not None:
+                mask &= key // chunk == query // chunk
             mask = mask[None, None]
         return _Group(slice(begin, begin + count), self._place(cells), mask, 1, count, len(cells))
 
@@ -158,6 +167,13 @@ class TorchAttention:
         if n == 1 or (int(cells[-1]) - int(cells[0]) == n - 1 and bool((np.diff(cells) == 1).all())):
             return slice(int(cells[0]), int(cells[0]) + n)
         return torch.from_numpy(cells.astype(np.int64, copy=False)).to(self._device)
+
+
+def _firsts(positions: Ints, window: int | None, chunk: int | None) -> Ints:
+    """The first position that each position sees."""
+    if window is not None:
+        return np.maximum(0, positions + 1 - window)
+    return np.zeros_like(positions) if chunk is None else positions // chunk * chunk
 
 
 def _put(pool: Tensor, cells: Place, new: Tensor) -> None:

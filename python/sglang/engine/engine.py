@@ -5,7 +5,7 @@ import time
 import torch
 from torch import Tensor
 
-from sglang.attention.base import Shape
+from sglang.attention.base import Shape, require
 from sglang.attention.torch_native import TorchAttention
 from sglang.base.config import ServerConfig
 from sglang.base.errors import ConfigError
@@ -57,7 +57,8 @@ class Engine:
         self.chunk_tokens = chunk_of(config, context, device)
         pool = make_pool(config, model, context)
         self.pages, self.page_size, self.kv_bytes = pool.pages, pool.page_size, pool.bytes
-        shape = Shape(spec.heads, spec.kv_heads, spec.head_dim, spec.head_dim**-0.5)
+        shape = Shape(spec.heads, spec.kv_heads, spec.head_dim, spec.scale, spec.value_dim if spec.latent else None)
+        require("torch", TorchAttention.features, shape, model.looks)
         self._attention = TorchAttention(shape, pool.keys, pool.values)
         self._model = model
         self._tables = Tables(self.slots, -(-context // pool.page_size), pool.page_size, device, model.routes.cheapest)

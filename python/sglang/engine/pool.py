@@ -1,11 +1,12 @@
 """KV memory: how much there is, and where it lies."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from sglang.attention.base import Look, Rows
+from sglang.attention.base import Feature, Look, Rows
 from sglang.base.config import ServerConfig
 from sglang.base.errors import ConfigError
 from sglang.layers.memory import free_bytes
@@ -24,7 +25,10 @@ LEAST_TOKENS = 16  # a pool below this serves nothing
 
 @dataclass
 class Pool:
-    """keys, values: one [cells, kv_heads, head_dim] a layer; cell = page * page_size + offset."""
+    """keys, values: one [cells, kv_heads, head_dim] a layer; cell = page * page_size + offset.
+
+    Where values are narrower than keys (latent attention), they are the first dims of the keys, in the same memory.
+    """
 
     keys: list[Tensor]
     values: list[Tensor]
@@ -33,7 +37,7 @@ class Pool:
 
     @property
     def bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
+        return sum({t.data_ptr(): t.untyped_storage().nbytes() for t in (*self.keys, *self.values)}.values())
 
 
 def slots_of(config: ServerConfig, device: torch.device) -> int:
@@ -49,7 +53,8 @@ def chunk_of(config: ServerConfig, context: int, device: torch.device) -> int:
 def make_pool(config: ServerConfig, model: Model, context: int) -> Pool:
     """Size and allocate the pool; weights must be loaded. Raises ConfigError naming the flag and a value that fits."""
     spec, device, size = model.spec, model.device, config.page_size
-    cell = 2 * spec.layers * spec.kv_heads * spec.head_dim * model.dtype.itemsize
+    tensors = 1 if spec.latent else 2
+    cell = tensors * spec.layers * spec.kv_heads * spec.head_dim * model.dtype.itemsize
     if config.max_total_tokens is not None:
         tokens = config.max_total_tokens
         most = int(free_bytes(device) // cell)
@@ -77,7 +82,7 @@ def make_pool(config: ServerConfig, model: Model, context: int) -> Pool:
     shape = (pages * size, spec.kv_heads, spec.head_dim)
     # Zeros, not empty: what nobody has written must not be a NaN, which no mask can hide.
     keys = [torch.zeros(shape, device=device, dtype=model.dtype) for _ in range(spec.layers)]
-    values = [torch.zeros(shape, device=device, dtype=model.dtype) for _ in range(spec.layers)]
+    values = [k[..., : spec.value_dim] if spec.latent else torch.zeros_like(k) for k in keys]
     return Pool(keys, values, pages, size)
 
 
@@ -102,10 +107,12 @@ def _room(config: ServerConfig, model: Model, context: int) -> tuple[float, floa
 class _Blind:
     """Stands in for attention where only the memory of everything else is asked for."""
 
+    features: ClassVar[frozenset[Feature]] = frozenset()
+
     def plan(self, rows: Rows) -> None: ...
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int, look: Look) -> Tensor:
-        return torch.zeros_like(q).view(len(q), -1)
+        return q.new_zeros(len(q), q.shape[1] * v.shape[-1])
 
 
 def _step_bytes(model: Model, tokens: int, draws: int) -> int:

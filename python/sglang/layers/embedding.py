@@ -8,21 +8,25 @@ from sglang.layers.linear import Linear
 
 
 class Embedding:
-    """weight: [vocab, hidden]."""
+    """weight: [rows, hidden], of tokens or of positions. scale: of what is read."""
 
-    def __init__(self, vocab: int, hidden: int, device: torch.device, dtype: torch.dtype):
-        self.weight = torch.empty(vocab, hidden, device=device, dtype=dtype)
+    def __init__(self, rows: int, hidden: int, device: torch.device, dtype: torch.dtype, scale: float = 1.0):
+        self.weight = torch.empty(rows, hidden, device=device, dtype=dtype)
+        # Models are trained with a factor that has been rounded to their type: 55.5 for 55.4256 in bfloat16.
+        self._scale = torch.tensor(scale, dtype=dtype).item()
 
-    def __call__(self, tokens: Tensor) -> Tensor:
-        """tokens: [T]. Returns [T, hidden]."""
-        return F.embedding(tokens, self.weight)
+    def __call__(self, indices: Tensor) -> Tensor:
+        """indices: [T]. Returns [T, hidden]."""
+        found = F.embedding(indices, self.weight)
+        return found if self._scale == 1 else found * self._scale
 
 
-def head(embedding: Embedding, tied: bool) -> Linear:
+def head(embedding: Embedding, tied: bool, bias: bool = False) -> Linear:
     """hidden -> vocab. A tied head reads the embedding's weight until `finish` packs a copy of it, if it does."""
     vocab, hidden = embedding.weight.shape
     weight = embedding.weight
-    made = Linear(hidden, {"head": 0 if tied else vocab}, split="out", device=weight.device, dtype=weight.dtype)
+    parts = {"head": 0 if tied else vocab}
+    made = Linear(hidden, parts, split="out", bias=bias, device=weight.device, dtype=weight.dtype)
     if tied:
         made.store.weight = weight
     return made

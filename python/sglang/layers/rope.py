@@ -11,7 +11,10 @@ KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "su")
 
 @dataclass(frozen=True)
 class Rope:
-    """dim: rotated part of a head. `original`: length the model was trained for before its context was extended."""
+    """dim: rotated part of a head. `original`: length the model was trained for before its context was extended.
+
+    interleaved: neighbours (2j, 2j + 1) turn together, not (j, j + dim / 2).
+    """
 
     dim: int
     theta: float = 10000.0
@@ -29,26 +32,43 @@ class Rope:
     truncate: bool = True
     short: tuple[float, ...] = ()
     long: tuple[float, ...] = ()
+    interleaved: bool = False
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The rotation of a step's tokens. cos, sin: [tokens, 1, dim] of `tables`."""
+
+    cos: Tensor
+    sin: Tensor
+    interleaved: bool = False
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: [tokens, heads, head_dim]."""
+        return rotate(x, self.cos, self.sin, self.interleaved)
 
 
 def tables(rope: Rope, length: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and signed sin, each [length, dim], so that rotated = x * cos + roll(x, dim / 2) * sin."""
+    """cos and signed sin, each [length, dim], so that rotated = x * cos + (x with its pairs swapped) * sin."""
     inverse, scale = frequencies(rope, length)
     angles = torch.outer(torch.arange(length, dtype=torch.float32), inverse)  # [length, dim / 2]
     cos, sin = angles.cos() * scale, angles.sin() * scale
+    if rope.interleaved:
+        signed = torch.stack((-sin, sin), -1).flatten(1)
+        return cos.repeat_interleave(2, -1).to(device, dtype), signed.to(device, dtype)
     return (
         torch.cat((cos, cos), -1).to(device, dtype),
         torch.cat((-sin, sin), -1).to(device, dtype),
     )
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
     """x: [tokens, heads, head_dim]; cos, sin: [tokens, 1, dim]. The dims beyond `dim` pass through."""
     dim = cos.shape[-1]
-    if dim == x.shape[-1]:
-        return torch.addcmul(x * cos, x.roll(dim // 2, -1), sin)
-    turned, rest = x[..., :dim], x[..., dim:]
-    return torch.cat((torch.addcmul(turned * cos, turned.roll(dim // 2, -1), sin), rest), -1)
+    if dim < x.shape[-1]:
+        return torch.cat((rotate(x[..., :dim], cos, sin, interleaved), x[..., dim:]), -1)
+    swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2) if interleaved else x.roll(dim // 2, -1)
+    return torch.addcmul(x * cos, swapped, sin)
 
 
 def frequencies(rope: Rope, length: int) -> tuple[Tensor, float]:

@@ -6,7 +6,9 @@ checkpoint stops the start within seconds.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,7 +18,8 @@ from tqdm import tqdm
 
 from sglang.base.errors import ConfigError
 from sglang.models.decoder import Model
-from sglang.models.spec import Family, Names
+from sglang.models.layout import Cut, Names, Packed
+from sglang.models.spec import Decoder, Family
 
 PLAIN = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
@@ -38,68 +41,164 @@ def folder_of(model_path: str, revision: str | None, download_dir: str | None, p
         raise ConfigError(f"--model-path {model_path}: not a folder, and the hub says: {error}") from None
 
 
+@dataclass(frozen=True)
+class _Job:
+    """Tensors of the files that fill places: one and one, or what a `Packed` makes of them."""
+
+    sources: tuple[tuple[Path, str], ...]
+    places: tuple[str, ...]
+    cut: Cut
+
+    def parts(self, found: Sequence[Tensor], targets: Sequence[Tensor], spec: Decoder) -> Sequence[Tensor]:
+        return self.cut(found, [t.shape for t in targets], spec)
+
+
 def load(model: Model, family: Family, folder: Path, load_format: str, progress: bool = True) -> None:
     """Fill all places of `model` from the files in `folder`. Raises ConfigError naming file and tensor."""
     places = model.places()
     if load_format == "dummy":
-        _fill_dummy(places)
+        _fill_dummy(places, model.spec.norm == "rms+1")
         model.finish()
         return
-    files = _files(folder, load_format)
-    target: dict[str, str] = {}  # tensor name -> place
-    unexpected: list[str] = []
-    source: dict[str, Path] = {}  # place -> file
-    for file, name, shape in _headers(files):
-        place = place_of(name, family.names)
-        if place is None or place not in places:
-            known_but_tied = place is not None and place.startswith("head.") and model.spec.tied
-            if not known_but_tied and not name.endswith(family.ignored or ("\0",)):
-                unexpected.append(f"{file.name}: {name}")
-            continue
-        if place in source:
-            raise ConfigError(f"{file.name}: {name} is also in {source[place].name}")
-        if tuple(shape) != tuple(places[place].shape):
-            raise ConfigError(
-                f"{file.name}: {name} has shape {list(shape)}, the config asks for {list(places[place].shape)}"
-            )
-        target[name] = place
-        source[place] = file
-    if unexpected:
-        raise ConfigError(f"{folder}: {len(unexpected)} unexpected tensors: {_some(unexpected)}")
-    if missing := [name_of(place, family.names) for place in places if place not in source]:
-        raise ConfigError(f"{folder}: {len(missing)} tensors are missing: {_some(missing)}")
+    jobs = _jobs(_files(folder, load_format), places, model.spec, family, folder)
     total = sum(t.numel() * t.element_size() for t in places.values())
     with tqdm(total=total, unit="B", unit_scale=True, desc="weights", disable=not progress or total < 2**26) as bar:
-        for name, tensor in _tensors(files, target):
-            place = places[target[name]]
-            place.copy_(tensor)
-            bar.update(place.numel() * place.element_size())
+        for job, found in _read(jobs):
+            targets = [places[place] for place in job.places]
+            for target, part in zip(targets, job.parts(found, targets, model.spec), strict=True):
+                target.copy_(part)
+                bar.update(target.numel() * target.element_size())
     places.clear()
     model.finish()
 
 
-def place_of(name: str, names: Names) -> str | None:
-    """The place of a checkpoint's tensor; None where the family has no such tensor."""
-    pattern, number = name, None
-    if (found := re.search(r"\.(\d+)\.", name)) is not None:
-        number = found.group(1)
-        pattern = f"{name[: found.start()]}.*.{name[found.end() :]}"
+def _jobs(files: list[Path], places: dict[str, Tensor], spec: Decoder, family: Family, folder: Path) -> list[_Job]:
+    """What to read for each place, every name and shape checked. Raises ConfigError."""
+    headers = {}
+    for file, name, shape, dtype in _headers(files):
+        if name in headers:
+            raise ConfigError(f"{file.name}: {name} is also in {headers[name][0].name}")
+        headers[name] = file, shape, dtype
+    jobs: list[_Job] = []
+    filled: dict[str, str] = {}  # place -> tensor
+    unexpected: list[str] = []
+    second = {packed.beside[1] for packed in family.names.values() if isinstance(packed, Packed) and packed.beside}
+    for name, (file, _, dtype) in headers.items():
+        if name.endswith(tuple(second)):
+            continue  # read with the tensor it belongs to
+        job = _job(name, places, family.names)
+        if job is None:
+            if not _passed_over(name, spec, family):
+                unexpected.append(f"{file.name}: {name}")
+            continue
+        wanted, cut, beside = job
+        names = [name]
+        if beside is not None:
+            names.append(name.removesuffix(beside[0]) + beside[1])
+            if names[1] not in headers:
+                raise ConfigError(f"{folder}: 1 tensors are missing: {names[1]}")
+        elif dtype not in PLAIN:
+            raise ConfigError(f"{file.name}: {name} has type {dtype}; known: {', '.join(PLAIN)}")
+        made = _Job(tuple((headers[n][0], n) for n in names), wanted, cut)
+        targets = [places[place] for place in wanted]
+        _check_shapes(made, [headers[n][1] for n in names], targets, spec)
+        for place in wanted:
+            if place in filled:
+                raise ConfigError(f"{file.name}: {name} and {filled[place]} are the same weight")
+            filled[place] = name
+        jobs.append(made)
+    if unexpected:
+        raise ConfigError(f"{folder}: {len(unexpected)} unexpected tensors: {_some(unexpected)}")
+    if missing := list(dict.fromkeys(name_of(place, family.names) for place in places if place not in filled)):
+        raise ConfigError(f"{folder}: {len(missing)} tensors are missing: {_some(missing)}")
+    return jobs
+
+
+def _check_shapes(job: _Job, shapes: list[tuple[int, ...]], targets: list[Tensor], spec: Decoder) -> None:
+    """Do with empty tensors what will be done with the real ones."""
+    file, name = job.sources[0]
+    wanted = [tuple(t.shape) for t in targets]
+    try:
+        got = [tuple(p.shape) for p in job.parts([torch.empty(s, device="meta") for s in shapes], targets, spec)]
+    except RuntimeError:
+        got = []
+    if got != wanted:
+        asked = list(wanted[0]) if len(set(wanted)) == 1 else " and ".join(str(list(w)) for w in wanted)
+        more = f" {len(wanted)} times" if len(wanted) > 1 and len(set(wanted)) == 1 else ""
+        raise ConfigError(f"{file.name}: {name} has shape {list(shapes[0])}, the config asks for {asked}{more}")
+
+
+def _passed_over(name: str, spec: Decoder, family: Family) -> bool:
+    """Whether a tensor without a place is none of ours."""
+    starts = tuple(i.removesuffix("*") for i in family.ignored if i.endswith("*"))
+    ends = tuple(i for i in family.ignored if not i.endswith("*"))
+    if (starts and name.startswith(starts)) or (ends and name.endswith(ends)):
+        return True
+    number = re.search(r"\.layers\.(\d+)\.", name)
+    if number is not None and spec.layers <= int(number.group(1)) < spec.layers + spec.spare_layers:
+        return True
+    place = place_of(name, family.names)
+    return spec.tied and isinstance(place, str) and place.startswith("head.")
+
+
+def _job(
+    name: str, places: Mapping[str, object], names: Names
+) -> tuple[tuple[str, ...], Cut, tuple[str, str] | None] | None:
+    """Places of a checkpoint's tensor, all of which must be there; None where it has none."""
+    place = place_of(name, names)
+    if isinstance(place, str):
+        return ((place,), _whole, None) if place in places else None
+    if place is None:
+        return None
+    found = [one for pattern in place.places for one in _expanded(pattern, places)]
+    return (tuple(found), place.cut, place.beside) if found and all(p in places for p in found) else None
+
+
+def _expanded(pattern: str, places: Mapping[str, object]) -> list[str]:
+    if "*" not in pattern:
+        return [pattern]
+    listed = []
+    while (one := pattern.replace("*", str(len(listed)))) in places:
+        listed.append(one)
+    return listed
+
+
+def _whole(found: Sequence[Tensor], shapes: Sequence[torch.Size], spec: Decoder) -> Sequence[Tensor]:
+    return found
+
+
+NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
+
+
+def place_of(name: str, names: Names) -> str | Packed | None:
+    """Where a checkpoint's tensor goes; None where the family has no such tensor. Stars of experts stay."""
+    numbers = NUMBER.findall(name)
+    pattern = NUMBER.sub("*", name)
     for suffix in ("", ".weight", ".bias"):
         if suffix and not pattern.endswith(suffix):
             continue
         place = names.get(pattern.removesuffix(suffix) if suffix else pattern)
+        if isinstance(place, Packed):
+            return replace(place, places=tuple(_numbered(one, numbers) + suffix for one in place.places))
         if place is not None:
-            return (place if number is None else place.replace("*", number)) + suffix
+            return _numbered(place, numbers) + suffix
     return None
+
+
+def _numbered(pattern: str, numbers: Sequence[str]) -> str:
+    for number in numbers:
+        pattern = pattern.replace("*", number, 1)
+    return pattern
 
 
 def name_of(place: str, names: Names) -> str:
     """What a checkpoint calls the tensor of a place: `place_of` backwards."""
-    number = re.search(r"(?<=\.)\d+(?=\.)", place)
-    pattern = place if number is None else f"{place[: number.start()]}*{place[number.end() :]}"
-    for name, target in names.items():
-        if pattern == target or pattern in (target + ".weight", target + ".bias"):
-            return (name if number is None else name.replace("*", number.group())) + pattern[len(target) :]
+    numbers = NUMBER.findall(place)
+    pattern = NUMBER.sub("*", place)
+    for name, packed in names.items():
+        for target in (packed,) if isinstance(packed, str) else packed.places:
+            if pattern in (target, target + ".weight", target + ".bias"):
+                return _numbered(name, numbers) + pattern[len(target) :]
     raise AssertionError(f"no checkpoint name leads to {place}")
 
 
@@ -136,38 +235,35 @@ def _indexed(folder: Path, name: str) -> list[Path]:
     return [folder / n for n in names]
 
 
-def _headers(files: list[Path]) -> Iterator[tuple[Path, str, tuple[int, ...]]]:
-    """File, name and shape of every tensor. Raises ConfigError for one whose values are no floating-point numbers."""
+def _headers(files: list[Path]) -> Iterator[tuple[Path, str, tuple[int, ...], str]]:
+    """File, name, shape and safetensors' word for the type of every tensor."""
+    words = {dtype: word for word, dtype in PLAIN.items()}
     for file in files:
         if file.suffix != ".safetensors":
             for name, tensor in _pickled(file).items():
-                _check_type(file, name, tensor.dtype in PLAIN.values(), tensor.dtype)
-                yield file, name, tuple(tensor.shape)
+                yield file, name, tuple(tensor.shape), words.get(tensor.dtype, str(tensor.dtype))
             continue
         try:
             with safe_open(file, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118 - not a dict
                     header = opened.get_slice(name)
-                    _check_type(file, name, header.get_dtype() in PLAIN, header.get_dtype())
-                    yield file, name, tuple(header.get_shape())
+                    yield file, name, tuple(header.get_shape()), header.get_dtype()
         except (SafetensorError, OSError) as error:
             raise ConfigError(f"{file}: not a readable safetensors file ({error})") from None
 
 
-def _check_type(file: Path, name: str, plain: bool, dtype: object) -> None:
-    if not plain and not name.endswith("inv_freq"):
-        raise ConfigError(f"{file.name}: {name} has type {dtype}; known: {', '.join(PLAIN)}")
-
-
-def _tensors(files: list[Path], wanted: dict[str, str]) -> Iterator[tuple[str, Tensor]]:
-    for file in files:
-        if file.suffix != ".safetensors":
-            yield from ((name, tensor) for name, tensor in _pickled(file).items() if name in wanted)
-            continue
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118
-                if name in wanted:
-                    yield name, opened.get_tensor(name)
+def _read(jobs: list[_Job]) -> Iterator[tuple[_Job, list[Tensor]]]:
+    """The tensors of each job, file after file."""
+    opened: dict[Path, Callable[[str], Tensor]] = {}
+    first = {path: at for at, path in enumerate(dict.fromkeys(job.sources[0][0] for job in jobs))}
+    with ExitStack() as stack:
+        for job in sorted(jobs, key=lambda job: first[job.sources[0][0]]):
+            for file, _ in job.sources:
+                if file not in opened and file.suffix == ".safetensors":
+                    opened[file] = stack.enter_context(safe_open(file, framework="pt")).get_tensor
+                elif file not in opened:
+                    opened[file] = _pickled(file).__getitem__
+            yield job, [opened[file](name) for file, name in job.sources]
 
 
 def _pickled(file: Path) -> dict[str, Tensor]:
@@ -180,15 +276,15 @@ def _pickled(file: Path) -> dict[str, Tensor]:
     return found
 
 
-def _fill_dummy(places: dict[str, Tensor]) -> None:
+def _fill_dummy(places: dict[str, Tensor], plus_one: bool) -> None:
     """Random weights of a trained model's scale: norms 1, maps N(0, 1 / fan-in), embeddings N(0, 0.02)."""
     device = next(iter(places.values())).device
     generator = torch.Generator(device).manual_seed(0)
     for place, tensor in places.items():
         if tensor.dim() == 1:
-            tensor.zero_() if place.endswith(".bias") else tensor.fill_(1.0)
+            tensor.fill_(0.0 if place.endswith(".bias") or plus_one else 1.0)
         else:
-            std = 0.02 if place == "embed" else tensor.shape[1] ** -0.5
+            std = 0.02 if place in ("embed.weight", "positions.weight") else tensor.shape[1] ** -0.5
             tensor.normal_(0.0, std, generator=generator)
 
 

@@ -3,32 +3,130 @@
 import torch
 from torch import Tensor
 
-from sglang.layers.attention import Attention, Backend
+from sglang.base.errors import ConfigError
+from sglang.layers.attention import Attention, Backend, Look
 from sglang.layers.embedding import Embedding, head
-from sglang.layers.linear import Linear, Routes, Split, measure
+from sglang.layers.linear import Linear, Routes, measure
 from sglang.layers.memory import free_bytes
-from sglang.layers.norm import RMSNorm
-from sglang.layers.rope import rotate, tables
+from sglang.layers.mlp import Mlp
+from sglang.layers.moe import MoE
+from sglang.layers.norm import HeadNorm, LayerNorm, Norm, RMSNorm, UnitNorm, norm
+from sglang.layers.rope import Rope, Turn, tables
+from sglang.models.latent import LatentAttention
 from sglang.models.spec import Decoder
+
+
+class _Attention:
+    def __init__(self, spec: Decoder, index: int, device: torch.device, dtype: torch.dtype):
+        self._heads, self._kv_heads, self._dim, self._clip = spec.heads, spec.kv_heads, spec.head_dim, spec.qkv_clip
+        q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+        parts = {"q": q, "k": kv, "v": kv}
+        self.qkv = Linear(spec.hidden, parts, split="out", bias=spec.qkv_bias, device=device, dtype=dtype)
+        self.q_norm = _qk_norm(spec, spec.heads, device, dtype)
+        self.k_norm = _qk_norm(spec, spec.kv_heads, device, dtype)
+        self._norm_last = spec.qk_norm == "unit"
+        self.sinks = torch.empty(spec.heads, device=device, dtype=dtype) if spec.sinks else None
+        near = spec.local(index)
+        self.attention = Attention(
+            index,
+            window=spec.window if near else None,
+            chunk=spec.chunk if near else None,
+            softcap=spec.attn_softcap,
+            sinks=self.sinks,
+        )
+        self.out = Linear(q, {"o": spec.hidden}, split="in", bias=spec.out_bias, device=device, dtype=dtype)
+
+    def linears(self) -> dict[str, Linear]:
+        return {"qkv": self.qkv, "out": self.out}
+
+    def norms(self) -> dict[str, Norm]:
+        return {name: n for name, n in (("q_norm", self.q_norm), ("k_norm", self.k_norm)) if n is not None}
+
+    def places(self, prefix: str) -> dict[str, Tensor]:
+        return {} if self.sinks is None else {f"{prefix}.sinks": self.sinks}
+
+    def finish(self) -> None: ...
+
+    def __call__(self, x: Tensor, turn: Turn | None, heat: Tensor | None, backend: Backend) -> Tensor:
+        """x: [tokens, hidden]; heat: [tokens, 1, 1], on queries. Returns [tokens, heads * head_dim]."""
+        qkv = self.qkv(x)
+        if self._clip is not None:
+            qkv = qkv.clamp_(-self._clip, self._clip)
+        both = self._heads + self._kv_heads
+        qkv = qkv.view(-1, both + self._kv_heads, self._dim)
+        qk, v = qkv[:, :both], qkv[:, both:]
+        if self.q_norm is not None and self.k_norm is not None and not self._norm_last:
+            qk = torch.cat((self.q_norm(qk[:, : self._heads]), self.k_norm(qk[:, self._heads :])), 1)
+        if turn is not None:
+            qk = turn(qk)
+        if self.q_norm is not None and self._norm_last and turn is not None:
+            qk = self.q_norm(qk)
+        q, k = qk[:, : self._heads], qk[:, self._heads :]
+        return self.attention(q if heat is None else q * heat, k, v, backend)
+
+
+def _qk_norm(spec: Decoder, heads: int, device: torch.device, dtype: torch.dtype) -> Norm | None:
+    kind = spec.qk_norm_kind or spec.norm
+    match spec.qk_norm:
+        case None:
+            return None
+        case "unit":
+            return UnitNorm(spec.norm_eps, device)
+        case "head":
+            return norm(kind, (spec.head_dim,), spec.norm_eps, spec.norm_bias, device, dtype)
+        case "heads":
+            return LayerNorm((heads, spec.head_dim), spec.norm_eps, device, dtype, False)
+        case "all":
+            return HeadNorm(RMSNorm(heads * spec.head_dim, spec.norm_eps, device, dtype))
 
 
 class _Layer:
     def __init__(self, spec: Decoder, index: int, device: torch.device, dtype: torch.dtype):
-        q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+        s = spec
+        self._parallel = s.block == "parallel"
+        self._scale = s.residual_scale
 
-        def linear(inputs: int, parts: dict[str, int], split: Split, bias: bool, gated: bool = False) -> Linear:
-            return Linear(inputs, parts, split=split, bias=bias, gated=gated, device=device, dtype=dtype)
+        def make(wanted: bool) -> Norm | None:
+            return norm(s.norm, (s.hidden,), s.norm_eps, s.norm_bias, device, dtype) if wanted else None
 
-        self.attn_norm = RMSNorm(spec.hidden, spec.norm_eps, device, dtype)
-        self.qkv = linear(spec.hidden, {"q": q, "k": kv, "v": kv}, "out", spec.qkv_bias)
-        self.attention = Attention(index, spec.window)
-        self.out = linear(q, {"o": spec.hidden}, "in", spec.out_bias)
-        self.mlp_norm = RMSNorm(spec.hidden, spec.norm_eps, device, dtype)
-        self.gate_up = linear(spec.hidden, {"gate": spec.inter, "up": spec.inter}, "out", spec.mlp_bias, gated=True)
-        self.down = linear(spec.inter, {"down": spec.hidden}, "in", spec.mlp_bias)
+        before, after = s.block != "post", s.block in ("post", "sandwich")
+        self.attn_norm, self.attn_post = make(before), make(after)
+        self.mlp_norm, self.mlp_post = make(before and (not self._parallel or s.parallel_norms)), make(after)
+        self.attn = (LatentAttention if s.latent else _Attention)(s, index, device, dtype)
+        if s.experts is not None and s.expert_layers(index):
+            e = s.experts
+            self.mlp = MoE(s.hidden, e.routing, e.inter, e.shared, e.shared_gate, s.act, e.bias, e.limit, device, dtype)
+        else:
+            self.mlp = Mlp(s.hidden, s.inter, s.act, s.gated, s.mlp_bias, device, dtype)
 
     def linears(self) -> dict[str, Linear]:
-        return {"qkv": self.qkv, "out": self.out, "gate_up": self.gate_up, "down": self.down}
+        return self.attn.linears() | self.mlp.linears()
+
+    def norms(self) -> dict[str, Norm]:
+        own = ("attn_norm", "attn_post", "mlp_norm", "mlp_post")
+        return {name: n for name in own if (n := getattr(self, name)) is not None} | self.attn.norms()
+
+    def places(self, prefix: str) -> dict[str, Tensor]:
+        found = self.attn.places(prefix)
+        if isinstance(self.mlp, MoE):
+            found |= self.mlp.places(prefix)
+        for name, one in (self.norms() | self.linears()).items():
+            found |= one.places(f"{prefix}.{name}")
+        return found
+
+    def __call__(self, x: Tensor, turn: Turn | None, heat: Tensor | None, backend: Backend) -> Tensor:
+        read = x if self.attn_norm is None else self.attn_norm(x)
+        seen = self.attn(read, turn, heat, backend)
+        if self._parallel:
+            return self.mlp.plus(read if self.mlp_norm is None else self.mlp_norm(x), self.attn.out.plus(seen, x))
+        if self.attn_post is None and self._scale == 1:
+            x = self.attn.out.plus(seen, x)
+            return self.mlp.plus(x if self.mlp_norm is None else self.mlp_norm(x), x)
+        x = self._add(x, self.attn.out(seen), self.attn_post)
+        return self._add(x, self.mlp(x if self.mlp_norm is None else self.mlp_norm(x)), self.mlp_post)
+
+    def _add(self, x: Tensor, part: Tensor, post: Norm | None) -> Tensor:
+        return torch.add(x, part if post is None else post(part), alpha=self._scale)
 
 
 class Model:
@@ -36,26 +134,36 @@ class Model:
 
     def __init__(self, spec: Decoder, length: int, device: torch.device, dtype: torch.dtype):
         """length: longest sequence that will be computed; rotary tables reach that far."""
+        if spec.learned_positions and length > spec.learned_positions:
+            raise ConfigError(f"--context-length {length}: the model has learned {spec.learned_positions} positions")
         self.spec = spec
         self.device = device
         self.dtype = dtype
-        self.embed = Embedding(spec.vocab, spec.hidden, device, dtype)
+        self.embed = Embedding(spec.vocab, spec.hidden, device, dtype, spec.embed_scale)
+        self.positions = Embedding(spec.learned_positions, spec.hidden, device, dtype)
         self.layers = [_Layer(spec, i, device, dtype) for i in range(spec.layers)]
-        self.norm = RMSNorm(spec.hidden, spec.norm_eps, device, dtype)
-        self.head = head(self.embed, spec.tied)
-        self._cos, self._sin = tables(spec.rope, length, device, dtype)
+        self.norm = norm(spec.norm, (spec.hidden,), spec.norm_eps, spec.norm_bias, device, dtype)
+        self.head = head(self.embed, spec.tied, spec.head_bias)
+        ropes: list[Rope | None] = [spec.rope_in(i) for i in range(spec.layers)]
+        self._ropes = list(dict.fromkeys(r for r in ropes if r is not None))
+        self._tables = [tables(rope, length, device, dtype) for rope in self._ropes]
+        self._turn_of = [None if rope is None else self._ropes.index(rope) for rope in ropes]
         self.routes = Routes()
+
+    @property
+    def looks(self) -> list[Look]:
+        """How each layer looks at its sequence."""
+        return [layer.attn.attention.look for layer in self.layers]
 
     def places(self) -> dict[str, Tensor]:
         """Every place a checkpoint must fill -> the tensor to copy into."""
-        found = {"embed": self.embed.weight, "norm": self.norm.weight}
+        found = {"embed.weight": self.embed.weight} | self.norm.places("norm")
+        if self.spec.learned_positions:
+            found["positions.weight"] = self.positions.weight
         if not self.spec.tied:
             found |= self.head.places("head")
         for i, layer in enumerate(self.layers):
-            found[f"layers.{i}.attn_norm"] = layer.attn_norm.weight
-            found[f"layers.{i}.mlp_norm"] = layer.mlp_norm.weight
-            for name, linear in layer.linears().items():
-                found |= linear.places(f"layers.{i}.{name}")
+            found |= layer.places(f"layers.{i}")
         return found
 
     def finish(self) -> None:
@@ -67,8 +175,9 @@ class Model:
         for linear in linears:
             linear.finish(keep)
         for layer in self.layers:
-            layer.attn_norm.finish()
-            layer.mlp_norm.finish()
+            layer.attn.finish()
+            for one in layer.norms().values():
+                one.finish()
         self.norm.finish()
         copy_bytes = self.embed.weight.numel() * self.dtype.itemsize
         if not self.spec.tied or free_bytes(self.device) > 2 * copy_bytes:
@@ -80,19 +189,27 @@ class Model:
 
     def forward(self, tokens: Tensor, positions: Tensor, backend: Backend) -> Tensor:
         """tokens, positions: [T]. Returns [T, hidden] before the last norm."""
-        s = self.spec
-        cos = self._cos[positions][:, None]
-        sin = self._sin[positions][:, None]
-        both = s.heads + s.kv_heads
+        spec = self.spec
+        turns = [
+            Turn(cos[positions][:, None], sin[positions][:, None], rope.interleaved)
+            for rope, (cos, sin) in zip(self._ropes, self._tables, strict=True)
+        ]
+        heat = None
+        if (t := spec.temperature) is not None:
+            far = torch.floor((positions[:, None, None].float() + t.shift) / t.length)
+            heat = (1 + t.beta * torch.log1p(far)).to(self.dtype)
         x = self.embed(tokens)
-        for layer in self.layers:
-            qkv = layer.qkv(layer.attn_norm(x)).view(-1, both + s.kv_heads, s.head_dim)
-            turned = rotate(qkv[:, :both], cos, sin)
-            seen = layer.attention(turned[:, : s.heads], turned[:, s.heads :], qkv[:, both:], backend)
-            x = layer.out.plus(seen, x)
-            x = layer.down.plus(layer.gate_up.gate(layer.mlp_norm(x), s.act), x)
+        if spec.learned_positions:
+            x = x + self.positions(positions)
+        for i, (layer, turn) in enumerate(zip(self.layers, self._turn_of, strict=True)):
+            warm = heat if heat is None or spec.temperature_in(i) else None
+            x = layer(x, None if turn is None else turns[turn], warm, backend)
         return x
 
     def logits(self, x: Tensor) -> Tensor:
         """x: [n, hidden] of `forward`. Returns [n, vocab] in float32."""
-        return self.head(self.norm(x)).float()
+        logits = self.head(self.norm(x)).float()
+        if self.spec.logit_scale != 1:
+            logits = logits * self.spec.logit_scale
+        cap = self.spec.logit_softcap
+        return logits if cap is None else (logits / cap).tanh_().mul_(cap)

@@ -1,15 +1,68 @@
 """The vocabulary in which families say how they differ. Frozen records; `decoder.py` executes them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from sglang.layers.linear import Act
+from sglang.layers.moe import Routing
+from sglang.layers.norm import NormKind
 from sglang.layers.rope import Rope
+from sglang.models.layout import Names
+
+Block = Literal["pre", "sandwich", "post", "parallel"]
+QKNorm = Literal["head", "heads", "all", "unit"]
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A layer's feed-forward part in `routing.count` pieces, of which a token takes a few.
+
+    inter: width of one. shared: width of the part every token takes; shared_gate: times sigmoid of a map of the token.
+    """
+
+    routing: Routing
+    inter: int
+    shared: int = 0
+    shared_gate: bool = False
+    bias: bool = False
+    limit: float | None = None  # GPT-OSS's gate, clamped there, in place of the activation
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Multi-head latent attention (DeepSeek V2, arXiv 2405.04434): keys and values live in one vector a token.
+
+    A cell holds `kv_rank` dims of the latent vector, then `rope` dims of a key that all heads share.
+    """
+
+    kv_rank: int
+    rope: int
+    nope: int  # dims of a head's query and key without position
+    value: int  # dims of a head's value
+    q_rank: int | None = None  # queries go through that many dims
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """Queries far from the start are multiplied by 1 + beta ln(1 + floor((position + shift) / length))."""
+
+    beta: float
+    length: float
+    shift: int = 0
+
+
+def everywhere(layer: int) -> bool:
+    return True
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """A decoder-only transformer. Sizes are of the whole model, whatever a rank holds of it."""
+    """A decoder-only transformer. Sizes are of the whole model, whatever a rank holds of it.
+
+    block: where the norms stand. pre: before attention and MLP. sandwich: before and after both. post: after both.
+    parallel: both read the layer's input, through one norm, or two with `parallel_norms`.
+    """
 
     hidden: int
     layers: int
@@ -19,35 +72,81 @@ class Decoder:
     inter: int
     vocab: int
     norm_eps: float
-    rope: Rope
-    act: Literal["silu", "gelu_tanh", "gelu"] = "silu"
+    rope: Rope | None
+    block: Block = "pre"
+    parallel_norms: bool = False
+    norm: NormKind = "rms"
+    norm_bias: bool = False
+    act: Act = "silu"
+    gated: bool = True  # the MLP is down(act(gate) * up), else down(act(up))
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
+    head_bias: bool = False
     tied: bool = False  # the head is the embedding
-    window: int | None = None  # a token sees the last `window` positions, its own included
+    learned_positions: int = 0  # rows of a table that is added to the embedding
+    embed_scale: float = 1.0
+    residual_scale: float = 1.0  # of what a layer's halves add
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None
+    attn_scale: float | None = None  # of q k; None: head_dim**-0.5
+    attn_softcap: float | None = None
+    sinks: bool = False
+    qkv_clip: float | None = None
+    # Norms of queries and keys. head: over a head, one weight for all heads; heads: a weight for each; all: over all
+    # heads at once; unit: over a head, after the rotation, without a weight.
+    qk_norm: QKNorm | None = None
+    qk_norm_kind: NormKind | None = None  # None: as `norm`
+    temperature: Temperature | None = None
+    window: int | None = None  # in local layers a token sees the last `window` positions, its own included,
+    chunk: int | None = None  # or those of its own chunk of this many positions
+    local: Callable[[int], bool] = everywhere
+    rope_of: Callable[[int], Rope | None] | None = None  # by layer, where they differ
+    temperature_in: Callable[[int], bool] = everywhere
+    latent: Latent | None = None
+    experts: Experts | None = None
+    expert_layers: Callable[[int], bool] = everywhere
+    spare_layers: int = 0  # of the checkpoint, beyond `layers`: for guessing ahead; not read
+
+    @property
+    def scale(self) -> float:
+        return self.head_dim**-0.5 if self.attn_scale is None else self.attn_scale
+
+    @property
+    def value_dim(self) -> int:
+        return self.latent.kv_rank if self.latent else self.head_dim
+
+    def rope_in(self, layer: int) -> Rope | None:
+        return self.rope_of(layer) if self.rope_of else self.rope
 
 
 HFConfig = dict[str, Any]
-Names = dict[str, str]  # checkpoint name -> place; `*` stands for the layer's number on both sides
 
 
 @dataclass(frozen=True)
 class Family:
+    """ignored: endings, or beginnings (`vision.*`), of tensors that hold nothing of the model."""
+
     architectures: tuple[str, ...]
     build: Callable[[HFConfig], Decoder]
     names: Names = field(default_factory=dict)
-    ignored: tuple[str, ...] = ()  # endings of tensors that hold nothing of the model
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def module(self) -> str:
+        return self.build.__module__.rpartition(".")[2]
 
 
 FAMILIES: dict[str, Family] = {}
 
 
-def family(*architectures: str, names: Names, ignored: tuple[str, ...] = ()) -> Callable[[Any], Any]:
+def family(
+    *architectures: str, names: Mapping[str, Any], ignored: tuple[str, ...] = ()
+) -> Callable[[Callable[[HFConfig], Decoder]], Callable[[HFConfig], Decoder]]:
     """Register a function HF config -> Decoder under Hugging Face's architecture names."""
 
     def register(build: Callable[[HFConfig], Decoder]) -> Callable[[HFConfig], Decoder]:
-        record = Family(architectures, build, names, ignored)
+        record = Family(architectures, build, dict(names), ignored)
         FAMILIES.update(dict.fromkeys(architectures, record))
         return build
 

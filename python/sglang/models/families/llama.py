@@ -4,17 +4,17 @@ from sglang.models.config import choice, refuse, rope
 from sglang.models.spec import Decoder, HFConfig, family
 
 NAMES = {
-    "model.embed_tokens.weight": "embed",
-    "model.layers.*.input_layernorm.weight": "layers.*.attn_norm",
+    "model.embed_tokens": "embed",
+    "model.layers.*.input_layernorm": "layers.*.attn_norm",
     "model.layers.*.self_attn.q_proj": "layers.*.qkv.q",
     "model.layers.*.self_attn.k_proj": "layers.*.qkv.k",
     "model.layers.*.self_attn.v_proj": "layers.*.qkv.v",
     "model.layers.*.self_attn.o_proj": "layers.*.out.o",
-    "model.layers.*.post_attention_layernorm.weight": "layers.*.mlp_norm",
+    "model.layers.*.post_attention_layernorm": "layers.*.mlp_norm",
     "model.layers.*.mlp.gate_proj": "layers.*.gate_up.gate",
     "model.layers.*.mlp.up_proj": "layers.*.gate_up.up",
     "model.layers.*.mlp.down_proj": "layers.*.down.down",
-    "model.norm.weight": "norm",
+    "model.norm": "norm",
     "lm_head": "head.head",
 }
 IGNORED = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")

@@ -1,0 +1,202 @@
+"""Mixture of experts: which experts a token takes (`route`), and what they do with it (`ExpertMlp`).
+
+The two are apart so that ranks which hold some of the experts can route all tokens alike and compute their own.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sglang.layers.linear import Act, Linear
+from sglang.layers.mlp import Mlp
+from sglang.quant.dense import ACTS
+
+
+@dataclass(frozen=True)
+class Routing:
+    """How experts are chosen and weighed.
+
+    norm: p of the p-norm that the chosen weights are divided by; None: they stay. scale: of the weights, after that.
+    groups: the experts' number is cut into as many; a token takes from the `top_groups` best, by their best expert or,
+    group_by 2, by the sum of their two best. correction: a bias that counts where experts are chosen, not in weights.
+    softcap: of the logits. weigh_inputs: the weight multiplies what an expert reads, not what it gives.
+    """
+
+    count: int
+    top_k: int
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    norm: float | None = 1.0
+    scale: float = 1.0
+    groups: int = 1
+    top_groups: int = 1
+    group_by: Literal[1, 2] = 1
+    correction: bool = False
+    softcap: float | None = None
+    bias: bool = False
+    weigh_inputs: bool = False
+
+
+def route(r: Routing, logits: Tensor, correction: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """logits: [tokens, experts]; correction: [experts]. Returns weights (float32) and ids (int64), [tokens, top_k]."""
+    logits = logits.float()
+    if r.softcap is not None:
+        logits = r.softcap * (logits / r.softcap).tanh()
+    scores = logits.softmax(-1) if r.score == "softmax" else logits.sigmoid()
+    choice = scores if correction is None else scores + correction
+    if r.groups > 1:
+        grouped = choice.view(len(choice), r.groups, -1)
+        best = grouped.topk(r.group_by, -1).values.sum(-1).topk(r.top_groups, -1).indices  # [tokens, top_groups]
+        kept = torch.zeros_like(grouped[..., 0], dtype=torch.bool).scatter_(1, best, True)
+        choice = grouped.masked_fill(~kept[..., None], -torch.inf).flatten(1)
+    ids = choice.topk(r.top_k, -1).indices
+    weights = scores.gather(1, ids)
+    if r.norm is not None:
+        weights = weights / torch.linalg.vector_norm(weights, r.norm, -1, keepdim=True).clamp_min(1e-20)
+    return (weights if r.scale == 1 else weights * r.scale), ids
+
+
+class ExpertMlp:
+    """The experts' weights, stacked: gate_up [experts, 2 inter, hidden], down [experts, hidden, inter]."""
+
+    def __init__(
+        self,
+        count: int,
+        hidden: int,
+        inter: int,
+        act: Act,
+        bias: bool,
+        limit: float | None,
+        device: torch.device,
+        dtype: torch.dtype,
+    ):
+        def empty(*shape: int) -> Tensor:
+            return torch.empty(count, *shape, device=device, dtype=dtype)
+
+        self.gate_up, self.down = empty(2 * inter, hidden), empty(hidden, inter)
+        self.gate_up_bias, self.down_bias = (empty(2 * inter), empty(hidden)) if bias else (None, None)
+        self._act: Act = act
+        self._limit = limit
+        self._inter = inter
+
+    def places(self, prefix: str) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        n = self._inter
+        for e in range(len(self.down)):
+            found[f"{prefix}.{e}.gate.weight"] = self.gate_up[e, :n]
+            found[f"{prefix}.{e}.up.weight"] = self.gate_up[e, n:]
+            found[f"{prefix}.{e}.down.weight"] = self.down[e]
+            if self.gate_up_bias is not None and self.down_bias is not None:
+                found[f"{prefix}.{e}.gate.bias"] = self.gate_up_bias[e, :n]
+                found[f"{prefix}.{e}.up.bias"] = self.gate_up_bias[e, n:]
+                found[f"{prefix}.{e}.down.bias"] = self.down_bias[e]
+        return found
+
+    def __call__(self, x: Tensor, weights: Tensor, ids: Tensor, weigh_inputs: bool = False) -> Tensor:
+        """x: [tokens, hidden]; weights, ids: [tokens, top_k] of `route`. Returns [tokens, hidden].
+
+        Tokens are sorted by expert, so that each expert multiplies all its rows at once; a token's parts are then
+        summed in the order of its choice, whoever else is in the step.
+        """
+        top_k = ids.shape[1]
+        flat = ids.flatten()
+        order = flat.argsort(stable=True)
+        rows = x[order // top_k]
+        if weigh_inputs:
+            rows = rows * weights.flatten()[order, None].to(x.dtype)
+        counts = flat.new_zeros(len(self.down)).scatter_add_(0, flat, torch.ones_like(flat))
+        together = x.is_cuda and x.dtype == torch.bfloat16
+        parts = self._grouped(rows, counts) if together else self._loop(rows, counts)
+        own = torch.empty_like(parts)
+        own[order] = parts
+        own = own.view(*ids.shape, -1)
+        if weigh_inputs:
+            return own.sum(1)
+        return torch.einsum("tkh,tk->th", own.float(), weights).to(x.dtype)
+
+    def _loop(self, rows: Tensor, counts: Tensor) -> Tensor:
+        out = torch.empty_like(rows)
+        at = 0
+        for e, n in enumerate(counts.tolist()):
+            if n == 0:
+                continue
+            gate_up_bias = None if self.gate_up_bias is None else self.gate_up_bias[e]
+            down_bias = None if self.down_bias is None else self.down_bias[e]
+            wide = self._opened(F.linear(rows[at : at + n], self.gate_up[e], gate_up_bias))
+            out[at : at + n] = F.linear(wide, self.down[e], down_bias)
+            at += n
+        return out
+
+    def _grouped(self, rows: Tensor, counts: Tensor) -> Tensor:
+        """Without a word between host and device, so that it can be captured. bfloat16."""
+        ends = counts.cumsum(0, dtype=torch.int32)
+        which = torch.searchsorted(ends, torch.arange(len(rows), device=rows.device), right=True)
+        both = F.grouped_mm(rows, self.gate_up.transpose(1, 2), offs=ends)
+        if self.gate_up_bias is not None:
+            both = both + self.gate_up_bias[which]
+        out = F.grouped_mm(self._opened(both), self.down.transpose(1, 2), offs=ends)
+        return out if self.down_bias is None else out + self.down_bias[which]
+
+    def _opened(self, both: Tensor) -> Tensor:
+        gate, up = both[:, : self._inter], both[:, self._inter :]
+        if self._limit is None:
+            return ACTS[self._act](gate).mul_(up)
+        # GPT-OSS's reference: swish with beta 1.702, which is close to GELU, and a bias of 1 on the other half
+        gate, up = gate.clamp(max=self._limit), up.clamp(-self._limit, self._limit)
+        return gate * torch.sigmoid(1.702 * gate) * (up + 1)
+
+
+class MoE:
+    """Router, experts, and the part all tokens take. Places: router, correction, experts.*, shared.*, shared_gate."""
+
+    def __init__(
+        self,
+        hidden: int,
+        routing: Routing,
+        inter: int,
+        shared: int,
+        shared_gate: bool,
+        act: Act,
+        bias: bool,
+        limit: float | None,
+        device: torch.device,
+        dtype: torch.dtype,
+    ):
+        self._routing = routing
+        self.router = torch.empty(routing.count, hidden, device=device, dtype=dtype)
+        self.router_bias = torch.empty(routing.count, device=device, dtype=dtype) if routing.bias else None
+        self.correction = torch.empty(routing.count, device=device, dtype=torch.float32) if routing.correction else None
+        self.experts = ExpertMlp(routing.count, hidden, inter, act, bias, limit, device, dtype)
+        self.shared = Mlp(hidden, shared, act, True, False, device, dtype) if shared else None
+        self.shared_gate = torch.empty(1, hidden, device=device, dtype=dtype) if shared_gate else None
+
+    def places(self, prefix: str) -> dict[str, Tensor]:
+        """All but those of `linears`."""
+        found = {f"{prefix}.router.weight": self.router}
+        if self.router_bias is not None:
+            found[f"{prefix}.router.bias"] = self.router_bias
+        if self.correction is not None:
+            found[f"{prefix}.correction.bias"] = self.correction
+        if self.shared_gate is not None:
+            found[f"{prefix}.shared_gate.weight"] = self.shared_gate
+        return found | self.experts.places(f"{prefix}.experts")
+
+    def linears(self) -> dict[str, Linear]:
+        return {} if self.shared is None else {f"shared.{name}": one for name, one in self.shared.linears().items()}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: [tokens, hidden]."""
+        logits = F.linear(x, self.router, self.router_bias)
+        weights, ids = route(self._routing, logits, self.correction)
+        out = self.experts(x, weights, ids, self._routing.weigh_inputs)
+        if self.shared is None:
+            return out
+        shared = self.shared(x)
+        if self.shared_gate is not None:
+            shared = shared * F.linear(x, self.shared_gate).sigmoid()
+        return out.add_(shared)
+
+    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        return self(x).add_(other)

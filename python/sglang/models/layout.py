@@ -1,0 +1,83 @@
+"""How checkpoints pack what we keep apart: one tensor of a file -> tensors of our places.
+
+A family's name table maps a checkpoint's name to a place, or to a `Packed` of several. `*` stands for a number, on both
+sides; a place with one `*` more than the name stands for as many as there are (experts, heads).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from sglang.models.spec import Decoder
+
+# (tensors of the file, shapes of the places, the Decoder) -> a tensor for each place, in order
+Cut = Callable[[Sequence[Tensor], Sequence[torch.Size], "Decoder"], Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """cut must work on meta tensors too: shapes are checked that way. It may raise RuntimeError.
+
+    beside: endings (of this tensor's name, of another's) where two tensors make one.
+    """
+
+    places: tuple[str, ...]
+    cut: Cut
+    beside: tuple[str, str] | None = None
+
+
+Names = dict[str, str | Packed]
+
+
+def stacked(*places: str) -> Packed:
+    """Rows of the parts one after another."""
+    return Packed(places, lambda found, shapes, spec: found[0].split([s[0] for s in shapes]))
+
+
+def transposed(*places: str) -> Packed:
+    """[in, out], the parts' outputs one after another; biases [out]."""
+    return Packed(places, lambda found, shapes, spec: found[0].t().split([s[0] for s in shapes]))
+
+
+def grouped(*places: str) -> Packed:
+    """For each KV head: rows of its queries, then of its key, then of its value."""
+
+    def cut(found: Sequence[Tensor], shapes: Sequence[torch.Size], spec: "Decoder") -> Sequence[Tensor]:
+        tensor = found[0]
+        groups = tensor.reshape(spec.kv_heads, -1, spec.head_dim, *tensor.shape[1:])
+        split = groups[:, :-2], groups[:, -2:-1], groups[:, -1:]
+        return [part.reshape(-1, *tensor.shape[1:]) for part in split]
+
+    return Packed(places, cut)
+
+
+def experts(*places: str, inputs_first: bool = False, flat: bool = False, interleaved: bool = False) -> Packed:
+    """All experts of a layer in one tensor [experts, rows, inputs], or biases [experts, rows]; parts stacked in rows.
+
+    inputs_first: [experts, inputs, rows]. flat: experts and rows are one dimension, as are, with inputs_first, experts
+    and inputs. interleaved: the parts' rows alternate.
+    """
+
+    def cut(found: Sequence[Tensor], shapes: Sequence[torch.Size], spec: "Decoder") -> Sequence[Tensor]:
+        whole = found[0]
+        assert spec.experts is not None
+        count = spec.experts.routing.count
+        if flat:
+            whole = whole.reshape(count, -1, *whole.shape[1:])
+        if inputs_first and whole.dim() == 3:
+            whole = whole.transpose(1, 2)
+        n = len(places)
+        rows = whole.shape[1] // n
+        parts = [whole[:, i::n] if interleaved else whole[:, i * rows : (i + 1) * rows] for i in range(n)]
+        return [one for part in parts for one in part.unbind(0)]
+
+    return Packed(places, cut)
+
+
+def listed(place: str) -> Packed:
+    """[n, ...] in one tensor, n places."""
+    return Packed((place,), lambda found, shapes, spec: found[0].unbind(0))
