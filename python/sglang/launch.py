@@ -1,6 +1,6 @@
 """Composes rooms into processes: a front (HTTP or `sgl.Engine`) and its worker.
 
-The only file that knows who runs where. A worker is a child process started with `python -m sglang.worker.process`
+The only file that knows who runs where. A worker is a child process started with `python -m sglang.launch_worker`
 (no fork, no pickle, no `__main__` guard needed); it ends when its standard input closes, so it never outlives us.
 """
 
@@ -48,7 +48,7 @@ class Worker:
     """A worker in a process of its own."""
 
     def __init__(self, config: ServerConfig):
-        from sglang.worker import process
+        from sglang.worker.process import encode_config
 
         # The folder is ours alone (0700): nobody else can reach the sockets in it.
         self._folder = tempfile.mkdtemp(prefix="sglang-")
@@ -57,10 +57,10 @@ class Worker:
         environment = dict(os.environ)
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", process.__name__, address], stdin=subprocess.PIPE, env=environment
+            [sys.executable, "-m", "sglang.launch_worker", address], stdin=subprocess.PIPE, env=environment
         )
         assert self.process.stdin is not None
-        self.process.stdin.write(process.encode_config(config))
+        self.process.stdin.write(encode_config(config))
         self.process.stdin.flush()
 
     def watch(self, on_death: Callable[[str], None]) -> None:
@@ -98,16 +98,20 @@ class ThreadWorker:
         self._thread.start()
 
     def _run(self, config: ServerConfig) -> None:
+        from sglang.launch_worker import lexicon
         from sglang.worker.build import build
         from sglang.worker.loop import last_words, serve
         from sglang.worker.report import Report
 
         try:
-            state, engine = build(config)
+            state, engine, grammars = build(config, lambda: lexicon(config))
             self._far_link.send(engine.ready)
-            serve(
-                self._far_link, state, engine, Report(config.decode_log_interval), not config.disable_overlap_schedule
-            )
+            report = Report(config.decode_log_interval)
+            overlap = not config.disable_overlap_schedule
+            try:
+                serve(self._far_link, state, engine, report, overlap, grammars=grammars)
+            finally:
+                grammars.close()
         except ConfigError as error:
             last_words(self._far_link, str(error), setting=True)
         except Exception as error:

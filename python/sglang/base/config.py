@@ -77,6 +77,9 @@ class ServerConfig:
     )
     schedule_conservativeness: float = flag(1.0, "Above 1 reserves more memory per request: fewer retractions.")
     disable_radix_cache: bool = flag(False, "Share no prefixes between requests.")
+    disable_regex_jump_forward: bool = flag(
+        False, "Draw every token, also of text that a constraint forces.", "--disable-jump-forward"
+    )
     disable_overlap_schedule: bool = flag(False, "CUDA: plan a step only after the last one's tokens are known.")
     random_seed: int | None = flag(None, "Seed of everything random that a request does not seed itself.")
     decode_log_interval: int = flag(40, "Decode steps between two status lines.")

@@ -34,12 +34,14 @@ class Submit(Struct, tag=True, array_like=True, frozen=True, gc=False):
 
 
 class Extend(Struct, tag=True, array_like=True, frozen=True, gc=False):
-    """Keep the first `keep` tokens of sequence `id` (prompt included), append `tokens`, generate on.
+    """Keep the first `keep` tokens of sequence `of` (prompt included), append `tokens`, generate on.
 
+    The sequence goes by `id` from here on: what its last generation still sends carries `of`, and nobody mistakes it.
     `sampling` replaces the parameters for the next generation; its lengths count from here.
     """
 
     id: int
+    of: int
     keep: int
     tokens: list[int]
     sampling: SamplingParams
@@ -70,6 +72,7 @@ class Finish(Struct, array_like=True, frozen=True, gc=False):
     matched: int | str | None = None
     message: str = ""
     status: int = 0  # HTTP status where type is abort
+    field: str = ""  # of the sampling parameters, where one is to blame
 
 
 class Score(Struct, array_like=True, gc=False):
@@ -82,7 +85,11 @@ class Score(Struct, array_like=True, gc=False):
 
 
 class Piece(Struct, array_like=True, gc=False):
-    """What one sequence gained in a step."""
+    """What one sequence gained in a step.
+
+    `replaced`: so many of the tokens sent before are taken back first. What `tokens` spell begins with what those
+    spelled, so text that was sent stays. `jumped`: tokens that a constraint forced, which came without being drawn.
+    """
 
     id: int
     tokens: list[int]
@@ -90,6 +97,8 @@ class Piece(Struct, array_like=True, gc=False):
     scores: list[Score] = []  # of `tokens`, where asked for
     prompt_scores: list[Score] = []  # once, with the first piece
     cached_tokens: int = 0  # prompt tokens served from the prefix cache (first piece only)
+    replaced: int = 0
+    jumped: int = 0
 
 
 class Stats(Struct, array_like=True, gc=False):
@@ -108,6 +117,7 @@ class Stats(Struct, array_like=True, gc=False):
     evicted_tokens: int = 0
     aborted: int = 0
     jumped_tokens: int = 0
+    compiling: int = 0  # requests whose constraint is being compiled; they do not wait for the device yet
 
 
 class Ready(Struct, tag=True, array_like=True, frozen=True, gc=False):

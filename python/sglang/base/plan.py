@@ -9,7 +9,7 @@ drawn token, so the next step can be planned before this one's tokens have been 
 from typing import Any, NamedTuple
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, field
 from numpy.typing import NDArray
 
 from sglang.base.messages import Score
@@ -17,6 +17,7 @@ from sglang.base.sampling import SamplingParams
 
 Ints = NDArray[np.int32]
 Bools = NDArray[np.bool_]
+Masks = NDArray[np.uint32]
 
 DRAWN = -1  # in Plan.tokens: the slot's last drawn token
 
@@ -60,6 +61,8 @@ class Plan(Struct, gc=False):
     Row r computes tokens at positions starts[r] .. starts[r] + counts[r] - 1 of the sequence in slot slots[r]; its keys
     and values go to the pages the table holds for those positions, and it attends to positions 0 .. its own.
     Where samples[r], a token is drawn from the logits of the row's last position; it becomes the slot's last token.
+    Bit t % 32 of word t // 32 of a mask says whether token t may be drawn. A mask follows from all tokens before it, so
+    a masked row is planned only when those are known.
     """
 
     step: int
@@ -74,6 +77,9 @@ class Plan(Struct, gc=False):
     seats: list[Seat] = []  # applied before the step
     asks: list[Ask] = []
     prompt_asks: list[PromptAsk] = []
+    masks: Masks = field(default_factory=lambda: np.empty((0, 0), np.uint32))  # [U, ceil(vocab / 32)]
+    masked: Ints = field(default_factory=lambda: np.empty(0, np.int32))  # [M] rows that draw under a mask
+    mask_of: Ints = field(default_factory=lambda: np.empty(0, np.int32))  # [M] the mask of each
 
 
 class Result(Struct, gc=False):
@@ -85,13 +91,13 @@ class Result(Struct, gc=False):
 
 
 def encode_array(value: Any) -> Any:
-    """msgspec hook: numpy arrays travel as (dtype, bytes). For plans sent to followers and recorded plans."""
+    """msgspec hook: numpy arrays travel as (dtype, shape, bytes). For plans sent to followers and recorded plans."""
     if isinstance(value, np.ndarray):
-        return (value.dtype.str, value.tobytes())
+        return (value.dtype.str, value.shape, value.tobytes())
     raise NotImplementedError(type(value))
 
 
 def decode_array(kind: Any, value: Any) -> Any:
     if getattr(kind, "__origin__", None) is np.ndarray or kind is np.ndarray:
-        return np.frombuffer(value[1], dtype=np.dtype(value[0]))
+        return np.frombuffer(value[2], dtype=np.dtype(value[0])).reshape(value[1])
     raise NotImplementedError(kind)

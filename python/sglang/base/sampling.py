@@ -4,7 +4,7 @@ Field names and meanings follow SGLang's `sampling_params`; the OpenAI routes tr
 """
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
@@ -42,6 +42,15 @@ class SamplingParams(Struct, kw_only=True, frozen=True, omit_defaults=True, gc=F
     json_schema: str | None = None
     ebnf: str | None = None
     choices: tuple[str, ...] = ()
+    structural_tag: str | None = None
+    dtype: Literal["int", "float", "bool", "str"] | None = None
+    strict: bool = True  # a schema's unknown keywords are errors; false: ignored
+    compact_json: bool = False  # JSON without blanks, instead of as json.dumps writes it
+
+    @property
+    def constraint(self) -> str:
+        """The name of the constraint, "" where the text is free."""
+        return next((name for name in CONSTRAINTS if getattr(self, name) not in (None, ())), "")
 
     @property
     def greedy(self) -> bool:
@@ -52,6 +61,8 @@ class SamplingParams(Struct, kw_only=True, frozen=True, omit_defaults=True, gc=F
         return self.frequency_penalty != 0 or self.presence_penalty != 0 or self.repetition_penalty != 1
 
 
+CONSTRAINTS = ("regex", "json_schema", "ebnf", "choices", "structural_tag", "dtype")
+AS_JSON = ("json_schema", "structural_tag")  # may be sent as objects
 # name -> (lowest, highest, lowest is excluded); None = unbounded
 RANGES: dict[str, tuple[float | None, float | None, bool]] = {
     "max_new_tokens": (0, limits.MAX_NEW_TOKENS, False),
@@ -71,7 +82,7 @@ ALIASES = {
     "max_tokens": "max_new_tokens",
     "max_completion_tokens": "max_new_tokens",
 }
-UNSUPPORTED = ("stop_regex", "structural_tag", "custom_params", "dtype")  # known to SGLang, not built here yet
+UNSUPPORTED = ("stop_regex", "custom_params")  # known to SGLang, not built here yet
 
 
 def parse_sampling(raw: Any, path: str = "sampling_params") -> SamplingParams:
@@ -100,6 +111,8 @@ def parse_sampling(raw: Any, path: str = "sampling_params") -> SamplingParams:
             raise FieldError(_at(path, key), f"{_at(path, key)} and {spelled[name]} are the same: send one of them")
         if name in ("stop", "stop_token_ids", "choices") and isinstance(value, str | int) and value is not True:
             value = [value]
+        if name in AS_JSON and isinstance(value, dict | bool):
+            value = msgspec.json.encode(value).decode()
         values[name] = value
         spelled[name] = _at(path, key)
     for name, value in values.items():
@@ -176,10 +189,10 @@ def _check_lists(p: SamplingParams, path: str, spelled: dict[str, str]) -> None:
             fail("logit_bias", f"values must be in [-100, 100], got {bias}")
     if len(p.choices) > limits.CHOICES or sum(map(len, p.choices)) > limits.GRAMMAR_CHARS:
         fail("choices", f"may hold at most {limits.CHOICES} strings of {limits.GRAMMAR_CHARS} characters in all")
-    held = [name for name in ("regex", "json_schema", "ebnf", "choices") if getattr(p, name)]
+    held = [name for name in CONSTRAINTS if getattr(p, name) not in (None, ())]
     if len(held) > 1:
         fail(held[1], f"cannot be combined with {held[0]}: at most one constraint a request")
-    for name in ("regex", "json_schema", "ebnf"):
+    for name in ("regex", "json_schema", "ebnf", "structural_tag"):
         if len(getattr(p, name) or "") > limits.GRAMMAR_CHARS:
             fail(name, f"may have at most {limits.GRAMMAR_CHARS} characters")
 

@@ -13,7 +13,7 @@ from sglang.base.messages import Ready
 from sglang.base.plan import Plan, Result
 from sglang.engine.batch import Batch, Tables
 from sglang.engine.pool import chunk_of, make_pool, slots_of
-from sglang.engine.sampler import SCORE_BLOCK, Sampler, next_positions, score_drawn, score_known
+from sglang.engine.sampler import SCORE_BLOCK, Masked, Sampler, next_positions, score_drawn, score_known
 from sglang.layers.linear import bfloat16_arithmetic
 from sglang.models import config as hf
 from sglang.models.checkpoint import folder_of, load
@@ -129,7 +129,8 @@ class Engine:
             rows = batch.sampled_rows
             last = hidden if batch.sampled is None else hidden[batch.sampled]
             logits = self._model.logits(last)[: len(rows)]
-            drawn = self._sampler.draw(logits, plan.slots[rows], next_positions(plan, rows))
+            masked = Masked.of(plan, rows, logits.device)
+            drawn = self._sampler.draw(logits, plan.slots[rows], next_positions(plan, rows), masked)
             self._tables.last[batch.sampled_slots] = drawn
             if plan.asks:
                 result.scores = score_drawn(logits, drawn, plan.asks, rows)

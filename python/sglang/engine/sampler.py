@@ -1,7 +1,8 @@
 """Logits -> tokens, vectorised over the rows of a step.
 
-Order: logits / temperature -> + bias, penalties, minimum length -> softmax -> top-k, top-p and min-p, all measured on
-that one distribution -> renormalise -> draw. Greedy rows skip the temperature and take the argmax.
+Order: logits / temperature -> + bias, penalties, minimum length, the constraint's mask -> softmax -> top-k, top-p and
+min-p, all measured on that one distribution -> renormalise -> draw. Greedy rows skip the temperature and take the
+argmax.
 
 Randomness is counter-based: token number i of a sequence is drawn with u = hash(seed, i), so it depends on logits, seed
 and i alone, never on the other rows, a retraction or the device.
@@ -66,6 +67,32 @@ class _Ledger:
         self.seen[lines, tokens] = True
 
 
+class Masked:
+    """Rows that may not draw just any token. rows: int64 [M], ascending; masks: uint32 [U, words]; mask_of: int [M]."""
+
+    def __init__(self, rows: np.ndarray, masks: np.ndarray, mask_of: np.ndarray, device: torch.device):
+        self.rows = torch.from_numpy(rows.astype(np.int64)).to(device, non_blocking=True)
+        self._masks = masks
+        self._mask_of = torch.from_numpy(mask_of.astype(np.int64)).to(device, non_blocking=True)
+        self._device = device
+
+    @staticmethod
+    def of(plan: Plan, rows: np.ndarray, device: torch.device) -> "Masked | None":
+        """rows: the plan's rows that draw, ascending."""
+        if not len(plan.masked):
+            return None
+        return Masked(np.searchsorted(rows, plan.masked), plan.masks, plan.mask_of, device)
+
+    def forbidden(self, vocab: int) -> Tensor:
+        """bool [M, vocab]. The masks travel as bits and are spread where the logits are."""
+        if self._device.type == "cpu":
+            spread = torch.from_numpy(np.unpackbits(~self._masks.view(np.uint8), axis=1, bitorder="little"))
+            return spread[:, :vocab].view(torch.bool)[self._mask_of]
+        bits = torch.from_numpy(self._masks.view(np.uint8)).to(self._device, non_blocking=True)
+        spread = (bits[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=self._device)) & 1
+        return (spread.flatten(1)[:, :vocab] == 0)[self._mask_of]
+
+
 class Sampler:
     """Keeps what a slot's draws need from one step to the next."""
 
@@ -95,7 +122,7 @@ class Sampler:
         if p.penalised:
             self._ledger.open(seat)
 
-    def draw(self, logits: Tensor, slots: np.ndarray, positions: np.ndarray) -> Tensor:
+    def draw(self, logits: Tensor, slots: np.ndarray, positions: np.ndarray, masked: "Masked | None" = None) -> Tensor:
         """One token per row.
 
         logits: float32 [S, vocab], left as they are; slots, positions (of the tokens to draw): [S].
@@ -103,11 +130,24 @@ class Sampler:
         token of the vocabulary. No row fails, and none harms another.
         """
         if self._plain[slots].all():
-            return most_likely(logits)
+            if masked is None:
+                return most_likely(logits)
+            forbidden = masked.forbidden(self._vocab)
+            if len(forbidden) == len(logits):
+                return most_likely(logits.masked_fill(forbidden, -torch.inf))
+            tokens = most_likely(logits)
+            tokens[masked.rows] = most_likely(logits[masked.rows].masked_fill_(forbidden, -torch.inf))
+            return tokens
         seats = [self._seat(slot) for slot in slots.tolist()]
         numbers = [position - seat.first for position, seat in zip(positions.tolist(), seats, strict=True)]
         logits = logits / self._column(1.0 if s.sampling.greedy else s.sampling.temperature for s in seats)
         self._touch(logits, seats, numbers)
+        if masked is not None:
+            forbidden = masked.forbidden(self._vocab)
+            if len(masked.rows) == len(seats):
+                logits.masked_fill_(forbidden, -torch.inf)
+            else:
+                logits[masked.rows] = logits[masked.rows].masked_fill_(forbidden, -torch.inf)
         random = [row for row, seat in enumerate(seats) if not seat.sampling.greedy]
         if len(random) == len(seats):
             tokens = self._draw_random(logits, seats, numbers)

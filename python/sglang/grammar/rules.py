@@ -49,13 +49,22 @@ class Rules(Struct, frozen=True, array_like=True):
     @staticmethod
     def of(params: SamplingParams) -> "Rules | None":
         """The constraint of a request, None where it is free. At most one is set (`base/sampling.py` sees to that)."""
-        if params.regex is not None:
-            return Rules("regex", params.regex)
-        if params.json_schema is not None:
-            return Rules("json_schema", params.json_schema)
-        if params.ebnf is not None:
-            return Rules("ebnf", params.ebnf)
-        return Rules("choices", choices=params.choices) if params.choices else None
+        strict, spaced = params.strict, not params.compact_json
+        match params.constraint:
+            case "":
+                return None
+            case "dtype":
+                return Rules.of_type(params.dtype or "")
+            case "choices":
+                return Rules("choices", choices=params.choices)
+            case "json_schema":
+                return Rules("json_schema", params.json_schema or "", strict=strict, spaced=spaced)
+            case "structural_tag":
+                return Rules("structural_tag", params.structural_tag or "", strict=strict, spaced=spaced)
+            case "ebnf":
+                return Rules("ebnf", params.ebnf or "")
+            case _:
+                return Rules("regex", params.regex or "")
 
 
 class Illegal(ValueError):

@@ -2,7 +2,8 @@
 
 from sglang.base.messages import Finish, Piece, Score
 from sglang.base.plan import Plan, Result
-from sglang.schedule.state import Does, Seq, State, Status
+from sglang.schedule.constrain import advance, look_ahead
+from sglang.schedule.state import Does, Seq, State
 
 
 def commit(state: State, plan: Plan, result: Result, now: float) -> list[Piece]:
@@ -11,7 +12,6 @@ def commit(state: State, plan: Plan, result: Result, now: float) -> list[Piece]:
     assert len(rows) == len(plan.slots)
     drawn = result.tokens.tolist()
     pieces: list[Piece] = []
-    over = False
     for row, (seq, epoch, does) in enumerate(rows):
         if seq.epoch != epoch:
             continue  # ended, retracted or extended since it was planned
@@ -31,8 +31,12 @@ def commit(state: State, plan: Plan, result: Result, now: float) -> list[Piece]:
             n = len(seq.tokens)
             if token in seq.stops and n - seq.first > seq.sampling.min_new_tokens:
                 piece.finish = Finish("stop", token)
+            elif seq.cursor is not None and (ended := advance(state, seq, token)):
+                piece.finish = ended
             elif n >= seq.last:
                 piece.finish = Finish("length")
+            elif seq.cursor is not None:
+                look_ahead(state, seq, piece)
         else:
             piece.finish = Finish("length")
         if seq.cached:
@@ -41,10 +45,7 @@ def commit(state: State, plan: Plan, result: Result, now: float) -> list[Piece]:
             piece.prompt_scores = _prompt_scores(seq)
         pieces.append(piece)
         if piece.finish is not None:
-            over = True
-            _end(state, seq)
-    if over:
-        state.running = [seq for seq in state.running if seq.status is Status.RUNNING]
+            state.conclude(seq)
     return pieces
 
 
@@ -53,17 +54,3 @@ def _prompt_scores(seq: Seq) -> list[Score]:
     seq.scored = True
     head = [Score(seq.tokens[0], None)] if seq.logprobs.start == 0 else []
     return head + seq.prompt_scores
-
-
-def _end(state: State, seq: Seq) -> None:
-    """A generation is over. The caller takes the sequence off the running list."""
-    if not seq.hold:
-        state.let_go(seq)
-        seq.status = Status.ENDED
-        del state.seqs[seq.id]
-        return
-    seq.epoch += 1
-    seq.flying = 0
-    state.share(seq, min(seq.computed, len(seq.tokens)))
-    seq.status = Status.HELD
-    state.held[seq.id] = seq

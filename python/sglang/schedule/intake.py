@@ -1,21 +1,26 @@
 """Messages -> changed state: new sequences, extended ones, and those nobody wants any more."""
 
 from sglang.base.messages import Abort, Extend, Finish, Piece, Submit
+from sglang.grammar.rules import Cursor
+from sglang.schedule.constrain import look_ahead
 from sglang.schedule.state import Seq, State, Status
 
 
-def apply(state: State, message: Submit | Extend | Abort, now: float) -> list[Piece]:
-    """File one message. Returns the refusal where there is one."""
+def apply(state: State, message: Submit | Extend | Abort, now: float, cursor: Cursor | None = None) -> list[Piece]:
+    """File one message. cursor: at the beginning of the constraint that its sampling parameters name.
+
+    Returns the refusal where there is one, or the text that the constraint begins with.
+    """
     match message:
         case Submit():
-            return _submit(state, message, now)
+            return _submit(state, message, now, cursor)
         case Extend():
-            return _extend(state, message, now)
+            return _extend(state, message, now, cursor)
         case Abort():
             seq = state.seqs.get(message.id)
             if seq is not None:
                 state.count.aborted += 1
-                remove(state, seq)
+                state.remove(seq)
             return []
 
 
@@ -25,22 +30,6 @@ def flush(state: State) -> bool:
         return False
     state.free += state.tree.clear()
     return True
-
-
-def remove(state: State, seq: Seq) -> None:
-    """Forget a sequence; what it computed stays cached."""
-    match seq.status:
-        case Status.WAITING:
-            state.waiting.remove(seq)
-        case Status.RUNNING:
-            state.running.remove(seq)
-        case Status.HELD:
-            del state.held[seq.id]
-        case _:
-            pass
-    state.let_go(seq)
-    seq.status = Status.ENDED
-    del state.seqs[seq.id]
 
 
 def _refuse(id: int, message: str, status: int) -> list[Piece]:
@@ -57,7 +46,7 @@ def _too_long(state: State, length: int) -> str | None:
     return None
 
 
-def _submit(state: State, m: Submit, now: float) -> list[Piece]:
+def _submit(state: State, m: Submit, now: float, cursor: Cursor | None) -> list[Piece]:
     if (reason := _too_long(state, len(m.tokens))) is not None:
         return _refuse(m.id, reason, 400)
     if len(state.waiting) >= state.budget.max_queued:
@@ -68,16 +57,30 @@ def _submit(state: State, m: Submit, now: float) -> list[Piece]:
     seq.begin(m.sampling, m.logprobs, m.hold, state.budget)
     state.seqs[m.id] = seq
     state.waiting.append(seq)
-    return []
+    return _constrain(state, seq, cursor)
 
 
-def _extend(state: State, m: Extend, now: float) -> list[Piece]:
-    seq = state.seqs.get(m.id)
+def _constrain(state: State, seq: Seq, cursor: Cursor | None) -> list[Piece]:
+    """`seq` has just begun a generation."""
+    seq.cursor, seq.mask = cursor, None
+    if cursor is None or seq.last == seq.first:
+        return []
+    piece = Piece(seq.id, [])
+    look_ahead(state, seq, piece)
+    if piece.finish is not None:
+        state.conclude(seq)
+        return [piece]
+    return [piece] if piece.tokens else []
+
+
+def _extend(state: State, m: Extend, now: float, cursor: Cursor | None) -> list[Piece]:
+    seq = state.seqs.get(m.of)
     if seq is None:
         return []  # ended meanwhile: refused, or aborted
+    state.rename(seq, m.id)
     keep = min(m.keep, len(seq.tokens))
     if (reason := _too_long(state, keep + len(m.tokens))) is not None:
-        remove(state, seq)
+        state.remove(seq)
         return _refuse(m.id, reason, 400)
     _keep(state, seq, keep, m)
     seq.tokens[keep:] = m.tokens
@@ -92,32 +95,14 @@ def _extend(state: State, m: Extend, now: float) -> list[Piece]:
             seq.status = Status.WAITING
             state.waiting.append(seq)
     seq.seated = False  # the sampler must hear of the new parameters
-    return []
+    return _constrain(state, seq, cursor)
 
 
 def _keep(state: State, seq: Seq, keep: int, m: Extend) -> None:
     """Forget what was computed beyond `keep`, or beyond what must be computed again to be scored."""
-    seq.epoch += 1  # what is flying was drawn for the old continuation
-    seq.flying = 0
-    if seq.slot < 0:
-        return
-    valid = min(seq.computed, keep, keep + len(m.tokens) - 1)
+    if seq.slot >= 0:
+        state.share(seq, min(seq.computed, len(seq.tokens)))  # the dropped tail may be wanted again: another fork
+    valid = min(keep, keep + len(m.tokens) - 1)
     if m.logprobs is not None and m.logprobs.start >= 0:
         valid = min(valid, max(m.logprobs.start, 1) - 1)
-    state.share(seq, min(seq.computed, len(seq.tokens)))  # the dropped tail may be wanted again: another fork
-    size = state.budget.page_size
-    pages = -(-valid // size)
-    if pages <= seq.shared and valid % size:  # the last page is the tree's: nothing may be written into it
-        pages = valid // size
-        valid = pages * size
-    state.free += seq.pages[max(pages, seq.shared) :]
-    del seq.pages[pages:]
-    if pages < seq.shared:
-        assert seq.node is not None
-        node, _ = state.tree.match(seq.namespace, seq.array(pages * size))
-        state.tree.hold(node)
-        state.tree.release(seq.node)
-        seq.node = node
-        seq.shared = pages
-    seq.tabled = min(seq.tabled, pages)
-    seq.computed = valid
+    state.rewind(seq, valid)

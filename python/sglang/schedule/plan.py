@@ -9,6 +9,7 @@ requests that share a prefix share it from the first step on and nobody waits fo
 import numpy as np
 
 from sglang.base.plan import DRAWN, Ask, Plan, PromptAsk, Seat
+from sglang.grammar.rules import Words
 from sglang.schedule.policy import order
 from sglang.schedule.state import (
     RATIO_DECAY,
@@ -44,7 +45,11 @@ def plan(state: State, now: float) -> Plan | None:
 def _decode(state: State, draft: "_Draft") -> None:
     size = state.budget.page_size
     while True:
-        rows = [s for s in state.running if s.computed + 1 == s.length and s.first < s.length < s.last]
+        rows = [
+            s
+            for s in state.running
+            if s.computed + 1 == s.length and s.first < s.length < s.last and not (s.flying and s.cursor)
+        ]
         need = sum(s.computed == len(s.pages) * size for s in rows)
         if need <= state.available:
             break
@@ -94,9 +99,9 @@ def _admit(state: State, draft: "_Draft", left: int, now: float) -> None:
             state.let_go(seq)
             return  # nobody overtakes: the pages it waits for would never come together
         if seq.cached is None:
-            seq.cached = seq.computed
-            state.count.prompt_tokens += len(seq.tokens)
-            state.count.prompt_cached_tokens += seq.computed
+            seq.cached = min(seq.computed, seq.first)  # a constraint may have put tokens behind the prompt
+            state.count.prompt_tokens += seq.first
+            state.count.prompt_cached_tokens += seq.cached
         seq.slot = state.slots.pop()
         seq.status = Status.RUNNING
         state.waiting.remove(seq)
@@ -151,6 +156,10 @@ class _Draft:
         self._asks: list[Ask] = []
         self._prompt_asks: list[PromptAsk] = []
         self._members: set[int] = set()
+        self._masks: dict[int, int] = {}  # identity of a mask, which rows may share -> its place
+        self._mask_rows: list[Words] = []
+        self._masked: list[int] = []
+        self._mask_of: list[int] = []
 
     def has(self, seq: Seq) -> bool:
         return seq.id in self._members
@@ -169,6 +178,8 @@ class _Draft:
                 self._seat(seq)
             if seq.logprobs is not None:
                 self._asks.append(Ask(len(self.rows), seq.logprobs.top, seq.logprobs.ids))
+            if seq.mask is not None:
+                self._mask(seq.mask)
             self._slots.append(seq.slot)
             self._starts.append(start)
             self._tokens.append(seq.tokens[start] if start < len(seq.tokens) else DRAWN)
@@ -197,6 +208,8 @@ class _Draft:
         whole = end == len(seq.tokens)
         does = Does.FILLS if not whole else Does.DRAWS if seq.last > seq.first else Does.ENDS
         self._ask(seq, start, end, does)
+        if seq.mask is not None and does is Does.DRAWS:
+            self._mask(seq.mask)
         self._slots.append(seq.slot)
         self._starts.append(start)
         self._counts.append(count)
@@ -216,6 +229,7 @@ class _Draft:
         def ints(values: list[int]) -> np.ndarray:
             return np.array(values, np.int32)
 
+        masks = {"masks": np.stack(self._mask_rows)} if self._mask_rows else {}
         return Plan(
             step=step,
             slots=ints(self._slots),
@@ -229,7 +243,18 @@ class _Draft:
             seats=self._seats,
             asks=self._asks,
             prompt_asks=self._prompt_asks,
+            masked=ints(self._masked),
+            mask_of=ints(self._mask_of),
+            **masks,
         )
+
+    def _mask(self, mask: Words) -> None:
+        """The row to come draws under `mask`."""
+        place = self._masks.setdefault(id(mask), len(self._mask_rows))
+        if place == len(self._mask_rows):
+            self._mask_rows.append(mask)
+        self._masked.append(len(self.rows))
+        self._mask_of.append(place)
 
     def _table(self, seq: Seq) -> None:
         new = len(seq.pages) - seq.tabled

@@ -7,6 +7,7 @@ also why a page may be handed on the moment its owner lets go: whatever still re
 
 import random
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from sglang.base.messages import Logprobs, Score, Stats
 from sglang.base.sampling import SamplingParams
+from sglang.grammar.rules import Cursor, Words
 from sglang.schedule.radix import Node, RadixTree, Tokens
 
 RATIO_BASE = 0.4  # share of its remaining tokens that a running sequence is expected to use
@@ -56,9 +58,9 @@ class Seq:
     """One sequence. Lengths in tokens; `first` is the position of its (current) first generated token."""
 
     __slots__ = (
-        "_array", "cached", "computed", "epoch", "first", "flying", "hint", "hold", "id", "last", "logprobs",
-        "namespace", "node", "order", "pages", "prompt_scores", "sampling", "scored", "seated", "shared", "since",
-        "slot", "status", "stops", "tabled", "tokens",
+        "_array", "cached", "computed", "cursor", "epoch", "first", "flying", "hint", "hold", "id", "last", "logprobs",
+        "mask", "namespace", "node", "order", "pages", "prompt_scores", "sampling", "scored", "seated", "shared",
+        "since", "slot", "status", "stops", "tabled", "tokens",
     )  # fmt: skip
 
     def __init__(self, id: int, namespace: str, order: int, now: float):
@@ -79,6 +81,8 @@ class Seq:
         self.hint: tuple[int, int] = (-1, 0)  # of the tree's version: tokens it had of this sequence
         self._array = np.empty(0, np.int32)
         self.seated = False  # the engine knows slot and sampling parameters
+        self.cursor: Cursor | None = None  # its constraint, behind the last known token
+        self.mask: Words | None = None  # what the cursor allows next
 
     def begin(self, sampling: SamplingParams, logprobs: Logprobs | None, hold: bool, budget: Budget) -> None:
         """Start a generation after the tokens known now."""
@@ -127,6 +131,7 @@ class Counters:
     retractions: int = 0
     evicted_tokens: int = 0
     aborted: int = 0
+    jumped_tokens: int = 0
 
 
 class Does(Enum):
@@ -137,6 +142,9 @@ class Does(Enum):
     ENDS = auto()  # the last part of a prompt after which nothing is generated
 
 
+# (prompt, generated, forced bytes, what may follow them) -> (how many of `generated` to keep, tokens to append, bytes
+# that they add to the text), or None where no token is certain.
+Jump = Callable[[list[int], list[int], bytes, Callable[[bytes], bool]], tuple[int, list[int], bytes] | None]
 Flown = list[tuple[Seq, int, Does]]  # what commit must remember of a plan: per row the sequence, its epoch, its aim
 
 
@@ -151,6 +159,7 @@ class State:
     held: dict[int, Seq] = field(default_factory=dict)  # status HELD, oldest first
     flights: deque[Flown] = field(default_factory=deque)
     count: Counters = field(default_factory=Counters)
+    jump: Jump | None = None  # how text that a constraint forces becomes tokens; None: token by token
 
     def __post_init__(self) -> None:
         b = self.budget
@@ -182,6 +191,7 @@ class State:
             retractions=c.retractions,
             evicted_tokens=c.evicted_tokens,
             aborted=c.aborted,
+            jumped_tokens=c.jumped_tokens,
         )
 
     # Pages. Every page is in exactly one place: free, in the tree, or owned by one sequence.
@@ -247,6 +257,30 @@ class State:
         seq.node, seq.pages, seq.shared = node, pages.tolist(), len(pages)
         seq.computed = len(pages) * self.budget.page_size
 
+    def rewind(self, seq: Seq, valid: int) -> None:
+        """Forget what was computed, or is being computed, beyond the first `valid` tokens."""
+        seq.epoch += 1  # what is flying was drawn for the old continuation
+        seq.flying = 0
+        seq._array = seq._array[:valid]
+        if seq.computed <= valid:
+            return
+        size = self.budget.page_size
+        pages = -(-valid // size)
+        if pages <= seq.shared and valid % size:  # the last page is the tree's: nothing may be written into it
+            pages = valid // size
+            valid = pages * size
+        self.free += seq.pages[max(pages, seq.shared) :]
+        del seq.pages[pages:]
+        if pages < seq.shared:
+            assert seq.node is not None
+            node, _ = self.tree.match(seq.namespace, seq.array(pages * size))
+            self.tree.hold(node)
+            self.tree.release(seq.node)
+            seq.node = node
+            seq.shared = pages
+        seq.tabled = min(seq.tabled, pages)
+        seq.computed = valid
+
     def let_go(self, seq: Seq) -> None:
         """Give up slot and pages; what was computed stays in the tree for as long as it can."""
         self.share(seq, min(seq.computed, len(seq.tokens)))
@@ -264,6 +298,46 @@ class State:
         if seq.slot >= 0:
             self.slots.append(seq.slot)
             seq.slot = -1
+
+    def rename(self, seq: Seq, id: int) -> None:
+        del self.seqs[seq.id]
+        if self.held.pop(seq.id, None) is not None:
+            self.held[id] = seq
+        seq.id = id
+        self.seqs[id] = seq
+
+    def remove(self, seq: Seq) -> None:
+        """Forget a sequence; what it computed stays cached."""
+        self._unlist(seq)
+        self.let_go(seq)
+        seq.status = Status.ENDED
+        del self.seqs[seq.id]
+
+    def conclude(self, seq: Seq) -> None:
+        """A generation is over: hold the sequence where it is to be held, else forget it."""
+        if not seq.hold:
+            self.remove(seq)
+            return
+        self._unlist(seq)
+        seq.epoch += 1
+        seq.flying = 0
+        if seq.slot < 0:
+            seq.status = Status.PARKED
+            return
+        self.share(seq, min(seq.computed, len(seq.tokens)))
+        seq.status = Status.HELD
+        self.held[seq.id] = seq
+
+    def _unlist(self, seq: Seq) -> None:
+        match seq.status:
+            case Status.WAITING:
+                self.waiting.remove(seq)
+            case Status.RUNNING:
+                self.running.remove(seq)
+            case Status.HELD:
+                del self.held[seq.id]
+            case _:
+                pass
 
     def check(self) -> None:
         """The invariants, for tests: raises AssertionError."""

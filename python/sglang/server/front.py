@@ -12,7 +12,6 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -52,7 +51,8 @@ class Request(Struct, kw_only=True):
     """One sequence to generate.
 
     `interval`: tokens between two outputs, the first and the last always come; 0: the last alone.
-    `source`: what the caller calls the prompt, for error messages. `group`: a name that abort() knows it by as well.
+    `source`, `constraint`: what the caller calls the prompt and the constraint, for error messages.
+    `group`: a name that abort() knows it by as well.
     """
 
     prompt: str | list[int]
@@ -63,13 +63,16 @@ class Request(Struct, kw_only=True):
     interval: int = 1
     namespace: str = ""
     source: str = "prompt"
+    constraint: str = "sampling_params"
 
 
 class Output(Struct, gc=False):
     """What a sequence has gained since its last Output (`delta`, `new`, `scores`), and all of it (`text`, `tokens`).
 
     `tokens` is shared with later outputs: read it before asking for the next one. It holds a matched stop token,
-    `text` does not. `prompt_scores` comes once, with the first output.
+    `text` does not. `prompt_scores` comes once, with the first output. `first`: there was none before.
+    Under a constraint the last tokens may have been replaced by others that spell the same and more (`new` has those);
+    `text` only grows. `jumped`: how many of `tokens` were not drawn.
     """
 
     rid: str
@@ -83,6 +86,8 @@ class Output(Struct, gc=False):
     prompt_tokens: int
     cached_tokens: int
     latency_s: float
+    jumped: int = 0
+    first: bool = False
 
 
 class _Group:
@@ -104,9 +109,9 @@ class _Stream:
     """A sequence: what has come and was not yet read, and the state of its text."""
 
     __slots__ = (
-        "began", "cached", "delta", "detokenizer", "ended", "group", "id", "index", "interval", "last", "new",
-        "no_stop_trim", "pending", "pieces", "prompt_scores", "prompt_tokens", "queued", "request", "scores", "sent",
-        "text", "tokens", "wanted",
+        "began", "cached", "delta", "detokenizer", "ended", "group", "id", "index", "interval", "jumped", "last",
+        "new", "no_stop_trim", "pending", "pieces", "prompt_scores", "prompt_tokens", "queued", "request", "scores",
+        "sent", "text", "tokens", "wanted",
     )  # fmt: skip
 
     def __init__(
@@ -135,6 +140,7 @@ class _Stream:
         self.scores: list[Score] = []
         self.prompt_scores: list[Score] = []
         self.cached = 0
+        self.jumped = 0
 
     def take(self, now: float) -> Output | None:
         """Everything that has come, as one Output; None while none is due. Raises what the worker refused with."""
@@ -142,6 +148,10 @@ class _Stream:
         scores: list[Score] = []
         finish: Finish | None = None
         for piece in self.pieces:
+            if piece.replaced:
+                self._take_back(piece.replaced - len(new))
+                del new[max(0, len(new) - piece.replaced) :]
+            self.jumped += piece.jumped
             new += piece.tokens
             scores += piece.scores
             if piece.prompt_scores:
@@ -152,13 +162,14 @@ class _Stream:
         self.pieces.clear()
         self.pending = 0
         self.queued = False
-        stop_token = finish is not None and finish.type == "stop" and not self.no_stop_trim
+        ends = finish is not None and finish.type == "stop" and isinstance(finish.matched, int)
+        stop_token = ends and not self.no_stop_trim
         got = self.detokenizer.push(new[:-1] if stop_token else new, finish is not None)
         if got.stop is not None:
             finish = Finish("stop", got.stop)
             del new[got.tokens_used :], scores[got.tokens_used :]
         elif finish is not None and finish.type == "abort" and finish.status:
-            raise _refusal(finish, self.request.source)
+            raise _refusal(finish, self.request)
         self.tokens += new
         self.text += got.delta
         self.delta += got.delta
@@ -181,17 +192,26 @@ class _Stream:
             prompt_tokens=self.prompt_tokens,
             cached_tokens=self.cached,
             latency_s=now - self.began,
+            jumped=self.jumped,
+            first=not self.sent,
         )
         self.sent = True
         self.delta, self.new, self.scores, self.prompt_scores = "", [], [], []
         return output
 
+    def _take_back(self, n: int) -> None:
+        """The last `n` tokens, already read, are replaced."""
+        if n > 0:
+            self.detokenizer.take_back(self.tokens[-n:])
+            del self.tokens[-n:], self.new[max(0, len(self.new) - n) :]
 
-def _refusal(finish: Finish, source: str) -> Exception:
+
+def _refusal(finish: Finish, request: Request) -> Exception:
     if finish.status == 503:
         return Overloaded(finish.message)
     if finish.status < 500:
-        return FieldError(source, finish.message, finish.status)
+        blamed = request.constraint if finish.field == "constraint" else request.source
+        return FieldError(blamed, finish.message, finish.status)
     return RuntimeError(finish.message)
 
 
@@ -340,7 +360,6 @@ class Front:
                 "logprob_start_len",
                 f"logprob_start_len must be in [-1, {len(tokens)}] (prompt length), got {wanted.start}",
             )
-        refuse_constraints(request.sampling)
 
     def abort(self, rid: str) -> int:
         """End the sequences with this rid or group; their readers get a last output. How many there were."""
@@ -468,16 +487,3 @@ class Front:
         stream.queued = True
         stream.group.ready.append(stream)
         stream.group.wake()
-
-
-def refuse_constraints(sampling: SamplingParams) -> None:
-    """Constrained decoding is not built yet: the one place that says so."""
-    constraints: dict[str, Any] = {
-        "regex": sampling.regex,
-        "json_schema": sampling.json_schema,
-        "ebnf": sampling.ebnf,
-        "choices": sampling.choices,
-    }
-    for name, value in constraints.items():
-        if value:
-            raise FieldError(name, f"{name} is not supported yet: this server has no constrained decoding")

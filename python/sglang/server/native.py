@@ -226,8 +226,10 @@ def parse(body: GenerateRequest, interval: int) -> tuple[list[Request], bool]:
     if isinstance(body.sampling_params, list):
         raw = spread("sampling_params", body.sampling_params, count, None)
         params = [parse_sampling(p, f"sampling_params[{i}]") for i, p in enumerate(raw)]
+        constraints = [f"sampling_params[{i}].{p.constraint}" for i, p in enumerate(params)]
     else:
         params = [parse_sampling(body.sampling_params)] * count
+        constraints = [f"sampling_params.{params[0].constraint}"] * count
     total = sum(p.n for p in params)
     check_count(source, count, total)
     wanted = [
@@ -251,6 +253,7 @@ def parse(body: GenerateRequest, interval: int) -> tuple[list[Request], bool]:
             interval=interval if body.stream else 0,
             namespace=body.cache_salt or body.extra_key or "",
             source=source,
+            constraint=constraints[i],
         )
         for i in range(count)
         for k in range(params[i].n)
@@ -291,7 +294,7 @@ class Result:
             finish_reason=finish_reason(output.finish, len(output.tokens)),
             prompt_tokens=output.prompt_tokens,
             completion_tokens=len(output.tokens),
-            completion_tokens_wo_jump_forward=len(output.tokens),  # no token comes by jump-forward yet
+            completion_tokens_wo_jump_forward=len(output.tokens) - output.jumped,
             cached_tokens=output.cached_tokens,
             e2e_latency=output.latency_s,
         )

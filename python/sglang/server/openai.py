@@ -154,7 +154,7 @@ class OpenAI:
         """What `output` adds, as a choice."""
         reason, matched = _reason(output.finish)
         text = output.delta
-        if echoes and len(output.tokens) == len(output.new):  # the first output of its sequence
+        if echoes and output.first:
             text = echoes[i // job.n] + text
         wanted = job.requests[i].logprobs
         scores = self._completion_logprobs(output.prompt_scores + output.scores, wanted.top) if wanted else None
@@ -298,6 +298,7 @@ class OpenAI:
         logprobs: Logprobs | None,
         source: str,
     ) -> Job:
+        constraint = sampling.constraint if body.response_format is None else "response_format"
         for name in NOT_SUPPORTED:
             if getattr(body, name):
                 raise FieldError(name, f"{name} is not supported by this server")
@@ -314,6 +315,7 @@ class OpenAI:
                 interval=self._config.stream_interval if body.stream else 0,
                 namespace=body.cache_salt or "",
                 source=source,
+                constraint=constraint,
             )
             for p, prompt in enumerate(prompts)
             for k in range(n)

@@ -53,6 +53,10 @@ class Detokenizer:
         self._keep_stop = no_stop_trim
         self._held = ""  # printable, but may be the beginning of a stop string
 
+    def take_back(self, tokens: Sequence[int]) -> None:
+        """The last tokens pushed are replaced by those pushed next, which spell the same and more."""
+        self._reader.take_back(tokens)
+
     def push(self, tokens: Sequence[int], final: bool) -> Text:
         """More ids. final: no more will come, so what was held back comes out, half characters as U+FFFD."""
         read = self._reader.read
@@ -104,15 +108,22 @@ class Detokenizer:
 class _Bytes:
     """Tokens are bytes, whatever stands beside them; a character's first bytes wait for its last."""
 
-    __slots__ = ("_errors", "_rest", "_spell")
+    __slots__ = ("_again", "_errors", "_rest", "_spell")
 
     def __init__(self, spell: Callable[[int], bytes], errors: str):
         self._spell = spell
         self._errors = errors
         self._rest = b""
+        self._again = 0  # bytes to come that were read before
+
+    def take_back(self, tokens: Sequence[int]) -> None:
+        self._again += sum(len(self._spell(token)) for token in tokens)
 
     def read(self, tokens: Sequence[int], final: bool) -> str:
-        data = self._rest + b"".join(map(self._spell, tokens))
+        more = b"".join(map(self._spell, tokens))
+        if self._again:
+            more, self._again = more[self._again :], max(0, self._again - len(more))
+        data = self._rest + more
         text, used = codecs.utf_8_decode(data, self._errors, final)
         self._rest = data[used:]
         return text
@@ -128,6 +139,9 @@ class _Window:
         self._ids: list[int] = []
         self._waiting = 0  # how many of these are not in the text yet
         self._out = ""  # the text of the others
+
+    def take_back(self, tokens: Sequence[int]) -> None:
+        raise ValueError("only texts under a constraint are taken back, and this tokenizer cannot be constrained")
 
     def read(self, tokens: Sequence[int], final: bool) -> str:
         self._ids += tokens

@@ -1,14 +1,25 @@
-"""Configuration -> (scheduler state, engine): the two halves of a worker, sized for each other."""
+"""Configuration -> scheduler state, engine, constraints: the parts of a worker, sized for each other."""
+
+from collections.abc import Callable
 
 from sglang import schedule
 from sglang.base.config import ServerConfig
 from sglang.engine.engine import Engine
+from sglang.worker.grammars import Grammars, Lexicon, in_thread
 
 
-def build(config: ServerConfig) -> tuple[schedule.State, Engine]:
-    """Load the model and make the scheduler's state for the pool it left room for. Raises ConfigError."""
+def build(config: ServerConfig, read: Callable[[], Lexicon]) -> tuple[schedule.State, Engine, Grammars]:
+    """Load the model, make the scheduler's state for the pool it left room for, prepare to constrain.
+
+    read: the tokenizer's words, called in a thread while the model loads. Raises ConfigError.
+    """
+    lexicon = in_thread(read)
     engine = Engine.load(config)
-    return schedule.State(budget(config, engine)), engine
+    state = schedule.State(budget(config, engine))
+    jumps = not config.disable_regex_jump_forward
+    grammars = Grammars(lexicon, engine.eos_ids, engine.ready.vocab_size, jumps=jumps, most=config.max_queued_requests)
+    state.jump = grammars.jump if jumps else None
+    return state, engine, grammars
 
 
 def budget(config: ServerConfig, engine: Engine) -> schedule.Budget:

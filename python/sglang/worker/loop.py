@@ -12,7 +12,10 @@ from sglang import schedule
 from sglang.base.link import Link
 from sglang.base.messages import Failed, Flush, Flushed, FromWorker, Piece, Step, Stop, ToWorker
 from sglang.base.plan import Plan, Result
+from sglang.worker.grammars import Grammars
 from sglang.worker.report import Report
+
+COMPILING_S = 0.001  # between two looks whether a constraint is compiled, where nothing else is to be done
 
 
 class Flight(Protocol):
@@ -34,15 +37,20 @@ def serve(
     report: Report,
     overlap: bool = True,
     clock: Callable[[], float] = time.monotonic,
+    grammars: Grammars | None = None,
 ) -> None:
-    """Run until a Stop arrives. Raises what the engine raises: a failed step is a failed worker."""
+    """Run until a Stop arrives. Raises what the engine raises: a failed step is a failed worker.
+
+    grammars: None where every request is free.
+    """
     flying: tuple[Plan, Flight] | None = None
     overlap = overlap and device.overlap
     stalled = False  # nothing could be planned: only a message changes that
     while True:
         waiting = flying is None and (stalled or state.idle)
         report.beat(busy=not waiting)
-        messages = link.receive(None if waiting else 0.0)
+        compiling = grammars is not None and grammars.waiting > 0
+        messages = link.receive((COMPILING_S if compiling else None) if waiting else 0.0)
         now = clock()
         pieces: list[Piece] = []
         for message in messages:
@@ -52,7 +60,11 @@ def serve(
                 case Flush():
                     link.send(Flushed(message.ticket, schedule.flush(state)))
                 case _:
-                    pieces += schedule.apply(state, message, now)
+                    if grammars is None or not grammars.keep(message, pieces):
+                        pieces += schedule.apply(state, message, now)
+        if grammars is not None:
+            for message, cursor in grammars.ready(pieces):
+                pieces += schedule.apply(state, message, now, cursor)
         plan = schedule.plan(state, now)
         landed, flying = flying, None
         stalled = plan is None and landed is None
@@ -66,7 +78,9 @@ def serve(
             pieces += schedule.commit(state, done, result, clock())
             report.step(done, state, clock())
         if pieces or landed is not None:
-            link.send(Step(pieces, state.stats()))
+            stats = state.stats()
+            stats.compiling = grammars.waiting if grammars is not None else 0
+            link.send(Step(pieces, stats))
 
 
 def last_words(link: Link[ToWorker, FromWorker], reason: str, setting: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""The body of a worker process: `python -m sglang.worker.process ADDRESS`, configuration as JSON on standard input.
+"""The body of a worker process (`launch_worker.py`): an address as argument, configuration as JSON on standard input.
 
 Standard input stays open for as long as the front lives: its end means nobody is left to serve.
 """
@@ -11,13 +11,19 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from sglang.base.config import ServerConfig
 from sglang.base.errors import ConfigError
 from sglang.base.link import connect
 
+if TYPE_CHECKING:
+    from sglang.worker.grammars import Lexicon
 
-def main() -> int:
+
+def main(lexicon: Callable[[ServerConfig], "Lexicon"]) -> int:
+    """lexicon: reads the tokenizer's words, which constraints need."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the front's: it stops us when its requests are done
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     address = sys.argv[1]
@@ -33,10 +39,10 @@ def main() -> int:
     from sglang.worker.report import Report
 
     try:
-        state, engine = build(config)
+        state, engine, grammars = build(config, lambda: lexicon(config))
         report = Report(config.decode_log_interval, config.watchdog_timeout, lambda why: last_words(link, why))
         link.send(engine.ready)
-        serve(link, state, engine, report, overlap=not config.disable_overlap_schedule)
+        serve(link, state, engine, report, overlap=not config.disable_overlap_schedule, grammars=grammars)
         return 0
     except ConfigError as error:
         last_words(link, str(error), setting=True)
@@ -58,7 +64,3 @@ def _leave_with_the_front() -> None:
 def encode_config(config: ServerConfig) -> bytes:
     """The line that `main` reads."""
     return json.dumps(dataclasses.asdict(config)).encode() + b"\n"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

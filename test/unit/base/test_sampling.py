@@ -106,7 +106,7 @@ def test_other_values_of_top_k_are_refused(value: Any) -> None:
         ({"choices": ["a"] * 1025}, "sampling_params.choices", "at most 1024 strings"),
         ({"choices": ["a" * (limits.GRAMMAR_CHARS + 1)]}, "sampling_params.choices", "characters in all"),
         ({"stop_regex": "a"}, "sampling_params.stop_regex", "not supported"),
-        ({"nonsense": 1}, "sampling_params.nonsense", "known keys: choices, ebnf"),
+        ({"nonsense": 1}, "sampling_params.nonsense", "known keys: choices, compact_json"),
     ],
 )
 def test_a_refusal_names_the_key_as_written_and_what_is_allowed(raw: Any, field: str, says: str) -> None:

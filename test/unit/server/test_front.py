@@ -338,8 +338,6 @@ def test_samples_of_one_request_get_seeds_of_their_own(tokenizer: text.Tokenizer
         (Request(prompt=[3], sampling=SamplingParams(logit_bias={500: 1.0})), "logit_bias", "got 500"),
         (Request(prompt=[3], logprobs=Logprobs(ids=(-3,))), "token_ids_logprob", "got -3"),
         (Request(prompt=[3], logprobs=Logprobs(start=2)), "logprob_start_len", r"\[-1, 1\]"),
-        (Request(prompt=[3], sampling=SamplingParams(regex="a")), "regex", "not supported yet"),
-        (Request(prompt=[3], sampling=SamplingParams(choices=("a",))), "choices", "not supported yet"),
     ],
 )
 def test_what_the_model_cannot_take_never_reaches_the_worker(

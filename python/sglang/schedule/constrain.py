@@ -1,0 +1,85 @@
+"""Sequences under a constraint: what may come next, text that must, and where the constraint ends.
+
+A cursor always stands behind the last known token, so a retracted sequence keeps its own. The mask is made here, right
+after the token before it is known: a grammar that fails then fails one sequence, and never a plan.
+"""
+
+from sglang.base.messages import Finish, Piece
+from sglang.grammar.rules import Cursor, Illegal, Words
+from sglang.schedule.state import Seq, State
+
+CONTEXT = 64  # tokens of the prompt that may matter to how text behind it is tokenised
+
+
+def advance(state: State, seq: Seq, token: int) -> Finish | None:
+    """`token` was drawn and filed."""
+    assert seq.cursor is not None
+    try:
+        seq.cursor.advance(token)
+    except Illegal as error:  # no token had a finite logit
+        return Finish("abort", message=f"the model gave no probability to any token allowed: {error}", status=500)
+    if seq.cursor.finished:
+        return Finish("stop", token if token in state.budget.eos_ids else None)
+    return None
+
+
+def look_ahead(state: State, seq: Seq, piece: Piece) -> None:
+    """Append what is certain, into `piece`, and make the mask of the token to draw after it; or end the generation."""
+    cursor = seq.cursor
+    assert cursor is not None
+    try:
+        if state.jump is not None and seq.logprobs is None:
+            piece.finish = _jump(state, seq, cursor, piece)
+        if piece.finish is None:
+            seq.mask = _mask(state, seq, cursor)
+    except RuntimeError as error:
+        piece.finish = Finish("abort", message=str(error), status=400, field="constraint")
+
+
+def _mask(state: State, seq: Seq, cursor: Cursor) -> Words:
+    mask = cursor.mask()
+    if not seq.sampling.ignore_eos or not cursor.accepting:
+        return mask
+    # The end is no choice for who ignores it, as long as the text can go on.
+    mask = mask.copy()
+    for i in state.budget.eos_ids:
+        if i // 32 < len(mask):
+            mask[i // 32] &= ~(1 << i % 32) & 0xFFFFFFFF
+    return mask
+
+
+def _jump(state: State, seq: Seq, cursor: Cursor, piece: Piece) -> Finish | None:
+    forced = cursor.forced()
+    if not forced or state.jump is None:
+        return None
+    beyond = cursor.fork()
+    beyond.feed(forced)
+    prompt, generated = seq.tokens[max(0, seq.first - CONTEXT) : seq.first], seq.tokens[seq.first :]
+    found = state.jump(prompt, generated, forced, beyond.follows)
+    if found is None:
+        return None
+    keep, tokens, text = found
+    replaced = len(generated) - keep
+    room = seq.last - seq.first - keep
+    cut = next(
+        (i + 1 for i, t in enumerate(tokens) if t in seq.stops and keep + i >= seq.sampling.min_new_tokens), room
+    )
+    finish = None
+    if len(tokens) > cut or (len(tokens) == cut < room):
+        if replaced:
+            return None  # what is left of the new tokens might say less than the old ones, which were sent
+        tokens = tokens[:cut]
+        finish = Finish("stop", tokens[-1]) if cut < room or tokens[-1] in seq.stops else Finish("length")
+    else:
+        cursor.feed(text)
+        finish = Finish("stop") if cursor.finished else Finish("length") if len(tokens) == room else None
+    state.rewind(seq, seq.first + keep)
+    seq.tokens[seq.first + keep :] = tokens
+    if seq.sampling.penalised:
+        seq.seated = False  # the sampler's counts
+    piece.jumped = max(0, len(tokens) - replaced)
+    state.count.jumped_tokens += piece.jumped
+    unsent = len(piece.tokens)
+    piece.tokens = piece.tokens[: max(0, unsent - replaced)] + tokens
+    piece.replaced = max(0, replaced - unsent)
+    return finish
