@@ -1,0 +1,113 @@
+"""Attention by our own Triton kernels, on CUDA devices.
+
+A step's rows of one token go to a kernel that cuts each sequence into parts, longer rows to one that works on tiles of
+queries. Both read keys and values from the pool, where the step's own were filed first. `fix` makes the backend read
+decodes from tensors that never move, so that a captured graph finds each step's rows in them.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sglang.attention.base import Feature, Look, Rows, Shape
+from sglang.kernels import attention as kernels
+from sglang.kernels.cells import file_cells
+from sglang.kernels.staging import Stager
+
+
+@dataclass
+class _Step:
+    """What the layers of a step read. Decodes: slots, positions and places of the rows of one token, each [R]."""
+
+    slots: Tensor  # [T], of tokens; -1: padding
+    positions: Tensor  # [T]
+    decodes: tuple[Tensor, Tensor, Tensor] | None
+    splits: int
+    tiles: Tensor | None  # [n, 5], see kernels.attention.extend
+    longest: int  # tokens of a row
+    tokens: int
+
+
+class TritonAttention:
+    """keys, values: [layers][cells, kv_heads, head_dim]; table: int32 [slots, pages], the engine's own, on the device.
+
+    The engine keeps the table as it keeps its own on the host: entries of a step are in it before its first layer.
+    """
+
+    features: ClassVar[frozenset[Feature]] = frozenset({"window", "chunk", "softcap", "sinks"})
+
+    def __init__(self, shape: Shape, keys: list[Tensor], values: list[Tensor], table: Tensor, page_size: int):
+        self._shape = shape
+        self._pools = [kernels.Pool(k, v, table, page_size) for k, v in zip(keys, values, strict=True)]
+        self._dtype = keys[0].dtype
+        self._stager = Stager(table.device)
+        self._step: _Step | None = None
+
+    def plan(self, rows: Rows) -> None:
+        begins = np.cumsum(rows.counts) - rows.counts
+        tokens = int(rows.counts.sum())
+        positions = np.arange(tokens) + np.repeat(rows.starts - begins, rows.counts)
+        single = rows.counts == 1
+        some = not single.all()
+        longest = int(rows.counts.max(initial=1))
+        arrays = [np.repeat(rows.slots, rows.counts), positions]
+        if single.any():
+            arrays += [rows.slots[single], rows.starts[single], begins[single]]
+        if some:
+            height = kernels.extend_tuning(self._shape.head_dim, self._dtype, longest).queries
+            arrays.append(tiles_of(rows, begins, height))
+        staged = self._stager.put(arrays)
+        decodes = (staged[2], staged[3], staged[4]) if single.any() else None
+        splits = kernels.splits_for(int(single.sum()), self._shape.kv_heads) if decodes else 1
+        self._step = _Step(staged[0], staged[1], decodes, splits, staged[-1] if some else None, longest, tokens)
+
+    def fix(self, slots: Tensor, positions: Tensor, places: Tensor) -> None:
+        """All rows are decodes, read from these tensors at the time the kernels run. Each [R]; slot -1: padding."""
+        splits = kernels.splits_for(len(slots), self._shape.kv_heads)
+        self._step = _Step(slots, positions, (slots, positions, places), splits, None, 1, len(slots))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int, look: Look) -> Tensor:
+        return self._attend(q, k, v, None, layer, look)
+
+    def turn_and_attend(
+        self, q: Tensor, k: Tensor, v: Tensor, turn: tuple[Tensor, Tensor], layer: int, look: Look
+    ) -> Tensor:
+        """`attend` for q and k that are not rotated yet; q is overwritten. turn: cos, signed sin, [tokens, 1, dim]."""
+        return self._attend(q, k, v, turn, layer, look)
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, turn: tuple[Tensor, Tensor] | None, layer: int, look: Look
+    ) -> Tensor:
+        step, pool = self._step, self._pools[layer]
+        assert step is not None, "plan() first"
+        n = step.tokens
+        file_cells(
+            q[:n], k[:n], v[:n], turn, pool.keys, pool.values, step.slots, step.positions, pool.table, pool.page_size
+        )
+        out = q.new_empty(q.shape) if n == len(q) else q.new_zeros(q.shape)
+        score = kernels.Score(self._shape.scale, look.window or 0, look.chunk or 0, look.softcap or 0.0, look.sinks)
+        if step.decodes is not None:
+            kernels.decode(q, pool, score, *step.decodes, out, step.splits)
+        if step.tiles is not None:
+            kernels.extend(q, pool, score, step.tiles, out, step.longest)
+        return out.view(len(q), -1)
+
+
+def tiles_of(rows: Rows, begins: np.ndarray, height: int) -> np.ndarray:
+    """[n, 5] (`kernels.attention.extend`) of the rows of several tokens, those that see most keys first.
+
+    begins: [R], the place of each row's first token.
+    """
+    long = np.flatnonzero(rows.counts > 1)
+    tiles = -(-rows.counts[long] // height)
+    row = np.repeat(long, tiles)
+    at = (np.arange(len(row)) - np.repeat(np.cumsum(tiles) - tiles, tiles)) * height
+    table = np.stack((rows.slots[row], rows.starts[row], rows.counts[row], begins[row], at), 1)
+    return table[np.argsort(-(rows.starts[row] + at), kind="stable")]
+
+
+def empty_table(slots: int, pages: int, device: torch.device) -> Tensor:
+    return torch.zeros(slots, pages, dtype=torch.int32, device=device)

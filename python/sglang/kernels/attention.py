@@ -1,0 +1,368 @@
+# pyright: reportCallIssue=false, reportPossiblyUnbound=false, reportAssignmentType=false
+# Launch options and compile-time branches are beyond the types of Triton's decorators.
+"""Attention over the paged pool: decodes by parts of a sequence (split KV), longer rows by tiles of queries.
+
+Scores are kept in units of log 2, because exp2 is what the hardware has. A row's first key is cut by the window, its
+last one by the row's own position.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _nearest(position, WINDOW: tl.constexpr, CHUNK: tl.constexpr):
+    """The first key that a position sees. Of a position -1 (no row) it is 0."""
+    if WINDOW > 0:
+        return tl.maximum(0, position + 1 - WINDOW)
+    elif CHUNK > 0:
+        return tl.maximum(0, position) // CHUNK * CHUNK
+    else:
+        return position * 0
+
+
+@triton.jit
+def _scores(q, k, scale, cap, CAPPED: tl.constexpr, PRECISION: tl.constexpr):
+    """q: [M, D], k: [N, D] -> [M, N], in log 2."""
+    s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+    if CAPPED:
+        s = cap * (1.0 - 2.0 / (tl.exp2(s / cap * 2.0 * LOG2E) + 1.0))  # cap tanh(s / cap)
+    return s * LOG2E
+
+
+@triton.jit
+def _absorb(s, v, most, total, out, PRECISION: tl.constexpr):
+    """One block of scores [M, N], already -inf where not seen, into the running softmax."""
+    new = tl.maximum(most, tl.max(s, 1))
+    safe = tl.where(new == float("-inf"), 0.0, new)
+    p = tl.exp2(s - safe[:, None])
+    shrink = tl.exp2(most - safe)
+    total = total * shrink + tl.sum(p, 1)
+    out = out * shrink[:, None]
+    out = tl.dot(p.to(v.dtype), v, out, input_precision=PRECISION)
+    return new, total, out
+
+
+@triton.jit
+def _decode(
+    q,
+    keys,
+    values,
+    out,
+    parts,
+    norms,
+    sinks,
+    slots,
+    positions,
+    places,
+    table,
+    q_row,
+    table_row,
+    scale,
+    cap,
+    GROUP: tl.constexpr,
+    KV: tl.constexpr,
+    DIM: tl.constexpr,
+    PAGE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    CHUNK: tl.constexpr,
+    CAPPED: tl.constexpr,
+    SINKS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    row = tl.program_id(0)
+    kv = tl.program_id(1)
+    split = tl.program_id(2)
+    slot = tl.load(slots + row).to(tl.int64)
+    length = tl.where(slot < 0, 0, tl.load(positions + row).to(tl.int32) + 1)
+    nearest = _nearest(length - 1, WINDOW, CHUNK)
+    first = nearest // BLOCK_N * BLOCK_N
+    share = tl.cdiv(tl.cdiv(length - first, BLOCK_N), SPLITS) * BLOCK_N
+    begin = first + split * share
+    end = tl.minimum(begin + share, length)
+    place = tl.load(places + row).to(tl.int64)
+    g = tl.arange(0, BLOCK_G)
+    d = tl.arange(0, BLOCK_D)
+    n = tl.arange(0, BLOCK_N)
+    head = kv * GROUP + g
+    mine = (g < GROUP)[:, None] & (d < DIM)[None, :]
+    most = tl.full([BLOCK_G], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_G], tl.float32)
+    acc = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
+    if begin < end:
+        query = tl.load(q + place * q_row + head[:, None] * DIM + d[None, :], mask=mine, other=0.0)
+        pages = table + slot * table_row
+        for at in range(begin, end, BLOCK_N):
+            position = at + n
+            there = position < end
+            page = tl.load(pages + position // PAGE, mask=there, other=0).to(tl.int64)
+            cell = (page * PAGE + position % PAGE) * (KV * DIM) + kv * DIM
+            read = there[:, None] & (d < DIM)[None, :]
+            k = tl.load(keys + cell[:, None] + d[None, :], mask=read, other=0.0)
+            v = tl.load(values + cell[:, None] + d[None, :], mask=read, other=0.0)
+            s = _scores(query, k.to(query.dtype), scale, cap, CAPPED, PRECISION)
+            s = tl.where((there & (position >= nearest))[None, :], s, float("-inf"))
+            most, total, acc = _absorb(s, v.to(query.dtype), most, total, acc, PRECISION)
+    if SPLITS == 1:
+        if SINKS:
+            sink = tl.load(sinks + head, mask=g < GROUP, other=0.0).to(tl.float32) * LOG2E
+            new = tl.maximum(most, sink)
+            acc *= tl.exp2(most - new)[:, None]
+            total = total * tl.exp2(most - new) + tl.exp2(sink - new)
+        acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+        to = out + place * (KV * GROUP * DIM) + head[:, None] * DIM + d[None, :]
+        tl.store(to, acc.to(out.dtype.element_ty), mask=mine)
+    else:
+        here = (row.to(tl.int64) * (KV * GROUP) + head) * SPLITS + split
+        norm = most + tl.log2(tl.where(total == 0.0, 1.0, total))
+        tl.store(norms + here, norm, mask=g < GROUP)
+        if begin < end:
+            acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+            tl.store(parts + here[:, None] * DIM + d[None, :], acc, mask=mine)
+
+
+@triton.jit
+def _merge(
+    parts,
+    norms,
+    out,
+    sinks,
+    places,
+    HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    SINKS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1)
+    d = tl.arange(0, BLOCK_D)
+    split = tl.arange(0, BLOCK_S)
+    here = (row * HEADS + head) * SPLITS + split
+    norm = tl.load(norms + here, mask=split < SPLITS, other=float("-inf"))
+    used = norm > float("-inf")
+    most = tl.max(norm, 0)
+    if SINKS:
+        sink = tl.load(sinks + head).to(tl.float32) * LOG2E
+        most = tl.maximum(most, sink)
+    most = tl.where(most == float("-inf"), 0.0, most)
+    weight = tl.exp2(norm - most)
+    total = tl.sum(weight, 0)
+    if SINKS:
+        total += tl.exp2(sink - most)
+    some = tl.load(parts + here[:, None] * DIM + d[None, :], mask=used[:, None] & (d < DIM)[None, :], other=0.0)
+    whole = tl.sum(some * weight[:, None], 0) / tl.where(total == 0.0, 1.0, total)
+    place = tl.load(places + row).to(tl.int64)
+    tl.store(out + (place * HEADS + head) * DIM + d, whole.to(out.dtype.element_ty), mask=d < DIM)
+
+
+@triton.jit
+def _extend(
+    q,
+    keys,
+    values,
+    out,
+    sinks,
+    tiles,
+    table,
+    q_row,
+    table_row,
+    scale,
+    cap,
+    HEADS: tl.constexpr,
+    KV: tl.constexpr,
+    DIM: tl.constexpr,
+    PAGE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    CHUNK: tl.constexpr,
+    CAPPED: tl.constexpr,
+    SINKS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    head = tl.program_id(0)
+    tile = tiles + tl.program_id(1) * 5
+    slot = tl.load(tile).to(tl.int64)
+    start = tl.load(tile + 1).to(tl.int32)
+    count = tl.load(tile + 2).to(tl.int32)
+    place = tl.load(tile + 3).to(tl.int64)
+    at = tl.load(tile + 4).to(tl.int32)
+    kv = head // (HEADS // KV)
+    m = at + tl.arange(0, BLOCK_M)
+    d = tl.arange(0, BLOCK_D)
+    n = tl.arange(0, BLOCK_N)
+    position = start + m
+    mine = (m < count)[:, None] & (d < DIM)[None, :]
+    query = tl.load(q + (place + m)[:, None] * q_row + head * DIM + d[None, :], mask=mine, other=0.0)
+    most = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    pages = table + slot * table_row
+    end = start + tl.minimum(count, at + BLOCK_M)
+    if WINDOW > 0 or CHUNK > 0:
+        first = _nearest(start + at, WINDOW, CHUNK) // BLOCK_N * BLOCK_N
+    else:
+        # Keys that every query of the tile sees need no mask.
+        first = (start + at + 1) // BLOCK_N * BLOCK_N
+        for begin in range(0, first, BLOCK_N):
+            key = begin + n
+            page = tl.load(pages + key // PAGE).to(tl.int64)
+            cell = (page * PAGE + key % PAGE) * (KV * DIM) + kv * DIM
+            k = tl.load(keys + cell[:, None] + d[None, :], mask=(d < DIM)[None, :], other=0.0)
+            v = tl.load(values + cell[:, None] + d[None, :], mask=(d < DIM)[None, :], other=0.0)
+            s = _scores(query, k.to(query.dtype), scale, cap, CAPPED, PRECISION)
+            most, total, acc = _absorb(s, v.to(query.dtype), most, total, acc, PRECISION)
+    for begin in range(first, end, BLOCK_N):
+        key = begin + n
+        there = key < end
+        page = tl.load(pages + key // PAGE, mask=there, other=0).to(tl.int64)
+        cell = (page * PAGE + key % PAGE) * (KV * DIM) + kv * DIM
+        read = there[:, None] & (d < DIM)[None, :]
+        k = tl.load(keys + cell[:, None] + d[None, :], mask=read, other=0.0)
+        v = tl.load(values + cell[:, None] + d[None, :], mask=read, other=0.0)
+        s = _scores(query, k.to(query.dtype), scale, cap, CAPPED, PRECISION)
+        seen = (key[None, :] <= position[:, None]) & there[None, :]
+        if WINDOW > 0 or CHUNK > 0:
+            seen = seen & (key[None, :] >= _nearest(position, WINDOW, CHUNK)[:, None])
+        s = tl.where(seen, s, float("-inf"))
+        most, total, acc = _absorb(s, v.to(query.dtype), most, total, acc, PRECISION)
+    if SINKS:
+        sink = tl.load(sinks + head).to(tl.float32) * LOG2E
+        new = tl.maximum(most, sink)
+        acc *= tl.exp2(most - new)[:, None]
+        total = total * tl.exp2(most - new) + tl.exp2(sink - new)
+    acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    to = out + ((place + m)[:, None] * HEADS + head) * DIM + d[None, :]
+    tl.store(to, acc.to(out.dtype.element_ty), mask=mine)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Block sizes of one kernel. queries: rows of a tile (`extend`); keys: cells a step of its loop reads."""
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A layer's cells and the way to them. keys, values: [cells, kv_heads, dim]; table: [slots, pages]."""
+
+    keys: Tensor
+    values: Tensor
+    table: Tensor
+    page_size: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """scale of q k; 0 is no window, no chunk, no cap; sinks: [heads]."""
+
+    scale: float
+    window: int = 0
+    chunk: int = 0
+    cap: float = 0.0
+    sinks: Tensor | None = None
+
+
+def decode_tuning(dim: int, dtype: torch.dtype) -> Tuning:
+    wide = triton.next_power_of_2(dim) * dtype.itemsize  # bytes of a key
+    return Tuning(1, 64 if wide <= 256 else 32, 4, 3 if wide <= 512 else 2)
+
+
+def extend_tuning(dim: int, dtype: torch.dtype, longest: int) -> Tuning:
+    """longest: most tokens of a row."""
+    wide = triton.next_power_of_2(dim) * dtype.itemsize
+    if dtype == torch.float32:
+        return Tuning(32 if wide <= 512 else 16, 32, 4, 1)
+    if longest <= 32:
+        return Tuning(32, 64 if wide <= 256 else 32, 4, 2)
+    return Tuning(128, 64, 8, 2) if wide <= 256 else Tuning(64, 32, 4, 2)
+
+
+def splits_for(rows: int, kv_heads: int) -> int:
+    """Parts a decode row is cut into so that every multiprocessor has several programs; a power of two."""
+    return min(64, triton.next_power_of_2(triton.cdiv(PROGRAMS, rows * kv_heads)))
+
+
+PROGRAMS = 1024  # about eight for each of an H200's 132 multiprocessors
+
+
+def decode(
+    q: Tensor,
+    pool: Pool,
+    score: Score,
+    slots: Tensor,
+    positions: Tensor,
+    places: Tensor,
+    out: Tensor,
+    splits: int,
+    tuning: Tuning | None = None,
+) -> None:
+    """Rows of one token. q: [T, heads, dim]; slots (-1: padding, which yields zeros), positions, places (in q and out,
+    [T, heads, dim], of each row's token): [R]."""
+    heads, dim = q.shape[1:]
+    kv = pool.keys.shape[1]
+    t = tuning or decode_tuning(dim, q.dtype)
+    rows = len(slots)
+    parts = norms = out
+    if splits > 1:
+        parts = torch.empty(rows, heads, splits, dim, dtype=torch.float32, device=q.device)
+        norms = torch.empty(rows, heads, splits, dtype=torch.float32, device=q.device)
+    sinks = out if score.sinks is None else score.sinks
+    block_d = triton.next_power_of_2(dim)
+    _decode[(rows, kv, splits)](
+        q, pool.keys, pool.values, out, parts, norms, sinks, slots, positions, places, pool.table,
+        q.stride(0), pool.table.stride(0), score.scale, score.cap,
+        GROUP=heads // kv, KV=kv, DIM=dim, PAGE=pool.page_size, WINDOW=score.window, CHUNK=score.chunk,
+        CAPPED=score.cap != 0, SINKS=score.sinks is not None, SPLITS=splits, PRECISION=_precision(q),
+        BLOCK_G=max(16, triton.next_power_of_2(heads // kv)), BLOCK_D=block_d, BLOCK_N=t.keys,
+        num_warps=t.warps, num_stages=t.stages,
+    )  # fmt: skip
+    if splits > 1:
+        _merge[(rows, heads)](
+            parts, norms, out, sinks, places,
+            HEADS=heads, DIM=dim, SINKS=score.sinks is not None, SPLITS=splits, BLOCK_S=splits, BLOCK_D=block_d,
+            num_warps=4 if splits > 4 else 1,
+        )  # fmt: skip
+
+
+def extend(
+    q: Tensor, pool: Pool, score: Score, tiles: Tensor, out: Tensor, longest: int, tuning: Tuning | None = None
+) -> None:
+    """Rows of several tokens, after their keys were filed. q: [T, heads, dim].
+
+    tiles: [n, 5]: slot, first position, tokens and first place in q of the row, and the tile's first token in the row;
+    as many queries a tile as the tuning says.
+    """
+    heads, dim = q.shape[1:]
+    kv = pool.keys.shape[1]
+    t = tuning or extend_tuning(dim, q.dtype, longest)
+    _extend[(heads, len(tiles))](
+        q, pool.keys, pool.values, out, out if score.sinks is None else score.sinks, tiles, pool.table,
+        q.stride(0), pool.table.stride(0), score.scale, score.cap,
+        HEADS=heads, KV=kv, DIM=dim, PAGE=pool.page_size, WINDOW=score.window, CHUNK=score.chunk, CAPPED=score.cap != 0,
+        SINKS=score.sinks is not None, PRECISION=_precision(q),
+        BLOCK_M=t.queries, BLOCK_D=triton.next_power_of_2(dim), BLOCK_N=t.keys,
+        num_warps=t.warps, num_stages=t.stages,
+    )  # fmt: skip
+
+
+def _precision(q: Tensor) -> str:
+    """float32 products stay float32: tf32 keeps 10 bits."""
+    return "ieee" if q.dtype == torch.float32 else "tf32"

@@ -1,0 +1,72 @@
+"""Host arrays -> device in one copy, through pinned memory that is not written again before it was read."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+ALIGN = 2  # int64s: kernels are compiled once for pointers that 16 divides, again for others
+RING = 4  # buffers; a step is never more than two behind
+
+
+class Stager:
+    """`put` copies integer arrays to the device and returns at once; on a CPU it only converts."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._pinned = device.type == "cuda"
+        self._ring: list[tuple[Tensor, torch.cuda.Event] | None] = [None] * RING
+        self._at = 0
+
+    def put(self, arrays: Sequence[NDArray[np.integer]]) -> list[Tensor]:
+        """int64 tensors of the arrays' shapes, in one piece of device memory."""
+        places, total = [], 0
+        for array in arrays:
+            places.append(total)
+            total += -(-array.size // ALIGN) * ALIGN
+        if not self._pinned:
+            host = torch.empty(total, dtype=torch.int64)
+            _fill(host, arrays, places)
+            return _views(host, arrays, places)
+        self._at = (self._at + 1) % RING
+        kept = self._ring[self._at]
+        if kept is not None:
+            kept[1].synchronize()  # its copy was enqueued steps ago
+        if kept is None or len(kept[0]) < total:
+            size = max(4096, 1 << total.bit_length())
+            kept = (torch.empty(size, dtype=torch.int64, pin_memory=True), torch.cuda.Event())
+            self._ring[self._at] = kept
+        host, event = kept
+        _fill(host, arrays, places)
+        device = host[:total].to(self._device, non_blocking=True)
+        event.record()
+        return _views(device, arrays, places)
+
+
+def _fill(host: Tensor, arrays: Sequence[NDArray[np.integer]], places: list[int]) -> None:
+    whole = host.numpy()
+    for array, at in zip(arrays, places, strict=True):
+        whole[at : at + array.size] = array.reshape(-1)
+
+
+def _views(whole: Tensor, arrays: Sequence[NDArray[np.integer]], places: list[int]) -> list[Tensor]:
+    return [whole[at : at + a.size].view(a.shape) for a, at in zip(arrays, places, strict=True)]
+
+
+class Landing:
+    """Device -> host: where a step's tokens come down. Buffers are used in turn; at most RING are awaited at once."""
+
+    def __init__(self, most: int, device: torch.device):
+        self._ring = [(torch.empty(most, dtype=torch.int64, pin_memory=True), torch.cuda.Event()) for _ in range(RING)]
+        self._at = 0
+
+    def bring(self, tensor: Tensor) -> tuple[Tensor, torch.cuda.Event]:
+        """Start copying an int64 tensor [n]; its values are in the first once the second has happened."""
+        self._at = (self._at + 1) % RING
+        host, event = self._ring[self._at]
+        part = host[: len(tensor)]
+        part.copy_(tensor, non_blocking=True)
+        event.record()
+        return part, event
