@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sglang.bench.apis import BACKENDS, Job, Options, Record
+from sglang.launch_server import HelpFormatter, Parser
 
 if TYPE_CHECKING:
     import httpx
@@ -46,10 +47,12 @@ class Facts(NamedTuple):
 
 
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+    prog = prog or "python -m sglang.bench_serving"
+    top = Parser(
         prog=prog,
+        usage=f"{prog} [--backend NAME] [--port N] [--num-prompts N] [--flag VALUE ...]",
         description="Measure a running server under load.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
         epilog="The server's key, where it needs one, is read from OPENAI_API_KEY.",
     )
     add = top.add_argument_group("the server").add_argument

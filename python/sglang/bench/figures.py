@@ -6,6 +6,7 @@ number is told.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ LATENCIES = {
 
 def gaps(record: Record) -> list[float]:
     """Seconds between neighbouring token events."""
-    return [b - a for a, b in zip(record.times, record.times[1:], strict=False)]
+    return [b - a for a, b in pairwise(record.times)]
 
 
 def samples(records: Sequence[Record]) -> dict[str, list[float]]:

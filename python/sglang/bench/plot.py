@@ -118,14 +118,22 @@ def _spread(axes: Any, good: list[Record], names: tuple[str, str], title: str) -
             continue
         share = np.arange(1, len(values) + 1) / len(values)
         axes.step(values, share, where="post", color=COLOURS[name], linewidth=1.8, label=NAMES[name])
-        for quantile, align in ((0.5, "left"), (0.99, "left")):
+        for quantile in (0.5, 0.99):
             at = float(np.percentile(values, 100 * quantile))
-            axes.plot(at, quantile, "o", color=COLOURS[name], markersize=4)
-            axes.annotate(f" {ms(at)}", (at, quantile), color=COLOURS[name], va="top", ha=align, fontsize=8)
-    axes.set(title=title, xscale="log", xlabel="milliseconds", ylim=(0, 1.03))
+            axes.plot(at, quantile, "o", color=COLOURS[name], markersize=5)
+            axes.annotate(
+                ms(at), (at, quantile), (6, -3), textcoords="offset points", color=INK, va="top", fontsize=8,
+                bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": COLOURS[name], "linewidth": 0.6},
+            )  # fmt: skip
+    axes.set(title=title, xscale="log", ylim=(0, 1.03))
+    axes.margins(x=0.08)
+    axes.xaxis.set_major_formatter(lambda value, _: ms(value))
     axes.set_yticks([0, 0.25, 0.5, 0.75, 0.9, 0.99], ["0", "25%", "50%", "75%", "90%", "99%"])
     _legend(axes)
 
 
 def _legend(axes: Any) -> None:
-    axes.legend(loc="lower right", fontsize=8)
+    """In the line of the title, where no curve can be in its way."""
+    axes.legend(
+        loc="lower right", bbox_to_anchor=(1.01, 0.99), ncols=2, fontsize=8, borderaxespad=0.2, handlelength=1.4
+    )
