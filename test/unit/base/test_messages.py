@@ -35,7 +35,7 @@ SCORE = Score(5, -0.25, [(5, -0.25), (6, -1.5)], [(9, -math.inf)])
 TO_WORKER: list[Any] = [
     Submit(2**40, [1, 2, 3], SAMPLING, Logprobs(0, 5, (1, 2)), True, "key"),
     Submit(1, [], SamplingParams()),
-    Extend(1, 2, [4], SAMPLING, None, False),
+    Extend(3, 1, 2, [4], SAMPLING, None, False),
     Abort(1),
     Flush(3),
     Stop(),

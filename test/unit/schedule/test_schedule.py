@@ -227,7 +227,7 @@ def test_a_held_sequence_goes_on_without_computing_its_past_again(depth: int) ->
     first = run.got[1][:]
     text = [1, 2, 4, *first, 9, 9]
     before = run.engine.computed
-    run.send(Extend(1, 8, [9, 9], SamplingParams(max_new_tokens=4, temperature=0, ignore_eos=True)))
+    run.send(Extend(1, 1, 8, [9, 9], SamplingParams(max_new_tokens=4, temperature=0, ignore_eos=True)))
     run.drain()
     assert run.got[1] == expected(text, 4)
     assert run.engine.computed - before <= 3 + 3  # last drawn token, two new ones, decodes
@@ -242,7 +242,7 @@ def test_a_running_sequence_can_be_cut_back_and_extended(depth: int, page_size: 
     for _ in range(12):
         run.step()
     kept = [1, 2, 4, *run.got[1][:4]]
-    run.send(Extend(1, 7, [8, 8], SamplingParams(max_new_tokens=6, temperature=0, ignore_eos=True)))
+    run.send(Extend(1, 1, 7, [8, 8], SamplingParams(max_new_tokens=6, temperature=0, ignore_eos=True)))
     run.drain()
     assert run.got[1] == expected([*kept, 8, 8], 6)
 
@@ -256,7 +256,7 @@ def test_held_sequences_make_room_for_others() -> None:
     run.drain()
     assert len(run.got[3]) == 4
     known = [*range(10), *run.got[1]]
-    run.send(Extend(1, 12, [5], SamplingParams(max_new_tokens=2, temperature=0, ignore_eos=True)))
+    run.send(Extend(1, 1, 12, [5], SamplingParams(max_new_tokens=2, temperature=0, ignore_eos=True)))
     run.drain()
     assert run.got[1] == expected([*known, 5], 2)
 
@@ -358,12 +358,14 @@ class Workload(RuleBasedStateMachine):
     @precondition(lambda self: self.run.state.seqs)
     @rule(data=st.data(), more=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=8), n=st.integers(1, 9))
     def extend(self, data: st.DataObject, more: list[int], n: int) -> None:
-        id = data.draw(st.sampled_from(sorted(self.run.state.seqs)))
-        whole = self.known[id] + self.run.got[id]
+        of = data.draw(st.sampled_from(sorted(self.run.state.seqs)))
+        whole = self.known[of] + self.run.got[of]
         keep = data.draw(st.integers(1, len(whole)))
         sampling = SamplingParams(max_new_tokens=n, temperature=0, ignore_eos=True)
-        self.run.send(Extend(id, keep, more, sampling, hold=data.draw(st.booleans())))
-        self._expect(id, whole[:keep] + more, n, False)
+        self.next += 1
+        self.want.pop(of, None)  # its generation is cut short, or was over
+        self.run.send(Extend(self.next, of, keep, more, sampling, hold=data.draw(st.booleans())))
+        self._expect(self.next, whole[:keep] + more, n, False)
 
     @invariant()
     def nobody_gets_a_wrong_token(self) -> None:
