@@ -97,8 +97,10 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     add = top.add_argument_group("the result").add_argument
     add("--output-file", type=Path, help="Append the figures to this file, one JSON line per run.")
     add("--output-details", action="store_true", help="Add the times and the text of each request to that line.")
-    add("--plot", type=Path, metavar="FILE", help="Draw the run: .png, .svg or .pdf.")
+    add("--plot", type=Path, help="Draw the run: .png, .svg or .pdf.")
     add("--disable-tqdm", action="store_true", help="No progress bar.")
+    for action in top._actions:
+        action.metavar = action.metavar or {int: "N", float: "F", Path: "FILE"}.get(action.type)
     return top
 
 
