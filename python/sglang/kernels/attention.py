@@ -1,4 +1,4 @@
-# pyright: reportCallIssue=false, reportPossiblyUnbound=false, reportAssignmentType=false
+# pyright: reportCallIssue=false, reportPossiblyUnboundVariable=false, reportAssignmentType=false
 # Launch options and compile-time branches are beyond the types of Triton's decorators.
 """Attention over the paged pool: decodes by parts of a sequence (split KV), longer rows by tiles of queries.
 

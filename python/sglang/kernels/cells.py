@@ -1,4 +1,4 @@
-# pyright: reportCallIssue=false, reportPossiblyUnbound=false, reportAssignmentType=false
+# pyright: reportCallIssue=false, reportPossiblyUnboundVariable=false, reportAssignmentType=false
 # Launch options and compile-time branches are beyond the types of Triton's decorators.
 """Rotary embedding and filing of keys and values in the pool, in one pass over a step's tokens."""
 

@@ -16,7 +16,6 @@ class Stager:
 
     def __init__(self, device: torch.device):
         self._device = device
-        self._pinned = device.type == "cuda"
         self._ring: list[tuple[Tensor, torch.cuda.Event] | None] = [None] * RING
         self._at = 0
 
@@ -26,23 +25,36 @@ class Stager:
         for array in arrays:
             places.append(total)
             total += -(-array.size // ALIGN) * ALIGN
-        if not self._pinned:
+        if self._device.type == "cpu":
             host = torch.empty(total, dtype=torch.int64)
             _fill(host, arrays, places)
             return _views(host, arrays, places)
+        host, event = self._next(total)
+        _fill(host, arrays, places)
+        whole = host[:total].to(self._device, non_blocking=True)
+        event.record()
+        return _views(whole, arrays, places)
+
+    def put_into(self, target: Tensor, array: NDArray[np.int64]) -> None:
+        """target: int64, on the device, contiguous; array: as many values."""
+        if self._device.type == "cpu":
+            target.copy_(torch.from_numpy(array).view(target.shape))
+            return
+        host, event = self._next(array.size)
+        _fill(host, [array], [0])
+        target.copy_(host[: array.size].view(target.shape), non_blocking=True)
+        event.record()
+
+    def _next(self, size: int) -> tuple[Tensor, torch.cuda.Event]:
+        """Pinned memory that nothing reads any more, and the event to record when it has been read again."""
         self._at = (self._at + 1) % RING
         kept = self._ring[self._at]
         if kept is not None:
             kept[1].synchronize()  # its copy was enqueued steps ago
-        if kept is None or len(kept[0]) < total:
-            size = max(4096, 1 << total.bit_length())
-            kept = (torch.empty(size, dtype=torch.int64, pin_memory=True), torch.cuda.Event())
+        if kept is None or len(kept[0]) < size:
+            kept = (torch.empty(max(4096, 1 << size.bit_length()), dtype=torch.int64, pin_memory=True), torch.cuda.Event())
             self._ring[self._at] = kept
-        host, event = kept
-        _fill(host, arrays, places)
-        device = host[:total].to(self._device, non_blocking=True)
-        event.record()
-        return _views(device, arrays, places)
+        return kept
 
 
 def _fill(host: Tensor, arrays: Sequence[NDArray[np.integer]], places: list[int]) -> None:

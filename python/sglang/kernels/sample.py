@@ -1,0 +1,186 @@
+# pyright: reportCallIssue=false, reportPossiblyUnboundVariable=false, reportAssignmentType=false
+# Launch options and compile-time branches are beyond the types of Triton's decorators.
+"""Logits -> tokens without sorting a vocabulary, in two kernels.
+
+The first reads each logit once and keeps, for every block of tokens, its maximum and its sum of exponentials. The
+second takes a row's largest logit, or draws: a uniform number picks a block by the sums, then a token inside it. Where
+top-k, top-p or min-p limit a row, the least weight that stays is found by halving the floats between 0 and 1, which
+order like their bits; tokens of equal weight stay or go together.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 4096
+ONE_BITS = tl.constexpr(0x3F800000)  # of 1.0 in float32
+
+
+@triton.jit
+def _read(logits, token, vocab, words, masked, MASKED: tl.constexpr):
+    """float32; -inf for what may not be drawn, a NaN, or beyond the vocabulary."""
+    x = tl.load(logits + token, mask=token < vocab, other=float("-inf")).to(tl.float32)
+    if MASKED:
+        word = tl.load(words + token // 32, mask=token < tl.where(masked, vocab, 0), other=-1)
+        x = tl.where(((word >> (token % 32)) & 1) != 0, x, float("-inf"))
+    return tl.minimum(tl.where(x == x, x, float("-inf")), 3.0e38)
+
+
+@triton.jit
+def _summarise(
+    logits,
+    logits_row,
+    temperatures,
+    masks,
+    masks_row,
+    mask_of,
+    tops,
+    sums,
+    places,
+    vocab,
+    MASKED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    block = tl.program_id(1)
+    here = row * tl.num_programs(1) + block
+    which = tl.load(mask_of + row) if MASKED else 0
+    token = block * BLOCK + tl.arange(0, BLOCK)
+    x = _read(logits + row * logits_row, token, vocab, masks + which * masks_row, which >= 0, MASKED)
+    top, place = tl.max(x, 0, return_indices=True)
+    tl.store(tops + here, top)
+    tl.store(places + here, block * BLOCK + place)
+    temperature = tl.load(temperatures + row).to(tl.float32)
+    if temperature > 0.0:
+        safe = tl.where(top == float("-inf"), 0.0, top)
+        tl.store(sums + here, tl.sum(tl.exp((x - safe) / temperature), 0))
+
+
+@triton.jit
+def _pick(
+    logits,
+    logits_row,
+    temperatures,
+    top_ks,
+    top_ps,
+    min_ps,
+    uniforms,
+    masks,
+    masks_row,
+    mask_of,
+    tops,
+    sums,
+    places,
+    slots,
+    last,
+    out,
+    vocab,
+    blocks,
+    MASKED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    b = tl.arange(0, BLOCKS)
+    top = tl.load(tops + row * blocks + b, mask=b < blocks, other=float("-inf"))
+    most, best = tl.max(top, 0, return_indices=True)
+    token = tl.load(places + row * blocks + best).to(tl.int64)
+    temperature = tl.load(temperatures + row).to(tl.float32)
+    if (temperature > 0.0) & (most == float("-inf")):
+        token = token * 0
+    if (temperature > 0.0) & (most > float("-inf")):
+        which = tl.load(mask_of + row) if MASKED else 0
+        own = logits + row * logits_row
+        words = masks + which * masks_row
+        i = tl.arange(0, BLOCK)
+        sum_ = tl.load(sums + row * blocks + b, mask=b < blocks, other=0.0)
+        weight = (sum_ * tl.exp((top - most) / temperature)).to(tl.float64)
+        top_k = tl.load(top_ks + row)
+        top_p = tl.load(top_ps + row).to(tl.float32)
+        floor = tl.load(min_ps + row).to(tl.float32)  # of a token's weight; the likeliest weighs 1
+        if (top_k > 0) | (top_p < 1.0):
+            wanted = top_p * tl.sum(weight, 0).to(tl.float32)
+            low = 0
+            high = ONE_BITS + 1
+            for _ in range(30):
+                middle = low + (high - low) // 2
+                edge = middle.to(tl.float32, bitcast=True)
+                mass = 0.0
+                count = 0
+                for at in range(0, vocab, BLOCK):
+                    x = _read(own, at + i, vocab, words, which >= 0, MASKED)
+                    e = tl.exp((x - most) / temperature)
+                    mass += tl.sum(tl.where(e >= edge, e, 0.0), 0)
+                    count += tl.sum((e >= edge).to(tl.int32), 0)
+                enough = ((top_p < 1.0) & (mass >= wanted)) | ((top_k > 0) & (count >= top_k))
+                low = tl.where(enough, middle, low)
+                high = tl.where(enough, high, middle)
+            floor = tl.maximum(floor, low.to(tl.float32, bitcast=True))
+        if floor > 0.0:
+            weight = tl.zeros([BLOCKS], tl.float64)
+            for block in range(0, blocks):
+                x = _read(own, block * BLOCK + i, vocab, words, which >= 0, MASKED)
+                e = tl.exp((x - most) / temperature)
+                weight = tl.where(b == block, tl.sum(tl.where(e >= floor, e, 0.0), 0).to(tl.float64), weight)
+        target = tl.load(uniforms + row) * tl.sum(weight, 0)
+        beyond = (tl.cumsum(weight, 0) > target) & (weight > 0.0)
+        chosen = tl.min(tl.where(beyond, b, BLOCKS), 0)
+        chosen = tl.where(chosen == BLOCKS, best, chosen)
+        rest = target - tl.sum(tl.where(b < chosen, weight, 0.0), 0)
+        x = _read(own, chosen * BLOCK + i, vocab, words, which >= 0, MASKED)
+        e = tl.exp((x - most) / temperature)
+        e = tl.where(e >= floor, e, 0.0).to(tl.float64)
+        inside = tl.min(tl.where((tl.cumsum(e, 0) > rest) & (e > 0.0), i, BLOCK), 0)
+        # Rounding may leave the last step short of the target: then the last token that has weight.
+        inside = tl.where(inside == BLOCK, tl.max(tl.where(e > 0.0, i, 0), 0), inside)
+        token = (chosen * BLOCK + inside).to(tl.int64)
+    tl.store(out + row, token)
+    slot = tl.load(slots + row)
+    if slot >= 0:
+        tl.store(last + slot, token)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What each row wants, on the device, [n] each. temperatures: 0 is greedy; top_ks: 0 or less is no limit.
+
+    temperatures, top_ps, min_ps, uniforms (in [0, 1)): float64; top_ks, slots (-1: padding): int64.
+    """
+
+    slots: Tensor
+    temperatures: Tensor
+    top_ks: Tensor
+    top_ps: Tensor
+    min_ps: Tensor
+    uniforms: Tensor
+
+
+def draw(
+    logits: Tensor, draws: Draws, last: Tensor, out: Tensor, masks: Tensor | None = None, mask_of: Tensor | None = None
+) -> None:
+    """A token per row, into out: int64 [n], and into last[slot].
+
+    logits: [n, vocab]. masks: int32 [m, words], bit t % 32 of word t // 32 allows token t; mask_of: int64 [n], -1 where
+    all are allowed. A row without a finite logit draws token 0; a NaN is never drawn while there is another.
+    """
+    n, vocab = logits.shape
+    blocks = triton.cdiv(vocab, BLOCK)
+    tops = torch.empty(n, blocks, dtype=torch.float32, device=logits.device)
+    sums = torch.empty_like(tops)
+    places = torch.empty(n, blocks, dtype=torch.int32, device=logits.device)
+    masked = masks is not None
+    if masks is None or mask_of is None:
+        masks, mask_of = out, out
+    masks_row = masks.stride(0) if masked else 0
+    _summarise[(n, blocks)](
+        logits, logits.stride(0), draws.temperatures, masks, masks_row, mask_of, tops, sums, places, vocab,
+        MASKED=masked, BLOCK=BLOCK, num_warps=8,
+    )  # fmt: skip
+    _pick[(n,)](
+        logits, logits.stride(0), draws.temperatures, draws.top_ks, draws.top_ps, draws.min_ps, draws.uniforms,
+        masks, masks_row, mask_of, tops, sums, places, draws.slots, last, out, vocab, blocks,
+        MASKED=masked, BLOCK=BLOCK, BLOCKS=triton.next_power_of_2(blocks), num_warps=8,
+    )  # fmt: skip
