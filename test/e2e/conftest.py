@@ -79,6 +79,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def random_served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The demo model's shape and tokenizer with one layer of random weights: it says anything."""
+    small = ("--load-format", "dummy", "--json-model-override-args", '{"num_hidden_layers": 1}')
+    with serve(tmp_path_factory.mktemp("random"), "--max-total-tokens", "40000", *small) as running:
+        yield running
+
+
 @pytest.fixture
 def start_server(tmp_path: Path) -> Callable[..., contextlib.AbstractContextManager[Served]]:
     """start_server(*flags): a server of the test's own, which it may kill."""

@@ -219,6 +219,7 @@ def child() -> None:
     import resource  # where it is missing, only this child is
 
     resource.setrlimit(resource.RLIMIT_AS, (CHILD_BYTES, CHILD_BYTES))
+    os.nice(5)  # a compilation may wait; the tokens of others may not
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     while True:
         try:
