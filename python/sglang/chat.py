@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -288,9 +289,16 @@ def talk(chat: Chat) -> None:
             console.print(f"error: {error}", style="red", markup=False)
 
 
+def interrupt(*_: object) -> None:
+    """Ctrl-C, once a turn: who presses it twice means the answer, not the clean-up after it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def ask(console: "Console") -> str:
     """A line from the keyboard, or several joined by a backslash at their ends."""
     console.print()
+    signal.signal(signal.SIGINT, interrupt)
     line = input("> ")
     while line.endswith("\\"):
         line = line[:-1] + "\n" + input(". ")

@@ -46,26 +46,43 @@ class Terminal:
         self._seen = ""
 
     def type(self, keys: str) -> None:
-        """Wait for the prompt or for an answer first: a key that falls between two modes of the terminal is lost."""
         os.write(self._terminal, keys.encode())
 
-    def wait_for(self, text: str) -> None:
-        """Until `text` is shown; what came before it is forgotten."""
+    def wait_for(self, text: str, key: str = "") -> None:
+        """Until `text` is shown; what came before it is forgotten.
+
+        key: pressed twice a second until then. At a prompt that has just appeared Python may miss a signal once.
+        """
         deadline = time.monotonic() + WAIT_S
+        press = 0.0
         while text not in self._seen:
-            readable, _, _ = select.select([self._terminal], [], [], max(deadline - time.monotonic(), 0))
-            assert readable, f"{text!r} did not come; there is {self._seen!r}"
-            try:
-                came = os.read(self._terminal, 4096).decode(errors="replace")
-            except OSError:  # the program has ended
-                came = ""
-            assert came, f"{text!r} did not come before the end; there is {self._seen!r}"
-            self._seen += re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", came)
+            assert time.monotonic() < deadline, f"{text!r} did not come; there is {self._seen!r}"
+            if key and time.monotonic() > press:
+                self.type(key)
+                press = time.monotonic() + 0.5
+            if select.select([self._terminal], [], [], 0.5)[0]:
+                came = self._read()
+                assert came, f"{text!r} did not come before the end; there is {self._seen!r}"
+                self._seen += re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", came)
         self._seen = self._seen.partition(text)[2]
 
-    def end(self) -> int:
+    def _read(self) -> str:
+        """What has been shown; "" once the program has ended."""
         try:
-            return self._process.wait(WAIT_S)
+            return os.read(self._terminal, 4096).decode(errors="replace")
+        except OSError:
+            return ""
+
+    def end(self, key: str = "") -> int:
+        """The exit code."""
+        try:
+            deadline = time.monotonic() + WAIT_S
+            while self._process.poll() is None and time.monotonic() < deadline:
+                self.type(key)
+                if select.select([self._terminal], [], [], 0.5)[0]:
+                    self._read()
+                    time.sleep(0.1)
+            return self._process.wait(1)
         finally:
             self._process.kill()
             os.close(self._terminal)
@@ -187,18 +204,15 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(endless: str):
     terminal.wait_for("> ")
     terminal.type("go\n")
     terminal.wait_for("piece3")
-    terminal.type("\x03")
-    terminal.wait_for("(stopped)")
+    terminal.wait_for("(stopped)", key="\x03")
     assert Endless.left.wait(WAIT_S), "the server was not told"
     terminal.wait_for("> ")
     terminal.type("again \\\nand again\n")
     terminal.wait_for("piece1")
     terminal.wait_for("> ")
-    terminal.type("\x03")
-    terminal.wait_for("Ctrl-D or /exit ends")
+    terminal.wait_for("Ctrl-D or /exit ends", key="\x03")
     terminal.wait_for("> ")
-    terminal.type("\x04")
-    assert terminal.end() == 0
+    assert terminal.end(key="\x04") == 0
     asked, stopped, more = Endless.bodies[1]["messages"]
     assert asked == {"role": "user", "content": "go"}
     assert stopped["role"] == "assistant" and stopped["content"].startswith("piece0 piece1 piece2 piece3")
