@@ -20,9 +20,11 @@ from sglang.base.config import ServerConfig
 from sglang.base.errors import FieldError
 from sglang.base.messages import Ready
 from sglang.launch import Worker, WorkerHandle
+from sglang.server import segments
 from sglang.server.front import Front
-from sglang.server.native import Native, Result, parse
+from sglang.server.native import Native
 from sglang.server.native_types import GenerateRequest
+from sglang.server.sequences import Result, parse
 from sglang.text import tokenizer as tokenizers
 
 T = TypeVar("T")
@@ -78,7 +80,7 @@ class Engine:
         **fields: Any,
     ) -> Any:
         """A dict, or a list of them for a list of prompts or n > 1; with `stream` an iterator of dicts whose `text` is
-        cumulative (`index` says which prompt). fields: input_ids, return_logprob, logprob_start_len,
+        cumulative (`index` says which prompt). fields: input_ids, segments, return_logprob, logprob_start_len,
         top_logprobs_num, token_ids_logprob, return_text_in_logprobs, rid, cache_salt.
 
         Raises FieldError naming the bad field, Overloaded, WorkerDied.
@@ -134,6 +136,9 @@ class Engine:
         self.shutdown()
 
     async def _answers(self, body: GenerateRequest) -> Any:
+        if body.segments is not None:
+            async with aclosing(segments.run(self._front, segments.parse(body, 0))) as parts:
+                return [msgspec.to_builtins(part) async for part in parts][-1]
         requests, single = parse(body, 0)
         results = [Result(r, self.tokenizer, bool(body.return_text_in_logprobs)) for r in requests]
         answers: list[Any] = [None] * len(requests)
@@ -143,6 +148,11 @@ class Engine:
         return answers[0] if single else answers
 
     async def _events(self, body: GenerateRequest) -> AsyncGenerator[Answer, None]:
+        if body.segments is not None:
+            async with aclosing(segments.run(self._front, segments.parse(body, self.config.stream_interval))) as parts:
+                async for part in parts:
+                    yield msgspec.to_builtins(part)
+            return
         requests, single = parse(body, self.config.stream_interval)
         results = [Result(r, self.tokenizer, bool(body.return_text_in_logprobs)) for r in requests]
         async with aclosing(self._front.run(requests)) as outputs:

@@ -14,6 +14,7 @@ MAX_NEW_TOKENS = 2**24  # far above any context; keeps sums inside 32 bits
 GRAMMAR_CHARS = 1 << 18  # a regex, schema or grammar longer than this is refused unread
 GRAMMAR_STATES = (1 << 15) - 1  # of an automaton over bytes: state numbers fit 16 bits, tables 16 MiB
 GRAMMAR_WORK = 2_000_000  # elementary steps of building one, about a second
+SEGMENTS = 1024  # of one chain
 CHOICES = 1024  # strings of which an answer must be one
 MESSAGES = 4096  # chat turns
 RID_CHARS = 256

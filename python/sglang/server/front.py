@@ -10,8 +10,8 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 
 import msgspec
 from msgspec import Struct
@@ -21,6 +21,7 @@ from sglang.base.errors import ConfigError, FieldError, Overloaded, WorkerDied
 from sglang.base.link import Link
 from sglang.base.messages import (
     Abort,
+    Extend,
     Failed,
     Finish,
     Flush,
@@ -47,9 +48,17 @@ SHUTTING_DOWN = "the server is shutting down"
 ABORTED = Finish("abort", message="aborted by request")
 
 
+class Held(Struct):
+    """A sequence that keeps its place and its KV in the worker from one generation of a chain to the next."""
+
+    id: int = 0  # what the worker knows it by; 0: there is none
+    tokens: list[int] = []
+
+
 class Request(Struct, kw_only=True):
     """One sequence to generate.
 
+    `held`: the sequence that this one goes on with where their tokens agree; it is held again unless `last`.
     `interval`: tokens between two outputs, the first and the last always come; 0: the last alone.
     `source`, `constraint`: what the caller calls the prompt and the constraint, for error messages.
     `group`: a name that abort() knows it by as well.
@@ -64,6 +73,8 @@ class Request(Struct, kw_only=True):
     namespace: str = ""
     source: str = "prompt"
     constraint: str = "sampling_params"
+    held: Held | None = None
+    last: bool = True
 
 
 class Output(Struct, gc=False):
@@ -332,15 +343,40 @@ class Front:
                     self.metrics.aborted += 1
                     self._forget(stream)
 
+    @contextmanager
+    def chain(self) -> Iterator[Held]:
+        """A place for the sequence of a chain, which counts as open from its first generation to its last.
+
+        Raises Overloaded (shutting down) or WorkerDied.
+        """
+        self._admit()
+        held = Held()
+        self._open += 1
+        try:
+            yield held
+        finally:
+            self._open -= 1
+            self.release(held)
+
+    def release(self, held: Held) -> None:
+        """Its KV goes to the prefix cache, its place to somebody else."""
+        if held.id and self.failed is None:
+            self._link.send(Abort(held.id))
+        held.id = 0
+
+    def _admit(self) -> None:
+        if self.failed is not None:
+            raise WorkerDied(self.failed)
+        if self.draining:
+            raise Overloaded(SHUTTING_DOWN)
+
     def check(self, request: Request, tokens: list[int]) -> None:
         """What the model's vocabulary refuses; lengths are the scheduler's to judge, which knows its memory too.
 
         Raises FieldError, Overloaded (shutting down) or WorkerDied.
         """
-        if self.failed is not None:
-            raise WorkerDied(self.failed)
-        if self.draining:
-            raise Overloaded(SHUTTING_DOWN)
+        if request.held is None:
+            self._admit()
         facts, name = self.ready, request.source
         if not tokens:
             raise FieldError(name, f"{name} must have at least one token")
@@ -415,11 +451,27 @@ class Front:
         if self._log_requests:
             prompt = self.tokenizer.decode(tokens, skip_special_tokens=False)
             log.info("request rid=%s prompt=%r sampling=%s", request.rid, prompt, sampling)
-        self._link.send(Submit(stream.id, tokens, sampling, request.logprobs, namespace=request.namespace))
+        held, hold = request.held, request.held is not None and not request.last
+        if held is not None and held.id:
+            keep = _common(held.tokens, tokens)
+            stream.cached = keep
+            self._link.send(Extend(stream.id, held.id, keep, tokens[keep:], sampling, request.logprobs, hold))
+        else:
+            self._link.send(Submit(stream.id, tokens, sampling, request.logprobs, hold, request.namespace))
+        if held is not None:
+            held.tokens = list(tokens)
         return stream
 
     def _end(self, stream: _Stream, output: Output, now: float) -> None:
         self.metrics.request.observe(now - stream.began)
+        held = stream.request.held
+        if held is not None and not stream.request.last:
+            held.id = stream.id
+            held.tokens += output.tokens
+            stream.ended = True  # after a stop string the worker goes on until it is told how
+            self._streams.pop(stream.id, None)
+        elif held is not None:
+            held.id = 0
         if not stream.ended:  # a stop string: the worker does not know
             self._forget(stream)
         if self._log_requests:
@@ -487,3 +539,8 @@ class Front:
         stream.queued = True
         stream.group.ready.append(stream)
         stream.group.wake()
+
+
+def _common(a: list[int], b: list[int]) -> int:
+    """How many tokens both begin with."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

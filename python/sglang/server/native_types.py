@@ -10,7 +10,24 @@ Refused = Annotated[Any, Meta(extra_json_schema={"enum": [None, False], "descrip
 Triple = tuple[float | None, int, str | None]  # log-probability, token id, the token's text where asked for
 
 
+class Segment(Struct, kw_only=True):
+    """A part of a chain: exactly one of `text`, `gen` and `select`. The latter two are names, or null."""
+
+    text: str | UnsetType = UNSET
+    gen: str | UnsetType | None = UNSET
+    sampling_params: dict[str, Any] | None = None
+    return_logprob: bool | None = None
+    logprob_start_len: int | None = None
+    top_logprobs_num: int | None = None
+    token_ids_logprob: list[int] | None = None
+    return_text_in_logprobs: bool | None = None
+    select: str | UnsetType | None = UNSET
+    choices: list[str] | None = None
+    method: str = "token_length_normalized"
+
+
 class GenerateRequest(Struct, kw_only=True):
+    segments: list[Segment] | None = None
     text: str | list[str] | None = None
     input_ids: list[int | list[int]] | None = None
     sampling_params: dict[str, Any] | list[dict[str, Any] | None] | None = None
@@ -69,6 +86,36 @@ class Generated(Struct, kw_only=True):
     index: int | UnsetType = UNSET
 
 
+class ChainPart(Struct, kw_only=True):
+    """A `gen` or `select` of a chain. `segment`: in a stream, which of them it is, counted from 0."""
+
+    name: str | None
+    text: str
+    decision: str | UnsetType = UNSET
+    meta_info: MetaInfo | dict[str, Any]
+    segment: int | UnsetType = UNSET
+
+
+class ChainMeta(Struct, kw_only=True):
+    """Of all of a chain; token counts are sums, a prompt token that several segments begin with counts once."""
+
+    id: str
+    finish_reason: FinishReason | None
+    prompt_tokens: int
+    completion_tokens: int
+    completion_tokens_wo_jump_forward: int
+    cached_tokens: int
+    e2e_latency: float
+
+
+class ChainAnswer(Struct, kw_only=True):
+    """`text`: all that follows the first text."""
+
+    text: str
+    segments: list[ChainPart]
+    meta_info: ChainMeta
+
+
 class ModelInfo(Struct, kw_only=True):
     model_path: str
     tokenizer_path: str
@@ -80,6 +127,7 @@ class ModelInfo(Struct, kw_only=True):
     model_type: str
     architectures: list[str]
     max_model_len: int
+    segments: bool = True  # /generate takes chains
 
 
 class AbortRequest(Struct, kw_only=True):
