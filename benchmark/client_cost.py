@@ -124,7 +124,8 @@ def main() -> None:
         note = (
             f"{args.streams} streams of {args.tokens} events, one every {args.step_ms:g} ms; msgspec decodes in both."
         )
-        save(args.save, rows, title="Cost of the load client", units={"CPU per event": "us", "wall": "s"}, note=note)
+        units, plots = {"CPU per event": "us", "wall": "s"}, [{"x": "API", "y": "CPU per event", "by": "client"}]
+        save(args.save, rows, title="Cost of the load client", units=units, note=note, plots=plots)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from results_file import add_flag, save
 
 from sglang.base.config import ServerConfig
 from sglang.base.plan import DRAWN, Plan, Seat
@@ -179,7 +180,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32, help="Decode steps per measurement.")
     parser.add_argument("--rounds", type=int, default=5, help="Turns of each contestant; the median counts.")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", help="Write the figures here as JSON.")
+    add_flag(parser, "cpu_decode")
     args = parser.parse_args()
     folder = Path(args.model_path)
     batches = [int(b) for b in args.batch.split(",")]
@@ -210,7 +211,7 @@ def main() -> None:
           f"{args.threads} threads, prompt {args.prompt}, {args.tokens} steps, {args.rounds} rounds\n")  # fmt: skip
     print("| batch | engine | ms/step median | best | tok/s median | ours is faster by | weights/s of read rate |")
     print("|---|---|---|---|---|---|---|")
-    figures = []
+    rows = []
     for (batch, name), found in seconds.items():
         median, best = statistics.median(found), min(found)
         # Round by round, since what disturbs one contestant of a round disturbs its neighbours.
@@ -218,9 +219,18 @@ def main() -> None:
         share = engine.ready.weight_bytes / best / rate
         print(f"| {batch} | {name} | {median * 1e3:.1f} | {best * 1e3:.1f} | {batch / median:.1f} | {ratio:.2f} | "
               f"{share:.0%} |")  # fmt: skip
-        figures.append({"batch": batch, "engine": name, "median_s": median, "best_s": best, "ratio": ratio})
-    if args.out:
-        Path(args.out).write_text(json.dumps({"read_rate": rate, "rows": figures}, indent=1))
+        rows.append({"batch": batch, "engine": name, "step, median": median * 1e3, "step, best": best * 1e3,
+                     "output": batch / median, "sglang is faster by": ratio,
+                     "weights per step, of read rate": 100 * share})  # fmt: skip
+    if args.save:
+        note = (
+            f"{engine.ready.weight_bytes / 1e6:.0f} MB of weights ({engine.ready.dtype}), prompt {args.prompt}, "
+            f"{args.tokens} steps, {args.threads} threads; read rate {rate / 1e9:.1f} GB/s. In turns, {args.rounds} "
+            f"rounds; ratios are medians of rounds."
+        )
+        units = {"step, median": "ms", "step, best": "ms", "output": "token/s", "weights per step, of read rate": "%"}
+        plots = [{"x": "batch", "y": "output", "by": "engine"}]
+        save(args.save, rows, title="Decode on a CPU", units=units, note=note, plots=plots)
 
 
 if __name__ == "__main__":

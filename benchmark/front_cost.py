@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from results_file import add_flag, save
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -118,6 +119,7 @@ async def measure(options: argparse.Namespace) -> None:
         app = build_app(front, config)
         server = uvicorn.Server(uvicorn.Config(app, lifespan="off", ws="none", log_config=None, access_log=False))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
+        rows = []
         for api in options.api:
             ours, theirs = context.Pipe()
             port = listener.getsockname()[1]
@@ -129,16 +131,20 @@ async def measure(options: argparse.Namespace) -> None:
             while not ours.poll():
                 await asyncio.sleep(0.05)
             tokens = options.streams * options.tokens
-            used = time.process_time() - cpu
+            used, seconds, events = time.process_time() - cpu, time.monotonic() - wall, ours.recv()
             print(
-                f"{api}: {options.streams} streams, {tokens} tokens, {ours.recv()} events, "
-                f"{time.monotonic() - wall:.1f} s, {1e6 * used / tokens:.1f} us CPU per token"
+                f"{api}: {options.streams} streams, {tokens} tokens, {events} events, "
+                f"{seconds:.1f} s, {1e6 * used / tokens:.1f} us CPU per token"
             )
+            rows.append({"API": PATHS[api], "tokens": tokens, "events": events, "CPU per token": 1e6 * used / tokens})
         link.send(Stop())
         server.should_exit = True
         await serving
         await front.close()
         link.close()
+    if options.save:
+        note = f"{options.streams} streams, a token each every {options.step_ms:g} ms, from a scripted worker."
+        save(options.save, rows, title="Cost of the HTTP front", units={"CPU per token": "us"}, note=note)
 
 
 def main() -> None:
@@ -149,6 +155,7 @@ def main() -> None:
     parser.add_argument("--step-ms", type=float, default=50.0)
     parser.add_argument("--api", nargs="+", choices=list(PATHS), default=list(PATHS))
     parser.add_argument("--uvloop", action=argparse.BooleanOptionalAction, default=True)
+    add_flag(parser, "front_cost")
     options = parser.parse_args()
     if options.uvloop:
         import uvloop

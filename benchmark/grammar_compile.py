@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from results_file import add_flag, save
 
 from sglang.grammar.compiler import Compiler
 from sglang.grammar.jump import Jumper
@@ -40,6 +41,7 @@ RECORD = (
     '        "length": 10.75\n    },\n    "alive": "Alive",\n    "patronus": "Otter",\n    "bogart": "Failure"\n}'
 )
 FIELDS = 60
+UNITS = {"cold": "ms", "cached": "us", "first": "us", "slowest": "us", "again": "us"}
 
 
 def schema() -> tuple[dict[str, Any], dict[str, Any]]:
@@ -205,7 +207,8 @@ class OutlinesCore:
         return Matcher(lambda: guide.write_mask_into(row.ctypes.data, self.words, 4), advance)
 
 
-def measure(engine: Any, case: Case, repeat: int) -> str:
+def measure(engine: Any, case: Case, repeat: int) -> dict[str, float] | None:
+    """The five times, in the units of UNITS; None: the engine refuses the text."""
     cold, cached, first, slowest, again = [], [], [], [], []
     for _ in range(repeat):
         engine.fresh()
@@ -222,14 +225,12 @@ def measure(engine: Any, case: Case, repeat: int) -> str:
                 matcher.mask()
                 times.append(time.perf_counter() - start)
                 if not matcher.advance(token):
-                    return "refuses the text"
+                    return None
             means.append(statistics.mean(times))
             if means is first:
                 slowest.append(max(times))
-    return (
-        f"{median_ms(cold):10.1f} {median_ms(cached) * 1e3:10.1f} {median_ms(first) * 1e3:10.1f} "
-        f"{median_ms(slowest) * 1e3:10.0f} {median_ms(again) * 1e3:10.1f}"
-    )
+    micro = [1e3 * median_ms(times) for times in (cached, first, slowest, again)]
+    return dict(zip(UNITS, [median_ms(cold), *micro], strict=True))
 
 
 def forced(ours: Ours, case: Case) -> str:
@@ -264,7 +265,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", required=True)
     parser.add_argument("--repeat", type=int, default=5)
+    add_flag(parser, "grammar_compile")
     args = parser.parse_args()
+    rows = []
     value, instance = schema()
     for folder in args.models:
         tokenizer = load(folder)
@@ -286,9 +289,19 @@ def main() -> None:
             print(f"\n{folder}: {vocabulary.size} tokens; {name}: {len(case.tokens)} tokens of text")
             print(f"{'':14} {'cold ms':>10} {'cached us':>10} {'first us':>10} {'slowest us':>10} {'again us':>10}")
             for engine in engines:
-                print(f"{engine.name:14} {measure(engine, case, args.repeat)}", flush=True)
+                found = measure(engine, case, args.repeat)
+                shown = " ".join(f"{value:10.1f}" for value in found.values()) if found else "refuses the text"
+                print(f"{engine.name:14} {shown}", flush=True)
+                where = {"vocabulary": vocabulary.size, "constraint": name, "engine": engine.name}
+                rows.append({**where, **(found or dict.fromkeys(UNITS))})
             print(f"forced by jumps: {forced(engines[0], case)}")
         engines[0].compiler.close()
+    if args.save:
+        note = (
+            "cold: compiling with nothing cached; cached: asking again; first and slowest: a mask where no text came "
+            f"by before, mean and worst; again: the second time. Medians of {args.repeat}."
+        )
+        save(args.save, rows, title="Constraints: compiling and masks", units=UNITS, note=note)
 
 
 if __name__ == "__main__":
