@@ -1,14 +1,23 @@
 """config.json of a checkpoint: found, read, checked. No code of the checkpoint runs."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from sglang.base.errors import ConfigError
+from sglang.layers.linear import Act
 from sglang.layers.rope import KINDS, Rope
 from sglang.models.spec import HFConfig
 
 T = TypeVar("T")
+ACTS: dict[str, Act] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
 
 
 def read(folder: Path, overrides: str = "{}") -> HFConfig:
@@ -44,7 +53,14 @@ def eos_ids(folder: Path, config: HFConfig) -> tuple[int, ...]:
 
 def context_length(config: HFConfig) -> int:
     """The first of the keys that models use, times what rope scaling adds; 2048 where there is none."""
-    keys = ("max_sequence_length", "seq_length", "max_position_embeddings", "max_seq_len", "model_max_length")
+    keys = (
+        "max_sequence_length",
+        "seq_length",
+        "max_position_embeddings",
+        "max_seq_len",
+        "model_max_length",
+        "n_positions",
+    )
     key = next((k for k in keys if config.get(k)), None)
     if key is None:
         return 2048
@@ -60,11 +76,13 @@ def context_length(config: HFConfig) -> int:
             return length
 
 
-def _scaling(config: HFConfig) -> HFConfig:
-    """`rope_scaling`, or transformers 5's `rope_parameters`."""
+def _scaling(config: HFConfig, layer_type: str = "full_attention") -> HFConfig:
+    """`rope_scaling`, or transformers 5's `rope_parameters`, which may differ by the type of a layer."""
     parameters: HFConfig = config.get("rope_parameters") or {}
     if any(isinstance(v, dict) for v in parameters.values()):
-        refuse(config, "rope_parameters", "one set for all layers is")
+        if layer_type not in parameters:
+            refuse(config, "rope_parameters", f"there is no {layer_type}")
+        return parameters[layer_type]
     return {**(config.get("rope_scaling") or {}), **parameters}
 
 
@@ -84,21 +102,48 @@ def choice(config: HFConfig, key: str, known: dict[str, T], default: str) -> T:
     return known[value]
 
 
-def rope(config: HFConfig, head_dim: int) -> Rope:
-    """The rotary embedding that config.json describes."""
-    scaling = _scaling(config)
+def act(config: HFConfig, key: str = "hidden_act", default: str = "silu") -> Act:
+    """The activation that `config[key]` names."""
+    return choice(config, key, ACTS, default)
+
+
+def local_layers(config: HFConfig, local: Callable[[int], bool]) -> Callable[[int], bool]:
+    """Which layers see a part of their sequence: by `layer_types`; `local` where the file does not say."""
+    types = config.get("layer_types")
+    if types is None:
+        return local
+    known = ("full_attention", "sliding_attention", "chunked_attention")
+    if len(types) < config["num_hidden_layers"] or not all(t in known for t in types):
+        refuse(config, "layer_types", f"one of {', '.join(known)} for each of num_hidden_layers")
+    return lambda layer: types[layer] != "full_attention"
+
+
+def rope(
+    config: HFConfig,
+    head_dim: int,
+    *,
+    layer_type: str = "full_attention",
+    partial: float | None = None,
+    theta: float | None = None,
+    interleaved: bool = False,
+) -> Rope:
+    """The rotary embedding that config.json describes.
+
+    partial: share of a head's dims, theta: base, where the file names neither (or by keys of its own).
+    """
+    scaling = _scaling(config, layer_type)
     kind = _kind(scaling)
     if kind not in KINDS:
         raise ConfigError(f"config.json: rope_type = {kind!r} is not supported; known: {', '.join(KINDS)}")
-    partial = scaling.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
+    share = scaling.get("partial_rotary_factor", config.get("partial_rotary_factor", partial or 1.0))
     positions = int(config.get("max_position_embeddings") or 2048)
-    dim = int(head_dim * partial)
+    dim = int(head_dim * share)
     for key in ("short_factor", "long_factor") if kind in ("longrope", "su") else ():
         if len(scaling.get(key) or ()) != dim // 2:
             raise ConfigError(f"config.json: {key} must hold {dim // 2} numbers, got {len(scaling.get(key) or ())}")
     return Rope(
         dim=dim,
-        theta=float(scaling.get("rope_theta") or config.get("rope_theta") or 10000.0),
+        theta=float(scaling.get("rope_theta") or config.get("rope_theta") or theta or 10000.0),
         kind=kind,
         positions=positions,
         factor=float(scaling.get("factor") or 1.0),
@@ -117,4 +162,5 @@ def rope(config: HFConfig, head_dim: int) -> Rope:
         truncate=bool(scaling.get("truncate", True)),
         short=tuple(scaling.get("short_factor") or ()),
         long=tuple(scaling.get("long_factor") or ()),
+        interleaved=interleaved,
     )

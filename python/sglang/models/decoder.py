@@ -206,9 +206,11 @@ class Model:
             x = layer(x, None if turn is None else turns[turn], warm, backend)
         return x
 
-    def logits(self, x: Tensor) -> Tensor:
-        """x: [n, hidden] of `forward`. Returns [n, vocab] in float32."""
-        logits = self.head(self.norm(x)).float()
+    def logits(self, x: Tensor, widen: bool = True) -> Tensor:
+        """x: [n, hidden] of `forward`. Returns [n, vocab] in float32; widen=False: or in the model's own type."""
+        logits = self.head(self.norm(x))
+        if widen or self.spec.logit_scale != 1 or self.spec.logit_softcap is not None:
+            logits = logits.float()
         if self.spec.logit_scale != 1:
             logits = logits * self.spec.logit_scale
         cap = self.spec.logit_softcap

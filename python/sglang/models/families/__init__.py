@@ -1,5 +1,7 @@
 """One record per family. Importing this package fills the registry of `models.spec`."""
 
-from sglang.models.families import llama, mistral, qwen2
+import importlib
+import pkgutil
 
-__all__ = ["llama", "mistral", "qwen2"]
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

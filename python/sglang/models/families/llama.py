@@ -1,6 +1,6 @@
 """Llama 1, 2, 3, 3.1 and everything that kept its shape: the base other families vary."""
 
-from sglang.models.config import choice, refuse, rope
+from sglang.models.config import act, refuse, rope
 from sglang.models.spec import Decoder, HFConfig, family
 
 NAMES = {
@@ -16,6 +16,10 @@ NAMES = {
     "model.layers.*.mlp.down_proj": "layers.*.down.down",
     "model.norm": "norm",
     "lm_head": "head.head",
+}
+QK_NORMS = {
+    "model.layers.*.self_attn.q_norm": "layers.*.q_norm",
+    "model.layers.*.self_attn.k_norm": "layers.*.k_norm",
 }
 IGNORED = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
 
@@ -38,7 +42,7 @@ def llama(c: HFConfig) -> Decoder:
         vocab=c["vocab_size"],
         norm_eps=c.get("rms_norm_eps", 1e-6),
         rope=rope(c, head_dim),
-        act=choice(c, "hidden_act", {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}, "silu"),
+        act=act(c),
         qkv_bias=bias,
         out_bias=bias,
         mlp_bias=bool(c.get("mlp_bias", False)),
