@@ -92,7 +92,7 @@ class ChainPart(Struct, kw_only=True):
     name: str | None
     text: str
     decision: str | UnsetType = UNSET
-    meta_info: MetaInfo | dict[str, Any]
+    meta_info: Any  # of a gen MetaInfo, of a select what its choice method tells
     segment: int | UnsetType = UNSET
 
 

@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from types import UnionType
+from typing import Any, get_args
 
 import msgspec
 
@@ -15,7 +16,7 @@ STRING_LISTS = ("stop", "choices")
 
 def document(operations: Sequence[Operation], title: str, version: str) -> dict[str, Any]:
     """An OpenAPI 3.1 description of `operations`."""
-    kinds = [kind for o in operations for kind in (o.body, o.answer) if kind not in (None, str)]
+    kinds = [kind for o in operations for kind in (o.body, *_alternatives(o.answer)) if kind not in (None, str)]
     schemas, components = msgspec.json.schema_components([*kinds, ErrorAnswer, SamplingParams], ref_template=REF)
     by_kind = dict(zip(map(str, kinds), schemas, strict=False))
     _describe_sampling(components)
@@ -39,11 +40,16 @@ def document(operations: Sequence[Operation], title: str, version: str) -> dict[
     }
 
 
+def _alternatives(answer: Any) -> tuple[Any, ...]:
+    return get_args(answer) if isinstance(answer, UnionType) else (answer,)
+
+
 def _operation(operation: Operation, path: str, method: str, by_kind: dict[str, Any]) -> dict[str, Any]:
     if operation.answer is str:
         content: dict[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
     else:
-        content = {"application/json": {"schema": by_kind[str(operation.answer)]}}
+        schemas = [by_kind[str(kind)] for kind in _alternatives(operation.answer)]
+        content = {"application/json": {"schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas}}}
     if operation.streams:
         content["text/event-stream"] = {"schema": {"type": "string"}}
     error = {"application/json": {"schema": {"$ref": REF.format(name="ErrorAnswer")}}}
@@ -88,7 +94,8 @@ def _describe_sampling(components: dict[str, Any]) -> None:
     if "GenerateRequest" in components:
         texts = {"properties": {"text": {"type": ["string", "array"]}}, "required": ["text"]}
         ids = {"properties": {"input_ids": {"type": "array"}}, "required": ["input_ids"]}
-        components["GenerateRequest"]["oneOf"] = [texts, ids]
+        chain = {"properties": {"segments": {"type": "array"}}, "required": ["segments"]}
+        components["GenerateRequest"]["oneOf"] = [texts, ids, chain]
         one: dict[str, Any] = {"$ref": REF.format(name="SamplingParams")}
         several = {"type": "array", "items": {"anyOf": [one, {"type": "null"}]}}
         components["GenerateRequest"]["properties"]["sampling_params"] = {"anyOf": [one, several, {"type": "null"}]}

@@ -77,7 +77,7 @@ def serve(
             result = flight.wait()
             pieces += schedule.commit(state, done, result, clock())
             report.step(done, state, clock())
-        if pieces or landed is not None:
+        if pieces or messages or landed is not None:
             stats = state.stats()
             stats.compiling = grammars.waiting if grammars is not None else 0
             link.send(Step(pieces, stats))
