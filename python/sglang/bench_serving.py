@@ -148,6 +148,8 @@ def check(args: argparse.Namespace) -> None:
         raise Refusal("--dataset-name sharegpt needs --dataset-path FILE: nothing is downloaded")
     if args.dataset_name != "sharegpt" and args.dataset_path is not None:
         raise Refusal(f"--dataset-path goes with --dataset-name sharegpt, not {args.dataset_name}")
+    if args.dataset_path is not None and not args.dataset_path.is_file():
+        raise Refusal(f"--dataset-path {args.dataset_path}: no such file")
     try:
         args.extra = json.loads(args.extra_request_body)
     except ValueError as error:
