@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -208,6 +208,9 @@ def run(args: argparse.Namespace) -> int:
         for rate in args.rates:
             records = measure(args, http, headers, jobs, make_warm_up(args, tokens), options, rate)
             failed += report(args, facts, records, rate)
+            if len(records) < len(jobs):
+                print(f"interrupted: {len(records)} of {len(jobs)} requests had ended", file=sys.stderr)
+                return 130
     return 1 if failed else 0
 
 
@@ -314,7 +317,7 @@ def measure(
     options: Options,
     rate: float,
 ) -> list[Record]:
-    """One run: warm up, empty the cache, send everything. Raises Refusal."""
+    """One run: warm up, empty the cache, send everything. Interrupted, what had ended until then. Raises Refusal."""
     from sglang.bench.client import Client
     from sglang.bench.load import send_all
 
@@ -330,9 +333,14 @@ def measure(
             if args.flush_cache:
                 flush(http, args.backend)
             await client.open(min(len(jobs), args.max_concurrency or len(jobs), MOST_CONNECTIONS))
-            with profile(http, args.profile), progress(len(jobs), args.disable_tqdm) as step:
-                arrival = {"rate": rate, "most": args.max_concurrency, "seed": args.seed}
-                return await send_all(client, backend.style, jobs, options, **arrival, ended=step)
+            with profile(http, args.profile), progress(len(jobs), args.disable_tqdm) as ended:
+                traffic = {"rate": rate, "most": args.max_concurrency, "seed": args.seed}
+                try:
+                    return await send_all(client, backend.style, jobs, options, **traffic, ended=ended.add)
+                except asyncio.CancelledError:
+                    if not ended.records:
+                        raise
+                    return ended.records
         finally:
             client.close()
 
@@ -378,24 +386,31 @@ def profile(http: "httpx.Client", wanted: bool) -> Iterator[None]:
         http.post("/stop_profile", timeout=600).raise_for_status()
 
 
+class Progress:
+    """A bar over the requests that have ended."""
+
+    def __init__(self, bar: Any):
+        self.records: list[Record] = []
+        self._bar = bar
+        self._tokens = self._failed = 0
+
+    def add(self, record: Record) -> None:
+        self.records.append(record)
+        self._tokens += record.output_tokens
+        self._failed += bool(record.error)
+        rate = self._tokens / max(self._bar.format_dict["elapsed"], 1e-9)
+        self._bar.set_postfix_str(
+            f"{rate:.0f} tok/s" + (f", {self._failed} failed" if self._failed else ""), refresh=False
+        )
+        self._bar.update()
+
+
 @contextlib.contextmanager
-def progress(total: int, hidden: bool) -> Iterator[Callable[[Record], None]]:
-    """A bar; what it yields is called with each request that has ended."""
+def progress(total: int, hidden: bool) -> Iterator[Progress]:
     from tqdm import tqdm
 
-    tokens = failed = 0
     with tqdm(total=total, disable=hidden, unit="req", dynamic_ncols=True, smoothing=0.1) as bar:
-
-        def step(record: Record) -> None:
-            nonlocal tokens, failed
-            tokens += record.output_tokens
-            failed += bool(record.error)
-            elapsed = max(bar.format_dict["elapsed"], 1e-9)
-            more = {"failed": failed} if failed else {}
-            bar.set_postfix({"tok/s": f"{tokens / elapsed:.0f}", **more}, refresh=False)
-            bar.update()
-
-        yield step
+        yield Progress(bar)
 
 
 def report(args: argparse.Namespace, facts: Facts, records: list[Record], rate: float) -> int:

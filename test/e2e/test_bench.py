@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -175,3 +176,23 @@ def test_the_correctness_test_shows_what_the_model_answers() -> None:
 def test_a_batch_that_does_not_fit_is_refused() -> None:
     text = run("bench_latency", "--batch", "4", "--input-len", "40", "--max-total-tokens", "100", code=2)
     assert "does not fit the KV pool; 2 fit" in text
+
+
+def test_an_interrupted_run_tells_what_it_has_seen(served: Any) -> None:
+    command = [sys.executable, "-m", "sglang.bench_serving", "--base-url", served.url, "--random-input-len", "8",
+               "--random-output-len", "4", "--num-prompts", "5000", "--max-concurrency", "4"]  # fmt: skip
+    environment = dict(os.environ, PYTHONPATH=str(PACKAGE_ROOT))
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    assert process.stderr is not None
+    shown = b""
+    while b"tok/s" not in shown:  # the bar has moved
+        piece = os.read(process.stderr.fileno(), 4096)
+        assert piece, shown
+        shown += piece
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"Failed requests" not in out
+    assert b"Successful requests:" in out
+    assert b"of 5000 requests had ended" in err
+    assert b"Traceback" not in err
