@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from sglang.attention.base import Feature, Look, Rows, Shape
@@ -39,9 +38,19 @@ class TritonAttention:
 
     features: ClassVar[frozenset[Feature]] = frozenset({"window", "chunk", "softcap", "sinks"})
 
-    def __init__(self, shape: Shape, keys: list[Tensor], values: list[Tensor], table: Tensor, page_size: int):
+    def __init__(
+        self,
+        shape: Shape,
+        keys: list[Tensor],
+        values: list[Tensor],
+        table: Tensor,
+        page_size: int,
+        programs: int = kernels.PROGRAMS,
+    ):
+        """programs: how many of a decode's there should be at least, to keep the device busy."""
         self._shape = shape
         self._pools = [kernels.Pool(k, v, table, page_size) for k, v in zip(keys, values, strict=True)]
+        self._programs = programs
         self._dtype = keys[0].dtype
         self._stager = Stager(table.device)
         self._step: _Step | None = None
@@ -61,12 +70,12 @@ class TritonAttention:
             arrays.append(tiles_of(rows, begins, height))
         staged = self._stager.put(arrays)
         decodes = (staged[2], staged[3], staged[4]) if single.any() else None
-        splits = kernels.splits_for(int(single.sum()), self._shape.kv_heads) if decodes else 1
+        splits = kernels.splits_for(int(single.sum()), self._shape.kv_heads, self._programs) if decodes else 1
         self._step = _Step(staged[0], staged[1], decodes, splits, staged[-1] if some else None, longest, tokens)
 
     def fix(self, slots: Tensor, positions: Tensor, places: Tensor) -> None:
         """All rows are decodes, read from these tensors at the time the kernels run. Each [R]; slot -1: padding."""
-        splits = kernels.splits_for(len(slots), self._shape.kv_heads)
+        splits = kernels.splits_for(len(slots), self._shape.kv_heads, self._programs)
         self._step = _Step(slots, positions, (slots, positions, places), splits, None, 1, len(slots))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int, look: Look) -> Tensor:
@@ -107,7 +116,3 @@ def tiles_of(rows: Rows, begins: np.ndarray, height: int) -> np.ndarray:
     at = (np.arange(len(row)) - np.repeat(np.cumsum(tiles) - tiles, tiles)) * height
     table = np.stack((rows.slots[row], rows.starts[row], rows.counts[row], begins[row], at), 1)
     return table[np.argsort(-(rows.starts[row] + at), kind="stable")]
-
-
-def empty_table(slots: int, pages: int, device: torch.device) -> Tensor:
-    return torch.zeros(slots, pages, dtype=torch.int32, device=device)

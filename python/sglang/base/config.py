@@ -39,6 +39,9 @@ class ServerConfig:
     context_length: int | None = flag(None, "Longest sequence in tokens; the model's own limit by default.")
     quantization: str | None = flag(None, "Weight format, where the checkpoint's config does not say.")
     chat_template: str | None = flag(None, "Built-in name, .jinja or .json file; the tokenizer's own by default.")
+    tool_call_parser: Literal["hermes", "qwen", "qwen25", "mistral", "llama3"] | None = flag(
+        None, "How the model writes tool calls; by its chat template where not given."
+    )
     served_model_name: str | None = flag(None, "Name the API shows; the model path by default.")
     revision: str | None = flag(None, "Branch, tag or commit of a hub model.")
     download_dir: str | None = flag(None, "Where hub files are kept; Hugging Face's cache by default.")
@@ -85,10 +88,13 @@ class ServerConfig:
     decode_log_interval: int = flag(40, "Decode steps between two status lines.")
 
     # The device
-    attention_backend: Literal["auto", "torch"] = flag("auto", "Attention kernels. torch: runs anywhere.")
+    attention_backend: Literal["auto", "torch", "triton"] = flag(
+        "auto", "Attention kernels. triton: CUDA, the default there. torch: runs anywhere."
+    )
     kv_cache_dtype: Literal["auto"] = flag("auto", "Type of keys and values; auto: as the activations.")
     disable_flashinfer: bool = flag(False, "Do without FlashInfer (nothing here needs it yet).")
-    disable_cuda_graph: bool = flag(False, "Launch every kernel by itself (the only way yet).")
+    disable_cuda_graph: bool = flag(False, "CUDA: launch every kernel of a decode step by itself.")
+    cuda_graph_max_bs: int | None = flag(None, "CUDA: rows of the largest decode step that becomes a graph; all.")
     cpu_threads: int | None = flag(None, "Threads of the CPU engine; all cores by default.")
 
     # Scale-out
@@ -119,7 +125,7 @@ class ServerConfig:
             raise ConfigError(f"--chunked-prefill-size must be -1 (off) or at least 1, got {chunk}")
         for name in (
             "page_size", "max_queued_requests", "max_prefill_tokens", "stream_interval", "decode_log_interval",
-            "context_length", "max_total_tokens", "max_running_requests", "cpu_threads",
+            "context_length", "max_total_tokens", "max_running_requests", "cpu_threads", "cuda_graph_max_bs",
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:

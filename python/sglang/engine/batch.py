@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sglang.attention.base import Rows
 from sglang.base.plan import DRAWN, Plan
+from sglang.kernels.staging import Stager
 
 
 @dataclass
@@ -25,7 +26,10 @@ class Batch:
 
 
 class Tables:
-    """Per-slot state of the engine: page tables on the host, last drawn tokens on the device."""
+    """Per-slot state of the engine: page tables on the host, last drawn tokens on the device.
+
+    device_pages: the page tables again, on a CUDA device, where kernels walk them.
+    """
 
     def __init__(self, slots: int, pages_per_seq: int, page_size: int, device: torch.device, cheapest: Sequence[int]):
         """cheapest[n]: rows to compute where n are asked for; counts beyond the list stand for themselves."""
@@ -34,10 +38,20 @@ class Tables:
         self.page_size = page_size
         self._device = device
         self._cheapest = cheapest
+        self.device_pages: Tensor | None = None
+        if device.type == "cuda":
+            self.device_pages = torch.zeros(slots, pages_per_seq, dtype=torch.int32, device=device)
+        self._stager = Stager(device)
+
+    def file(self, plan: Plan) -> None:
+        """Apply the plan's new table entries on the host."""
+        self.pages[plan.table_slots, plan.table_index] = plan.table_pages
 
     def batch(self, plan: Plan) -> Batch:
         """Apply the plan's new table entries and lay out its tokens."""
-        self.pages[plan.table_slots, plan.table_index] = plan.table_pages
+        self.file(plan)
+        if self.device_pages is not None:
+            return self._staged(plan, self.device_pages)
         offsets = np.concatenate(([0], np.cumsum(plan.counts)))
         total = int(offsets[-1])
         padding = self._padded(total) - total
@@ -62,6 +76,26 @@ class Tables:
             sampled,
             self._to_device(plan.slots[sampled_rows]),
         )
+
+    def _staged(self, plan: Plan, table: Tensor) -> Batch:
+        """`batch` in one copy that nobody waits for; no padding, which pays on CPUs alone."""
+        offsets = np.concatenate(([0], np.cumsum(plan.counts)))
+        total = int(offsets[-1])
+        positions = np.arange(total) + np.repeat(plan.starts - offsets[:-1], plan.counts)
+        drawn = np.flatnonzero(plan.tokens == DRAWN)
+        slots = np.repeat(plan.slots, plan.counts)[drawn]
+        sampled_rows = np.flatnonzero(plan.samples)
+        last = offsets[1:][sampled_rows] - 1
+        entries = plan.table_slots, plan.table_index, plan.table_pages
+        staged = self._stager.put([plan.tokens, positions, drawn, slots, last, plan.slots[sampled_rows], *entries])
+        tokens = staged[0]
+        if len(drawn):
+            tokens[staged[2]] = self.last[staged[3]]
+        if len(plan.table_slots):
+            table[staged[6], staged[7]] = staged[8].int()
+        rows = Rows(plan.slots, plan.starts, plan.counts, self.pages, self.page_size)
+        sampled = staged[4] if len(last) < total else None
+        return Batch(tokens, staged[1], rows, offsets, sampled_rows, sampled, staged[5])
 
     def _padded(self, n: int) -> int:
         return self._cheapest[n] if n < len(self._cheapest) else n

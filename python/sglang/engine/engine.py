@@ -1,25 +1,33 @@
 """Engine: a loaded model, its KV pool, and `launch(plan)`."""
 
 import time
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from sglang.attention.base import Shape, require
+from sglang.attention.base import AttentionBackend, Look, Shape, require
 from sglang.attention.torch_native import TorchAttention
 from sglang.base.config import ServerConfig
 from sglang.base.errors import ConfigError
 from sglang.base.messages import Ready
-from sglang.base.plan import Plan, Result
-from sglang.engine.batch import Batch, Tables
+from sglang.base.plan import Plan, Result, Seat
+from sglang.base.sampling import SamplingParams
+from sglang.engine.batch import Tables
 from sglang.engine.pool import chunk_of, make_pool, slots_of
 from sglang.engine.sampler import SCORE_BLOCK, Masked, Sampler, next_positions, score_drawn, score_known
+from sglang.kernels.staging import Landing, triton_works
 from sglang.layers.linear import bfloat16_arithmetic
 from sglang.models import config as hf
 from sglang.models.checkpoint import folder_of, load
 from sglang.models.decoder import Model
 from sglang.models.spec import FAMILIES, Decoder, Family
 
+if TYPE_CHECKING:
+    from sglang.engine.graphs import DecodeGraphs
+
+WARM_TOKENS = 64
 DTYPES = {
     "half": torch.float16,
     "float16": torch.float16,
@@ -32,14 +40,16 @@ DTYPES = {
 class Flight:
     """A launched step. `wait` reads its tokens, once the device has them."""
 
-    def __init__(self, plan: Plan, drawn: Tensor, batch: Batch, scores: Result):
-        self._plan = plan
-        self._drawn = drawn
-        self._batch = batch
-        self._result = scores
+    def __init__(self, result: Result, rows: np.ndarray, drawn: Tensor, landing: Landing | None):
+        """rows: [S], those that draw; drawn: [S], on the device."""
+        self._result = result
+        self._rows = rows
+        self._drawn, self._arrived = (drawn, None) if landing is None else landing.bring(drawn)
 
     def wait(self) -> Result:
-        self._result.tokens[self._batch.sampled_rows] = self._drawn.cpu().numpy()
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        self._result.tokens[self._rows] = self._drawn.numpy()
         return self._result
 
 
@@ -58,11 +68,25 @@ class Engine:
         pool = make_pool(config, model, context)
         self.pages, self.page_size, self.kv_bytes = pool.pages, pool.page_size, pool.bytes
         shape = Shape(spec.heads, spec.kv_heads, spec.head_dim, spec.scale, spec.value_dim if spec.latent else None)
-        require("torch", TorchAttention.features, shape, model.looks)
-        self._attention = TorchAttention(shape, pool.keys, pool.values)
         self._model = model
         self._tables = Tables(self.slots, -(-context // pool.page_size), pool.page_size, device, model.routes.cheapest)
         self._sampler = Sampler(self.slots, spec.vocab, eos_ids, device)
+        self._landing = Landing(self.slots, device) if device.type == "cuda" else None
+        self._attention: AttentionBackend
+        self._graphs: DecodeGraphs | None = None
+        if attention_of(config, device, shape, model.looks) == "torch":
+            self._attention = TorchAttention(shape, pool.keys, pool.values)
+            return
+        # Triton is imported where it is used: it is not installed everywhere.
+        from sglang.attention.triton import TritonAttention
+        from sglang.engine import graphs
+
+        table = self._tables.device_pages
+        assert table is not None
+        self._attention = TritonAttention(shape, pool.keys, pool.values, table, pool.page_size)
+        if not config.disable_cuda_graph:
+            most = min(config.cuda_graph_max_bs or self.slots, self.slots)
+            self._graphs = graphs.DecodeGraphs(model, self._attention, self._tables, self._sampler, most)
         self.ready: Ready  # set by load
 
     @classmethod
@@ -85,6 +109,7 @@ class Engine:
             parameters = sum(t.numel() for t in model.places().values())
             load(model, family, folder, config.load_format, progress)
             engine = cls(config, model, context, hf.eos_ids(folder, raw), device)
+        engine.warm()
         engine.ready = Ready(
             model_type=str(raw.get("model_type", "")),
             architecture=raw["architectures"][0],
@@ -108,6 +133,8 @@ class Engine:
         """Run one step. On CUDA it returns before the device is done, except where scores were asked for."""
         for seat in plan.seats:
             self._sampler.seat(seat)
+        if self._graphs is not None and self._graphs.fits(plan):
+            return self._decode(plan, self._graphs)
         batch = self._tables.batch(plan)
         self._attention.plan(batch.rows)
         hidden = self._model.forward(batch.tokens, batch.positions, self._attention)
@@ -134,7 +161,67 @@ class Engine:
             self._tables.last[batch.sampled_slots] = drawn
             if plan.asks:
                 result.scores = score_drawn(logits, drawn, plan.asks, rows)
-        return Flight(plan, drawn, batch, result)
+        return Flight(result, batch.sampled_rows, drawn, self._landing)
+
+    def _decode(self, plan: Plan, graphs: "DecodeGraphs") -> Flight:
+        """`launch` where all rows decode."""
+        rows = np.arange(len(plan.slots))
+        logits, drawn, slots = graphs.launch(plan)
+        result = Result(np.full(len(rows), -1, np.int32))
+        if drawn is None:
+            masked = Masked.of(plan, rows, logits.device)
+            drawn = self._sampler.draw(logits, plan.slots, next_positions(plan, rows), masked)
+            self._tables.last[slots] = drawn
+        if plan.asks:
+            result.scores = score_drawn(logits.float(), drawn, plan.asks, rows)
+        return Flight(result, rows, drawn, self._landing)
+
+    @torch.inference_mode()
+    def warm(self) -> None:
+        """Compile what the first requests would wait for: a long row, a short one, a decode.
+
+        Before any real plan, since it writes to slot 0 and to the first cells.
+        """
+        if self._landing is None:
+            return
+        nobody = Seat(0, SamplingParams(temperature=0), 0)
+        tokens = min(WARM_TOKENS, self.pages * self.page_size, self.context_length - 1)
+        pages = np.arange(-(-tokens // self.page_size), dtype=np.int32)
+        for count in (tokens, min(tokens, 2), 1):
+            self.launch(
+                Plan(
+                    step=0,
+                    slots=np.zeros(1, np.int32),
+                    starts=np.zeros(1, np.int32),
+                    counts=np.full(1, count, np.int32),
+                    samples=np.ones(1, np.bool_),
+                    tokens=np.zeros(count, np.int32),
+                    table_slots=np.zeros(len(pages), np.int32),
+                    table_index=pages,
+                    table_pages=pages,
+                    seats=[nobody],
+                )
+            ).wait()
+
+
+def attention_of(config: ServerConfig, device: torch.device, shape: Shape, looks: list[Look]) -> str:
+    """The backend that --attention-backend asks for, or the fastest one that can. Raises ConfigError."""
+    asked = config.attention_backend
+    able = device.type == "cuda" and triton_works()
+    if asked == "triton" and not able:
+        where = "Triton is not installed" if device.type == "cuda" else f"--device is {device.type}"
+        raise ConfigError(f"--attention-backend triton needs a CUDA device and Triton, but {where}; torch works")
+    if asked == "torch" or not able:
+        return "torch"
+    from sglang.attention.triton import TritonAttention
+
+    try:
+        require("triton", TritonAttention.features, shape, looks)
+    except ConfigError:
+        if asked == "triton":
+            raise
+        return "torch"
+    return "triton"
 
 
 def _device(name: str) -> torch.device:

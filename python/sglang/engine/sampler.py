@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sglang.base.messages import Score
 from sglang.base.plan import Ask, Plan, Seat
+from sglang.kernels.staging import Stager, triton_works
 
 CANDIDATES = 256  # most likely tokens looked at before a row's whole vocabulary is
 BLOCK = 256  # tokens summed at once where a cumulative sum over the vocabulary is inverted
@@ -75,6 +76,7 @@ class Masked:
         self._masks = masks
         self._mask_of = torch.from_numpy(mask_of.astype(np.int64)).to(device, non_blocking=True)
         self._device = device
+        self._lines = rows, mask_of
 
     @staticmethod
     def of(plan: Plan, rows: np.ndarray, device: torch.device) -> "Masked | None":
@@ -82,6 +84,12 @@ class Masked:
         if not len(plan.masked):
             return None
         return Masked(np.searchsorted(rows, plan.masked), plan.masks, plan.mask_of, device)
+
+    def bits(self, rows: int) -> tuple[Tensor, np.ndarray]:
+        """int32 [U, words] on the device, and the mask of each of a step's rows, int64 [rows], -1 where it has none."""
+        mask_of = np.full(rows, -1, np.int64)
+        mask_of[self._lines[0]] = self._lines[1]
+        return torch.from_numpy(self._masks.view(np.int32)).to(self._device, non_blocking=True), mask_of
 
     def forbidden(self, vocab: int) -> Tensor:
         """bool [M, vocab]. The masks travel as bits and are spread where the logits are."""
@@ -105,12 +113,22 @@ class Sampler:
         self._ledger = _Ledger(vocab, device)
         self._bias: dict[int, tuple[Tensor, Tensor]] = {}  # slot -> ids, values
         self._ends: dict[int, Tensor] = {}  # slot -> ids kept back until the minimum length
+        self._touched = np.zeros(slots, np.bool_)  # something besides the temperature changes the logits
+        self._wishes = np.zeros((4, slots), np.int64)  # of each slot: the first four of `wishes`
+        self._seeds = np.zeros(slots, np.uint64)
+        self._firsts = np.zeros(slots, np.int64)
+        self._stager = Stager(device) if device.type == "cuda" and triton_works() else None
 
     def seat(self, seat: Seat) -> None:
         """A sequence took the slot, or its parameters changed."""
         p, slot = seat.sampling, seat.slot
         self._seats[slot] = seat
-        self._plain[slot] = p.greedy and not (p.penalised or p.logit_bias or p.min_new_tokens)
+        self._touched[slot] = p.penalised or bool(p.logit_bias) or p.min_new_tokens > 0
+        self._plain[slot] = p.greedy and not self._touched[slot]
+        floats = [0.0 if p.greedy else p.temperature, p.top_p, p.min_p]
+        temperature, top_p, min_p = np.array(floats, np.float64).view(np.int64).tolist()
+        self._wishes[:, slot] = temperature, p.top_k, top_p, min_p
+        self._seeds[slot], self._firsts[slot] = p.seed or 0, seat.first
         self._bias.pop(slot, None)
         self._ends.pop(slot, None)
         self._ledger.close(slot)
@@ -129,6 +147,8 @@ class Sampler:
         Returns int64 [S]. A random row without a single finite logit, or with a NaN, draws token 0; a greedy one some
         token of the vocabulary. No row fails, and none harms another.
         """
+        if self._stager is not None:
+            return self._draw_on_device(logits, slots, positions, masked)
         if self._plain[slots].all():
             if masked is None:
                 return most_likely(logits)
@@ -156,11 +176,48 @@ class Sampler:
             if random:
                 some = self._ids(random)
                 tokens[some] = self._draw_random(logits[some], [seats[r] for r in random], [numbers[r] for r in random])
+        self._remember(seats, tokens)
+        return tokens
+
+    def touches(self, slots: np.ndarray) -> bool:
+        """Whether bias, penalties or a minimum length change any of these slots' logits."""
+        return bool(self._touched[slots].any())
+
+    def wishes(self, slots: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """int64 [5, n]: temperature (0: greedy), top_k, top_p, min_p, uniform number; floats as their float64 bits."""
+        u = uniform(self._seeds[slots], (positions - self._firsts[slots]).astype(np.uint64))
+        return np.concatenate((self._wishes[:, slots], u.view(np.int64)[None]))
+
+    def _draw_on_device(
+        self, logits: Tensor, slots: np.ndarray, positions: np.ndarray, masked: Masked | None
+    ) -> Tensor:
+        """`draw` by kernels that neither sort nor wait for the host."""
+        from sglang.kernels import sample
+
+        assert self._stager is not None
+        wishes = self.wishes(slots, positions)
+        seats: list[Seat] = []
+        if self.touches(slots):
+            seats = [self._seat(slot) for slot in slots.tolist()]
+            numbers = [position - seat.first for position, seat in zip(positions.tolist(), seats, strict=True)]
+            logits = logits / self._column(1.0 if s.sampling.greedy else s.sampling.temperature for s in seats)
+            self._touch(logits, seats, numbers)
+            wishes[0, wishes[0] != 0] = np.array(1.0).view(np.int64)
+        masks, mask_of = (None, None) if masked is None else masked.bits(len(logits))
+        nobody = np.full(len(slots), -1)
+        staged = self._stager.put([nobody, *wishes, *([] if mask_of is None else [mask_of])])
+        tokens = torch.empty(len(slots), dtype=torch.int64, device=self._device)
+        draws = sample.Draws.of(staged[0], staged[1:6])
+        sample.draw(logits, draws, tokens, tokens, masks, staged[6] if mask_of is not None else None)
+        self._remember(seats, tokens)
+        return tokens
+
+    def _remember(self, seats: list[Seat], tokens: Tensor) -> None:
+        """Count drawn tokens where penalties will need them."""
         lined = [row for row, seat in enumerate(seats) if seat.slot in self._ledger.lines]
         if lined:
             lines = self._ids(self._ledger.lines[seats[row].slot] for row in lined)
             self._ledger.add(lines, tokens[self._ids(lined)])
-        return tokens
 
     def _seat(self, slot: int) -> Seat:
         seat = self._seats[slot]

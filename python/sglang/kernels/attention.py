@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+MOST_SPLITS = 64
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
@@ -49,7 +50,7 @@ def _absorb(s, v, most, total, out, PRECISION: tl.constexpr):
     return new, total, out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def _decode(
     q,
     keys,
@@ -66,6 +67,7 @@ def _decode(
     table_row,
     scale,
     cap,
+    splits,
     GROUP: tl.constexpr,
     KV: tl.constexpr,
     DIM: tl.constexpr,
@@ -74,7 +76,7 @@ def _decode(
     CHUNK: tl.constexpr,
     CAPPED: tl.constexpr,
     SINKS: tl.constexpr,
-    SPLITS: tl.constexpr,
+    PARTED: tl.constexpr,  # splits > 1: parts and norms are written, not out
     PRECISION: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -87,7 +89,7 @@ def _decode(
     length = tl.where(slot < 0, 0, tl.load(positions + row).to(tl.int32) + 1)
     nearest = _nearest(length - 1, WINDOW, CHUNK)
     first = nearest // BLOCK_N * BLOCK_N
-    share = tl.cdiv(tl.cdiv(length - first, BLOCK_N), SPLITS) * BLOCK_N
+    share = tl.cdiv(tl.cdiv(length - first, BLOCK_N), splits) * BLOCK_N
     begin = first + split * share
     end = tl.minimum(begin + share, length)
     place = tl.load(places + row).to(tl.int64)
@@ -113,7 +115,7 @@ def _decode(
             s = _scores(query, k.to(query.dtype), scale, cap, CAPPED, PRECISION)
             s = tl.where((there & (position >= nearest))[None, :], s, float("-inf"))
             most, total, acc = _absorb(s, v.to(query.dtype), most, total, acc, PRECISION)
-    if SPLITS == 1:
+    if not PARTED:
         if SINKS:
             sink = tl.load(sinks + head, mask=g < GROUP, other=0.0).to(tl.float32) * LOG2E
             new = tl.maximum(most, sink)
@@ -123,7 +125,7 @@ def _decode(
         to = out + place * (KV * GROUP * DIM) + head[:, None] * DIM + d[None, :]
         tl.store(to, acc.to(out.dtype.element_ty), mask=mine)
     else:
-        here = (row.to(tl.int64) * (KV * GROUP) + head) * SPLITS + split
+        here = (row.to(tl.int64) * (KV * GROUP) + head) * splits + split
         norm = most + tl.log2(tl.where(total == 0.0, 1.0, total))
         tl.store(norms + here, norm, mask=g < GROUP)
         if begin < end:
@@ -131,17 +133,17 @@ def _decode(
             tl.store(parts + here[:, None] * DIM + d[None, :], acc, mask=mine)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def _merge(
     parts,
     norms,
     out,
     sinks,
     places,
+    splits,
     HEADS: tl.constexpr,
     DIM: tl.constexpr,
     SINKS: tl.constexpr,
-    SPLITS: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -149,8 +151,8 @@ def _merge(
     head = tl.program_id(1)
     d = tl.arange(0, BLOCK_D)
     split = tl.arange(0, BLOCK_S)
-    here = (row * HEADS + head) * SPLITS + split
-    norm = tl.load(norms + here, mask=split < SPLITS, other=float("-inf"))
+    here = (row * HEADS + head) * splits + split
+    norm = tl.load(norms + here, mask=split < splits, other=float("-inf"))
     used = norm > float("-inf")
     most = tl.max(norm, 0)
     if SINKS:
@@ -295,12 +297,12 @@ def extend_tuning(dim: int, dtype: torch.dtype, longest: int) -> Tuning:
     return Tuning(128, 64, 8, 2) if wide <= 256 else Tuning(64, 32, 4, 2)
 
 
-def splits_for(rows: int, kv_heads: int) -> int:
-    """Parts a decode row is cut into so that every multiprocessor has several programs; a power of two."""
-    return min(64, triton.next_power_of_2(triton.cdiv(PROGRAMS, rows * kv_heads)))
-
-
 PROGRAMS = 1024  # about eight for each of an H200's 132 multiprocessors
+
+
+def splits_for(rows: int, kv_heads: int, programs: int = PROGRAMS) -> int:
+    """Parts a decode row is cut into so that every multiprocessor has several programs; a power of two."""
+    return min(MOST_SPLITS, triton.next_power_of_2(triton.cdiv(programs, rows * kv_heads)))
 
 
 def decode(
@@ -328,17 +330,16 @@ def decode(
     block_d = triton.next_power_of_2(dim)
     _decode[(rows, kv, splits)](
         q, pool.keys, pool.values, out, parts, norms, sinks, slots, positions, places, pool.table,
-        q.stride(0), pool.table.stride(0), score.scale, score.cap,
+        q.stride(0), pool.table.stride(0), score.scale, score.cap, splits,
         GROUP=heads // kv, KV=kv, DIM=dim, PAGE=pool.page_size, WINDOW=score.window, CHUNK=score.chunk,
-        CAPPED=score.cap != 0, SINKS=score.sinks is not None, SPLITS=splits, PRECISION=_precision(q),
+        CAPPED=score.cap != 0, SINKS=score.sinks is not None, PARTED=splits > 1, PRECISION=_precision(q),
         BLOCK_G=max(16, triton.next_power_of_2(heads // kv)), BLOCK_D=block_d, BLOCK_N=t.keys,
         num_warps=t.warps, num_stages=t.stages,
     )  # fmt: skip
     if splits > 1:
         _merge[(rows, heads)](
-            parts, norms, out, sinks, places,
-            HEADS=heads, DIM=dim, SINKS=score.sinks is not None, SPLITS=splits, BLOCK_S=splits, BLOCK_D=block_d,
-            num_warps=4 if splits > 4 else 1,
+            parts, norms, out, sinks, places, splits,
+            HEADS=heads, DIM=dim, SINKS=score.sinks is not None, BLOCK_S=MOST_SPLITS, BLOCK_D=block_d, num_warps=4,
         )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-# pyright: reportCallIssue=false, reportPossiblyUnboundVariable=false, reportAssignmentType=false
+# pyright: reportCallIssue=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
 # Launch options and compile-time branches are beyond the types of Triton's decorators.
 """Logits -> tokens without sorting a vocabulary, in two kernels.
 
@@ -8,6 +8,7 @@ top-k, top-p or min-p limit a row, the least weight that stays is found by halvi
 order like their bits; tokens of equal weight stay or go together.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -121,7 +122,7 @@ def _pick(
             floor = tl.maximum(floor, low.to(tl.float32, bitcast=True))
         if floor > 0.0:
             weight = tl.zeros([BLOCKS], tl.float64)
-            for block in range(0, blocks):
+            for block in range(blocks):
                 x = _read(own, block * BLOCK + i, vocab, words, which >= 0, MASKED)
                 e = tl.exp((x - most) / temperature)
                 weight = tl.where(b == block, tl.sum(tl.where(e >= floor, e, 0.0), 0).to(tl.float64), weight)
@@ -156,6 +157,13 @@ class Draws:
     top_ps: Tensor
     min_ps: Tensor
     uniforms: Tensor
+
+    @staticmethod
+    def of(slots: Tensor, wishes: Sequence[Tensor]) -> "Draws":
+        """wishes: temperature, top_k, top_p, min_p, uniform; int64, floats as their float64 bits."""
+        temperatures, top_ks, top_ps, min_ps, uniforms = wishes
+        floats = [t.view(torch.float64) for t in (temperatures, top_ps, min_ps, uniforms)]
+        return Draws(slots, floats[0], top_ks, *floats[1:])
 
 
 def draw(

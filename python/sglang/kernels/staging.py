@@ -1,5 +1,6 @@
 """Host arrays -> device in one copy, through pinned memory that is not written again before it was read."""
 
+import importlib.util
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +10,11 @@ from torch import Tensor
 
 ALIGN = 2  # int64s: kernels are compiled once for pointers that 16 divides, again for others
 RING = 4  # buffers; a step is never more than two behind
+
+
+def triton_works() -> bool:
+    """Whether Triton is installed: torch's wheels bring it along where there is CUDA, and not everywhere else."""
+    return importlib.util.find_spec("triton") is not None
 
 
 class Stager:
@@ -52,7 +58,10 @@ class Stager:
         if kept is not None:
             kept[1].synchronize()  # its copy was enqueued steps ago
         if kept is None or len(kept[0]) < size:
-            kept = (torch.empty(max(4096, 1 << size.bit_length()), dtype=torch.int64, pin_memory=True), torch.cuda.Event())
+            kept = (
+                torch.empty(max(4096, 1 << size.bit_length()), dtype=torch.int64, pin_memory=True),
+                torch.cuda.Event(),
+            )
             self._ring[self._at] = kept
         return kept
 

@@ -40,7 +40,7 @@ class Pair:
         self.keys, self.values = own[:LAYERS], own[LAYERS:]
         self.wide = TorchAttention(s, wide[:LAYERS], wide[LAYERS:])
         table = torch.from_numpy(self.table).to(DEVICE)
-        self.own = TritonAttention(s, self.keys, self.values, table, self.page_size)
+        self.own = TritonAttention(s, self.keys, self.values, table, self.page_size, 32)
 
     def some(self, *size: int) -> torch.Tensor:
         return torch.randn(size, generator=self.random)

@@ -1,0 +1,139 @@
+"""Decode steps as CUDA graphs: forward pass and sampling, captured once for each batch size that is seen.
+
+A captured graph reads and writes tensors that never move. A step's host data (slots, positions, known tokens, what each
+row wants of the sampler, new page-table entries) goes to one of them in one copy; the graph does the rest, down to the
+drawn tokens. Sizes are rounded up to a few; what is left of a size is padding: rows of slot -1, filed nowhere.
+
+A size that is seen for the first time runs kernel by kernel, and is captured while the device is busy with that.
+"""
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sglang.attention.triton import TritonAttention
+from sglang.base.plan import Plan
+from sglang.engine.batch import Tables
+from sglang.engine.sampler import Sampler, next_positions
+from sglang.kernels import sample
+from sglang.kernels.enter import enter
+from sglang.kernels.staging import Stager
+from sglang.models.decoder import Model
+
+log = logging.getLogger("sglang.engine")
+# Columns: slot, position, known token, five of Sampler.wishes, and slot, index and page of a new table entry.
+ENTRY, COLUMNS = 8, 11
+
+
+def sizes(most: int) -> list[int]:
+    """Batch sizes worth a graph of their own, 1 .. most: at most a quarter of a batch beyond 8 is padding."""
+    found, n, step = [1, 2, 4], 8, 8
+    while n < most:
+        found.append(n)
+        n += step
+        if n == 8 * step:
+            step *= 2
+    return [n for n in found if n < most] + [most]
+
+
+@dataclass
+class _Captured:
+    graph: torch.cuda.CUDAGraph
+    logits: Tensor  # [size, vocab], in the graph's own memory
+
+
+class DecodeGraphs:
+    """Runs plans in which every row decodes. On a device without graphs every step runs kernel by kernel."""
+
+    def __init__(self, model: Model, attention: TritonAttention, tables: Tables, sampler: Sampler, most: int):
+        """most: rows of the largest graph; larger plans do not fit."""
+        assert tables.device_pages is not None
+        self._model, self._attention, self._tables, self._sampler = model, attention, tables, sampler
+        self._pages = tables.device_pages
+        self._sizes = sizes(most)
+        self._most = most
+        device = model.device
+        self._stager = Stager(device)
+        self._columns = torch.zeros(COLUMNS * (most + most % 2), dtype=torch.int64, device=device)
+        self._tokens = torch.zeros(most, dtype=torch.int64, device=device)
+        self._drawn = torch.zeros(most, dtype=torch.int64, device=device)
+        self._places = torch.arange(most, device=device)
+        self._captured: dict[tuple[int, bool], _Captured] = {}
+        self._captures = device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if self._captures else None
+        self._pool = torch.cuda.graph_pool_handle() if self._captures else None
+
+    def fits(self, plan: Plan) -> bool:
+        n = len(plan.slots)
+        return n <= self._most and len(plan.tokens) == n and bool(plan.samples.all()) and not plan.prompt_asks
+
+    def launch(self, plan: Plan) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Returns logits [n, vocab], the drawn tokens or None where something besides the sampler's wishes says what
+        may be drawn, and the rows' slots. All are overwritten by the next launch.
+        """
+        n = len(plan.slots)
+        size = next(s for s in self._sizes if s >= n)
+        draws = not len(plan.masked) and not self._sampler.touches(plan.slots)
+        self._tables.file(plan)
+        self._stage(plan, size, draws)
+        logits = self._run(size, draws)
+        return logits[:n], self._drawn[:n] if draws else None, self._columns[:n]
+
+    def _stage(self, plan: Plan, size: int, draws: bool) -> None:
+        n, entries = len(plan.slots), (plan.table_slots, plan.table_index, plan.table_pages)
+        columns = np.zeros((COLUMNS, size + size % 2), np.int64)
+        columns[0, n:] = columns[ENTRY] = -1
+        columns[0, :n], columns[1, :n], columns[2, :n] = plan.slots, plan.starts, plan.tokens
+        if draws:
+            columns[3:ENTRY, :n] = self._sampler.wishes(plan.slots, next_positions(plan, np.arange(n)))
+        if len(plan.table_slots) <= size:
+            columns[ENTRY:, : len(plan.table_slots)] = entries
+        else:  # sequences that found all they had in the cache bring their whole tables
+            slots, index, pages = self._stager.put(entries)
+            self._pages[slots, index] = pages.int()
+        self._stager.put_into(self._columns[: columns.size], columns)
+
+    def _run(self, size: int, draws: bool) -> Tensor:
+        captured = self._captured.get((size, draws))
+        if captured is not None:
+            captured.graph.replay()
+            return captured.logits
+        logits = self._step(size, draws)
+        if self._captures:
+            self._capture(size, draws)
+        return logits
+
+    def _step(self, size: int, draws: bool) -> Tensor:
+        """What is captured. Reads `_columns`; writes `_drawn`, the slots' last tokens, page tables and the pool."""
+        columns = self._columns[: COLUMNS * (size + size % 2)].view(COLUMNS, -1)[:, :size]
+        slots, positions, tokens = columns[0], columns[1], self._tokens[:size]
+        entries = columns[ENTRY], columns[ENTRY + 1], columns[ENTRY + 2]
+        enter(slots, columns[2], entries, self._tables.last, self._pages, tokens)
+        self._attention.fix(slots, positions, self._places[:size])
+        logits = self._model.logits(self._model.forward(tokens, positions, self._attention), widen=False)
+        if draws:
+            wishes = sample.Draws.of(slots, columns[3:ENTRY].unbind())
+            sample.draw(logits, wishes, self._tables.last, self._drawn[:size])
+        return logits
+
+    def _capture(self, size: int, draws: bool) -> None:
+        """Not torch.cuda.graph: that waits for the device and empties caches, in the middle of serving."""
+        assert self._stream is not None
+        graph = torch.cuda.CUDAGraph()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        try:
+            with torch.cuda.stream(self._stream):
+                graph.capture_begin(self._pool, capture_error_mode="thread_local")
+                try:
+                    logits = self._step(size, draws)
+                finally:
+                    graph.capture_end()
+        except RuntimeError as error:
+            log.warning("CUDA graphs are off, this model's decode step cannot be captured: %s", error)
+            self._captures = False
+            return
+        torch.cuda.current_stream().wait_stream(self._stream)
+        self._captured[size, draws] = _Captured(graph, logits)

@@ -1,0 +1,152 @@
+"""The CUDA road of an engine, step by step beside the plain one: captured on a GPU, interpreted without one."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from engine_driver import DRAWN, Ask, Driver, Row, load
+
+from sglang.base.plan import Plan
+from sglang.base.sampling import SamplingParams
+from sglang.engine.engine import Engine
+
+pytest.importorskip("triton")
+from sglang.attention.base import Shape
+from sglang.attention.triton import TritonAttention
+from sglang.engine.graphs import DecodeGraphs, sizes
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 300,
+    "max_position_embeddings": 128,
+    "eos_token_id": 3,
+    "torch_dtype": "float32",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("graphs")
+    (path / "config.json").write_text(json.dumps(CONFIG))
+    return path
+
+
+def on_device(folder: Path, **flags: Any) -> Engine:
+    """An engine as it is on CUDA; without a GPU, one put together the same way on the CPU."""
+    engine = load(folder, DEVICE, load_format="dummy", max_total_tokens=256, **flags)
+    if DEVICE == "cpu":
+        tables = engine._tables
+        tables.device_pages = torch.zeros(tables.pages.shape, dtype=torch.int32)
+        plain: Any = engine._attention
+        shape = Shape(4, 2, 16, 0.25)
+        own = TritonAttention(shape, plain._keys, plain._values, tables.device_pages, engine.page_size, 8)
+        engine._attention = own
+        engine._graphs = DecodeGraphs(engine._model, own, tables, engine._sampler, engine.slots)
+    return engine
+
+
+@pytest.mark.parametrize("page_size", [1, 4])
+def test_generated_tokens_are_those_of_the_plain_engine(folder: Path, page_size: int) -> None:
+    plain = Driver(load(folder, load_format="dummy", max_total_tokens=256, page_size=page_size))
+    own = Driver(on_device(folder, page_size=page_size))
+    prompts = {0: [5, 6, 7], 3: [11, 12, 13, 14, 15, 16, 17], 5: [250]}
+    drawn = []
+    for driver in (plain, own):
+        seats = [driver.seat(slot, len(prompt)) for slot, prompt in prompts.items()]
+        rows = [Row(slot, 0, prompt) for slot, prompt in prompts.items()]
+        found = [driver.step(rows, seats).tokens.tolist()]
+        lengths = {slot: len(prompt) for slot, prompt in prompts.items()}
+        for slots in ([0, 3, 5], [5, 0], [0, 3, 5], [3]):  # sizes with and without padding
+            found.append(driver.step([Row(s, lengths[s], [DRAWN]) for s in slots]).tokens.tolist())
+            for s in slots:
+                lengths[s] += 1
+        # A row of several tokens beside decodes, then a known token in a decode.
+        found.append(driver.step([Row(0, lengths[0], [DRAWN]), Row(3, lengths[3], [9, 8, 7])]).tokens.tolist())
+        found.append(driver.step([Row(0, lengths[0] + 1, [42]), Row(3, lengths[3] + 3, [DRAWN])]).tokens.tolist())
+        drawn.append(found)
+    assert drawn[0] == drawn[1]
+
+
+def test_a_row_with_many_new_pages_brings_its_whole_table(folder: Path) -> None:
+    plain = Driver(load(folder, load_format="dummy", max_total_tokens=256))
+    own = Driver(on_device(folder))
+    found = []
+    for driver in (plain, own):
+        prompt = list(range(20, 40))
+        driver.step([Row(1, 0, prompt)], [driver.seat(1, 20)])
+        entries = driver.share(2, 1, 20)
+        found.append(driver.step([Row(2, 20, [77])], [driver.seat(2, 21)], entries).tokens.tolist())
+    assert found[0] == found[1]
+
+
+def test_rows_that_the_graph_cannot_draw_are_drawn_after_it(folder: Path) -> None:
+    """Penalties, a mask, scores; greedy rows beside random ones."""
+    kinds = [
+        SamplingParams(temperature=0, repetition_penalty=1.8),
+        SamplingParams(temperature=0, logit_bias={17: 100.0}),
+        SamplingParams(temperature=0),
+        SamplingParams(seed=4, top_k=1),
+    ]
+    plain = Driver(load(folder, load_format="dummy", max_total_tokens=256))
+    own = Driver(on_device(folder))
+    found = []
+    for driver in (plain, own):
+        seats = [driver.seat(slot, 3, kind, prompt=[5, 6, 7]) for slot, kind in enumerate(kinds)]
+        steps = [driver.step([Row(slot, 0, [5, 6, 7]) for slot in range(4)], seats)]
+        for i in range(3):
+            rows = [Row(slot, 3 + i, [DRAWN], ask=Ask(0, 2, ()) if slot == 2 else None) for slot in range(4)]
+            steps.append(driver.step(rows))
+        found.append(steps)
+    for a, b in zip(*found, strict=True):
+        assert a.tokens.tolist() == b.tokens.tolist()
+        for row, score in a.scores.items():
+            assert score.logprob == pytest.approx(b.scores[row].logprob, abs=1e-4)
+    assert found[1][1].tokens[1] == 17
+
+
+def test_random_rows_depend_on_seed_and_number_alone(folder: Path) -> None:
+    own = Driver(on_device(folder))
+    sampling = SamplingParams(seed=9, temperature=0.9, top_p=0.95)
+    alone = own.generate(0, [5, 6, 7], 6, sampling)
+    own.step([Row(1, 0, [5, 6, 7]), Row(2, 0, [9])], [own.seat(1, 3, sampling), own.seat(2, 1, SamplingParams(seed=1))])
+    beside = []
+    for i in range(5):
+        beside.append(int(own.step([Row(2, 1 + i, [DRAWN]), Row(1, 3 + i, [DRAWN])]).tokens[1]))
+    assert beside == alone[1:]
+
+
+def test_masks_hold_in_a_decode(folder: Path) -> None:
+    own = Driver(on_device(folder))
+    own.step([Row(0, 0, [5, 6]), Row(1, 0, [5, 6])], [own.seat(0, 2), own.seat(1, 2)])
+    masks = np.zeros((1, 10), np.uint32)
+    masks[0, 3] = 1 << 4
+    one = np.zeros(1, np.int32)
+    plan = Plan(
+        step=0, slots=np.arange(2, dtype=np.int32), starts=np.full(2, 2, np.int32), counts=np.ones(2, np.int32),
+        samples=np.ones(2, np.bool_), tokens=np.full(2, DRAWN, np.int32), table_slots=np.arange(2, dtype=np.int32),
+        table_index=np.full(2, 2, np.int32), table_pages=np.array([60, 61], np.int32), masks=masks,
+        masked=one + 1, mask_of=one,
+    )  # fmt: skip
+    assert own.engine.launch(plan).wait().tokens[1] == 100
+
+
+def test_sizes_grow_with_little_padding() -> None:
+    assert sizes(1) == [1]
+    assert sizes(6) == [1, 2, 4, 6]
+    for most in (100, 512, 1000):
+        found = sizes(most)
+        assert found[-1] == most
+        assert len(found) < 30
+        for below, size in itertools.pairwise(found):
+            assert size - (below + 1) <= max(7, size // 4)
