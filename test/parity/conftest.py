@@ -49,7 +49,8 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
                     # Biases start at zero and norms at one: a mix-up would go unseen. Embeddings at 0.02 give flat
                     # logits, and flat logits hide errors.
                     one = not family.startswith("Gemma") and bool(NORM.search(name))
-                    p.copy_(torch.randn_like(p) * (p.shape[-1] ** -0.5 if p.dim() > 1 else 0.3) + one)
+                    scale = p.shape[-1] ** -0.5 if p.dim() > 1 else 0.15 if name.endswith("bias") else 0.3
+                    p.copy_(torch.randn_like(p) * (1 if "wpe" in name else scale) + one)
                 if config.tie_word_embeddings:  # else every token is its own successor
                     model.get_input_embeddings().weight.mul_(0.2)
                     next(p for name, p in model.named_parameters() if FINAL.search(name)).add_(5)

@@ -44,6 +44,18 @@ GEMMA2 = {"head_dim": 32, "sliding_window": 8, "query_pre_attn_scalar": 24, "att
 GEMMA2 |= {"final_logit_softcapping": 3.0}
 GEMMA3 = {"num_hidden_layers": 7, "head_dim": 32, "sliding_window": 8, "query_pre_attn_scalar": 24}
 QWEN_MOE = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "sliding_window": None}
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 8.0, "original_max_position_embeddings": 16}
+MLA_YARN = YARN | {"mscale": 0.7, "mscale_all_dim": 1.3}
+ALTERNATING = ["sliding_attention", "full_attention", "sliding_attention"]
+GLM_MOE = {"head_dim": 16, "n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 24}
+GLM_MOE |= {"attention_bias": True, "routed_scaling_factor": 1.5}
+GRANITE = {"embedding_multiplier": 3.0, "residual_multiplier": 0.6, "attention_multiplier": 0.2, "logits_scaling": 0.7}
+LLAMA4 = {"num_hidden_layers": 4, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 1}
+LLAMA4 |= {"attention_chunk_size": 16, "floor_scale": 8, "attn_scale": 0.3, "intermediate_size_mlp": 80}
+GPT_OSS = {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8}
+DEEPSEEK = {"kv_lora_rank": 32, "q_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 12}
+DEEPSEEK |= {"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "first_k_dense_replace": 1}
+DEEPSEEK |= {"num_key_value_heads": 4, "routed_scaling_factor": 1.7}
 DBRX: dict[str, Any] = {
     "d_model": 64,
     "n_heads": 4,
@@ -110,6 +122,34 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2 moe renorm": ("Qwen2Moe", QWEN_MOE | {"mlp_only_layers": [1], "norm_topk_prob": True}),
     "dbrx": ("Dbrx", DBRX),
     "dbrx raw weights": ("Dbrx", DBRX | {"ffn_config": DBRX["ffn_config"] | {"moe_normalize_expert_weights": None}}),
+    "mistral small": ("Mistral", {"sliding_window": None, "head_dim": 32}),
+    "ministral": ("Ministral", {"head_dim": 16, "sliding_window": 8, "layer_types": ALTERNATING}),
+    "ministral 3": ("Ministral3", {"rope_parameters": YARN | {"llama_4_scaling_beta": 0.3, "mscale": 1.0}}),
+    "qwen3": ("Qwen3", {"head_dim": 32}),
+    "qwen3 moe": ("Qwen3Moe", QWEN_MOE | {"norm_topk_prob": True, "num_local_experts": 8}),
+    "phi3": ("Phi3", {"sliding_window": 8}),
+    "phi4 mini": ("Phi3", {"partial_rotary_factor": 0.75, "tie_word_embeddings": True}),
+    "phi": ("Phi", {"num_key_value_heads": 4}),
+    "phi norms": ("Phi", {"qk_layernorm": True}),
+    "glm4 2024": ("Glm", {"head_dim": 16, "rms_norm_eps": 1e-5}),
+    "glm4": ("Glm4", {"head_dim": 16, "attention_bias": True, "rms_norm_eps": 1e-5}),
+    "glm4.5": ("Glm4Moe", GLM_MOE),
+    "glm4.5 norms": ("Glm4Moe", GLM_MOE | {"use_qk_norm": True, "n_group": 4, "topk_group": 2}),
+    "olmo2": ("Olmo2", {}),
+    "olmo3": ("Olmo3", {"num_hidden_layers": 4, "sliding_window": 8}),
+    "granite": ("Granite", GRANITE),
+    "granite moe": ("GraniteMoe", GRANITE | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "llama4": ("Llama4", LLAMA4),
+    "llama4 maverick": ("Llama4", LLAMA4 | {"use_qk_norm": False, "interleave_moe_layer_step": 2}),
+    "gpt-oss": ("GptOss", GPT_OSS),
+    "gpt2": ("GPT2", {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 128}),
+    "bigcode": ("GPTBigCode", {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 128, "n_inner": 96}),
+    "gpt-neox": ("GPTNeoX", {"intermediate_size": 96}),
+    "gpt-neox serial": ("GPTNeoX", {"use_parallel_residual": False, "attention_bias": False}),
+    "deepseek v2": ("DeepseekV2", DEEPSEEK | {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2}),
+    "deepseek v2 lite": ("DeepseekV2", DEEPSEEK | {"q_lora_rank": None, "n_group": 1, "topk_group": 1}),
+    "deepseek v3": ("DeepseekV3", DEEPSEEK | {"n_group": 4, "topk_group": 2}),
+    "deepseek v3 yarn": ("DeepseekV3", DEEPSEEK | {"n_group": 1, "topk_group": 1, "rope_parameters": MLA_YARN}),
 }
 GREEDY = (
     "llama",
@@ -126,6 +166,22 @@ GREEDY = (
     "mixtral",
     "qwen2 moe",
     "dbrx",
+    "ministral 3",
+    "qwen3",
+    "qwen3 moe",
+    "phi3",
+    "phi",
+    "glm4",
+    "glm4.5",
+    "olmo2",
+    "granite moe",
+    "llama4",
+    "gpt-oss",
+    "gpt2",
+    "bigcode",
+    "gpt-neox",
+    "deepseek v2",
+    "deepseek v3 yarn",
 )
 
 

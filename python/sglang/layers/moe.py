@@ -165,7 +165,9 @@ class MoE:
         dtype: torch.dtype,
     ):
         self._routing = routing
-        self.router = torch.empty(routing.count, hidden, device=device, dtype=dtype)
+        # Where a bias decides between experts of nearly equal score, 8 bits are too few.
+        exact = torch.float32 if routing.correction else dtype
+        self.router = torch.empty(routing.count, hidden, device=device, dtype=exact)
         self.router_bias = torch.empty(routing.count, device=device, dtype=dtype) if routing.bias else None
         self.correction = torch.empty(routing.count, device=device, dtype=torch.float32) if routing.correction else None
         self.experts = ExpertMlp(routing.count, hidden, inter, act, bias, limit, device, dtype)
@@ -188,7 +190,7 @@ class MoE:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: [tokens, hidden]."""
-        logits = F.linear(x, self.router, self.router_bias)
+        logits = F.linear(x.to(self.router.dtype), self.router, self.router_bias)
         weights, ids = route(self._routing, logits, self.correction)
         out = self.experts(x, weights, ids, self._routing.weigh_inputs)
         if self.shared is None:

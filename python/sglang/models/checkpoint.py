@@ -22,6 +22,7 @@ from sglang.models.layout import Cut, Names, Packed
 from sglang.models.spec import Decoder, Family
 
 PLAIN = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+CODES = {"U8": torch.uint8}  # types of tensors that are no numbers by themselves
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
 
 
@@ -101,7 +102,7 @@ def _jobs(files: list[Path], places: dict[str, Tensor], spec: Decoder, family: F
             raise ConfigError(f"{file.name}: {name} has type {dtype}; known: {', '.join(PLAIN)}")
         made = _Job(tuple((headers[n][0], n) for n in names), wanted, cut)
         targets = [places[place] for place in wanted]
-        _check_shapes(made, [headers[n][1] for n in names], targets, spec)
+        _check_shapes(made, [headers[n][1:] for n in names], targets, spec)
         for place in wanted:
             if place in filled:
                 raise ConfigError(f"{file.name}: {name} and {filled[place]} are the same weight")
@@ -114,18 +115,19 @@ def _jobs(files: list[Path], places: dict[str, Tensor], spec: Decoder, family: F
     return jobs
 
 
-def _check_shapes(job: _Job, shapes: list[tuple[int, ...]], targets: list[Tensor], spec: Decoder) -> None:
+def _check_shapes(job: _Job, found: list[tuple[tuple[int, ...], str]], targets: list[Tensor], spec: Decoder) -> None:
     """Do with empty tensors what will be done with the real ones."""
     file, name = job.sources[0]
     wanted = [tuple(t.shape) for t in targets]
+    empty = [torch.empty(shape, dtype=(PLAIN | CODES).get(dtype), device="meta") for shape, dtype in found]
     try:
-        got = [tuple(p.shape) for p in job.parts([torch.empty(s, device="meta") for s in shapes], targets, spec)]
-    except RuntimeError:
+        got = [tuple(part.shape) for part in job.parts(empty, targets, spec)]
+    except (RuntimeError, IndexError, ValueError):
         got = []
     if got != wanted:
         asked = list(wanted[0]) if len(set(wanted)) == 1 else " and ".join(str(list(w)) for w in wanted)
         more = f" {len(wanted)} times" if len(wanted) > 1 and len(set(wanted)) == 1 else ""
-        raise ConfigError(f"{file.name}: {name} has shape {list(shapes[0])}, the config asks for {asked}{more}")
+        raise ConfigError(f"{file.name}: {name} has shape {list(found[0][0])}, the config asks for {asked}{more}")
 
 
 def _passed_over(name: str, spec: Decoder, family: Family) -> bool:

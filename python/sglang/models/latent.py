@@ -13,6 +13,8 @@ from sglang.layers.norm import RMSNorm
 from sglang.layers.rope import Turn
 from sglang.models.spec import Decoder
 
+EPS = 1e-6  # of the norms inside, in all published models, whatever the config says of the others
+
 
 class LatentAttention:
     def __init__(self, spec: Decoder, index: int, device: torch.device, dtype: torch.dtype):
@@ -28,8 +30,8 @@ class LatentAttention:
         self.q_norm = None
         if latent.q_rank:
             self.q_b = Linear(latent.q_rank, {"q_b": wide}, split="out", device=device, dtype=dtype)
-            self.q_norm = RMSNorm(latent.q_rank, spec.norm_eps, device, dtype)
-        self.kv_norm = RMSNorm(latent.kv_rank, spec.norm_eps, device, dtype)
+            self.q_norm = RMSNorm(latent.q_rank, EPS, device, dtype)
+        self.kv_norm = RMSNorm(latent.kv_rank, EPS, device, dtype)
         self.kv_b = torch.empty(spec.heads * (latent.nope + latent.value), latent.kv_rank, device=device, dtype=dtype)
         self.attention = Attention(index)
         inputs = spec.heads * latent.value

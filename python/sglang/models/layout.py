@@ -70,12 +70,36 @@ def experts(*places: str, inputs_first: bool = False, flat: bool = False, interl
             whole = whole.reshape(count, -1, *whole.shape[1:])
         if inputs_first and whole.dim() == 3:
             whole = whole.transpose(1, 2)
-        n = len(places)
-        rows = whole.shape[1] // n
-        parts = [whole[:, i::n] if interleaved else whole[:, i * rows : (i + 1) * rows] for i in range(n)]
-        return [one for part in parts for one in part.unbind(0)]
+        return _apart(whole.unbind(0), len(places), interleaved)
 
     return Packed(places, cut)
+
+
+def _apart(wholes: Sequence[Tensor], parts: int, interleaved: bool) -> list[Tensor]:
+    """[rows, ...] of each expert -> the rows of each part, of each expert."""
+    rows = wholes[0].shape[0] // parts
+    cuts = [slice(i, None, parts) if interleaved else slice(i * rows, (i + 1) * rows) for i in range(parts)]
+    return [whole[cut] for cut in cuts for whole in wholes]
+
+
+# What the 16 codes of FP4 (1 sign, 2 exponent, 1 mantissa bit) stand for.
+FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+
+
+def mxfp4(*places: str, interleaved: bool = False) -> Packed:
+    """Experts in MXFP4: codes `_blocks` uint8 [experts, rows, inputs / 32, 16], the low half first, and exponents
+    `_scales` uint8 [experts, rows, inputs / 32], less 127. bfloat16 holds their products exactly."""
+
+    def unpacked(blocks: Tensor, scales: Tensor) -> Tensor:
+        codes = torch.stack((blocks & 15, blocks >> 4), -1).flatten(-2).int()
+        values = torch.tensor(FP4, dtype=torch.bfloat16, device=blocks.device)[codes]
+        return (values * torch.exp2(scales.float() - 127).to(torch.bfloat16)[..., None]).flatten(1)
+
+    def cut(found: Sequence[Tensor], shapes: Sequence[torch.Size], spec: "Decoder") -> Sequence[Tensor]:
+        wholes = [unpacked(blocks, scales) for blocks, scales in zip(*found, strict=True)]
+        return _apart(wholes, len(places), interleaved)
+
+    return Packed(places, cut, beside=("_blocks", "_scales"))
 
 
 def listed(place: str) -> Packed:

@@ -125,12 +125,16 @@ HFConfig = dict[str, Any]
 
 @dataclass(frozen=True)
 class Family:
-    """ignored: endings, or beginnings (`vision.*`), of tensors that hold nothing of the model."""
+    """ignored: endings, or beginnings (`vision.*`), of tensors that hold nothing of the model.
+
+    formats: values of `quant_method` whose weights the name table unpacks.
+    """
 
     architectures: tuple[str, ...]
     build: Callable[[HFConfig], Decoder]
     names: Names = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+    formats: tuple[str, ...] = ()
 
     @property
     def module(self) -> str:
@@ -141,12 +145,12 @@ FAMILIES: dict[str, Family] = {}
 
 
 def family(
-    *architectures: str, names: Mapping[str, Any], ignored: tuple[str, ...] = ()
+    *architectures: str, names: Mapping[str, Any], ignored: tuple[str, ...] = (), formats: tuple[str, ...] = ()
 ) -> Callable[[Callable[[HFConfig], Decoder]], Callable[[HFConfig], Decoder]]:
     """Register a function HF config -> Decoder under Hugging Face's architecture names."""
 
     def register(build: Callable[[HFConfig], Decoder]) -> Callable[[HFConfig], Decoder]:
-        record = Family(architectures, build, dict(names), ignored)
+        record = Family(architectures, build, dict(names), ignored, formats)
         FAMILIES.update(dict.fromkeys(architectures, record))
         return build
 

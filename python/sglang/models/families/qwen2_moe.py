@@ -30,7 +30,8 @@ def qwen2_moe(c: HFConfig) -> Decoder:
 def with_experts(c: HFConfig, base: Decoder, shared: int = 0) -> Decoder:
     """`base` with Qwen's experts, in the layers that its config names; shared: width of the gated shared one."""
     dense, step = c.get("mlp_only_layers") or (), c.get("decoder_sparse_step") or 1
-    routing = Routing(c["num_experts"], c["num_experts_per_tok"], norm=1.0 if c.get("norm_topk_prob") else None)
+    count = c.get("num_experts") or c["num_local_experts"]
+    routing = Routing(count, c["num_experts_per_tok"], norm=1.0 if c.get("norm_topk_prob") else None)
     return replace(
         base,
         experts=Experts(routing, c["moe_intermediate_size"], shared, shared_gate=shared > 0),
