@@ -20,14 +20,17 @@ from sglang.base.errors import FieldError
 from sglang.base.messages import Finish, Logprobs, Score
 from sglang.base.sampling import SamplingParams, parse_sampling
 from sglang.server import openai_types as oai
+from sglang.server.constraints import constraints
 from sglang.server.expand import check_count, id_lists, names, sample
 from sglang.server.front import Front, Output, Request
 from sglang.server.http import Frames, Operation, event
+from sglang.server.tools import Choice, Found, Reader, call_id, choose, described, style
 
 SAME_NAME = (
     "n", "temperature", "top_p", "stop", "seed", "frequency_penalty", "presence_penalty", "logit_bias", "top_k",
     "min_p", "min_tokens", "repetition_penalty", "stop_token_ids", "ignore_eos", "no_stop_trim",
-    "skip_special_tokens", "regex", "json_schema", "ebnf",
+    "skip_special_tokens", "regex", "json_schema", "ebnf", "choices", "structural_tag", "dtype", "strict",
+    "compact_json",
 )  # fmt: skip
 NOT_SUPPORTED = ("stop_regex", "lora_path", "session_params", "custom_logit_processor", "return_hidden_states")
 
@@ -38,6 +41,7 @@ class Job:
     def __init__(self, body: oai.SamplingFields, requests: list[Request], n: int, id: str):
         self.requests = requests
         self.n = n
+        self.tools = Choice([])
         self.id = id
         self.model = body.model
         self.created = int(time.time())
@@ -78,6 +82,7 @@ class OpenAI:
         self._config = config
         self._tokenizer = front.tokenizer
         self._started = int(time.time())
+        self._style = style(config.tool_call_parser, self._tokenizer.chat_template)
 
     def operations(self) -> list[Operation]:
         post = ("POST",)
@@ -195,9 +200,12 @@ class OpenAI:
             async for i, output in outputs:
                 tally.note(i, output)
                 reason, matched = _reason(output.finish)
+                message = _message(job.tools, output.text)
+                if message.tool_calls and reason == "stop":
+                    reason = "tool_calls"
                 choices[i] = oai.ChatChoice(
                     index=i,
-                    message=oai.ChatMessage(content=output.text),
+                    message=message,
                     logprobs=self._chat_logprobs(job.requests[i], output),
                     finish_reason=reason or "stop",
                     matched_stop=matched,
@@ -211,13 +219,15 @@ class OpenAI:
         )
 
     async def _chat_job(self, body: oai.ChatRequest) -> Job:
-        _refuse_tools(body)
-        tokens = await self._chat_tokens(body)
+        tools = choose(body, self._style)
+        tokens = await self._chat_tokens(body, tools)
         limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
         # Without a limit an answer may fill the context: the scheduler knows where that ends.
         sampling = _sampling(body, {field: limits.MAX_NEW_TOKENS if limit is None else limit})
         sampling = msgspec.structs.replace(sampling, stop=(*sampling.stop, *self._tokenizer.chat_stop_strings))
+        if tools.names:
+            sampling = _with_tools(sampling, tools)
         check_count("messages", 1, sampling.n)
         logprobs = None
         if body.top_logprobs is not None:
@@ -226,9 +236,14 @@ class OpenAI:
                 raise FieldError("top_logprobs", "top_logprobs needs logprobs: true")
         if body.logprobs:
             logprobs = Logprobs(top=body.top_logprobs or 0)
-        return self._job(body, [tokens], sampling, logprobs, "messages")
+        job = self._job(body, [tokens], sampling, logprobs, "messages")
+        job.tools = tools
+        if tools.schema is not None:
+            for request in job.requests:
+                request.constraint = "tools"
+        return job
 
-    async def _chat_tokens(self, body: oai.ChatRequest) -> list[int]:
+    async def _chat_tokens(self, body: oai.ChatRequest, tools: Choice) -> list[int]:
         if isinstance(body.messages, str):
             return await self._front.encode(body.messages)
         if not 1 <= len(body.messages) <= limits.MESSAGES:
@@ -238,9 +253,13 @@ class OpenAI:
             raise FieldError("continue_final_message", "continue_final_message needs a last message of the assistant")
         extra = body.chat_template_kwargs or {}
         leave_open = bool(body.continue_final_message)
+        native = self._tokenizer.renders_tools
+        if not native:
+            turns = described(turns, tools.tools)
+        shown = tools.tools if native and tools.tools else None
 
         def encode() -> list[int]:
-            text = self._tokenizer.render_chat(turns, continue_final_message=leave_open, extra=extra)
+            text = self._tokenizer.render_chat(turns, tools=shown, continue_final_message=leave_open, extra=extra)
             return self._tokenizer.encode_chat(text)
 
         return await asyncio.to_thread(encode)
@@ -248,6 +267,7 @@ class OpenAI:
     async def _chat_events(self, job: Job) -> AsyncGenerator[bytes, None]:
         tally = Tally(job, self._config.enable_cache_report)
         begun: set[int] = set()
+        readers = [Reader(job.tools) for _ in job.requests] if job.tools.names else []
         async with aclosing(self._front.run(job.requests)) as outputs:
             async for i, output in outputs:
                 tally.note(i, output)
@@ -260,9 +280,16 @@ class OpenAI:
                     frame = self._chunk(
                         job, oai.ChunkChoice(index=i, delta=oai.Delta(role="assistant", content="")), usage
                     )
-                if output.new or output.delta:
-                    delta = oai.Delta(content=output.delta)
-                    frame += self._chunk(job, oai.ChunkChoice(index=i, delta=delta, logprobs=scores), usage)
+                if output.new or output.delta or (readers and reason is not None):
+                    deltas = [oai.Delta(content=output.delta)]
+                    if readers:
+                        found = readers[i].push(output.delta, reason is not None)
+                        deltas = [_delta(piece) for piece in found] or [oai.Delta(content="")]
+                    for delta in deltas:
+                        frame += self._chunk(job, oai.ChunkChoice(index=i, delta=delta, logprobs=scores), usage)
+                        scores = None
+                if readers and readers[i].calls and reason == "stop":
+                    reason = "tool_calls"
                 if reason is not None:
                     last = oai.ChunkChoice(index=i, delta=oai.Delta(), finish_reason=reason, matched_stop=matched)
                     frame += self._chunk(job, last, usage)
@@ -298,7 +325,8 @@ class OpenAI:
         logprobs: Logprobs | None,
         source: str,
     ) -> Job:
-        constraint = sampling.constraint if body.response_format is None else "response_format"
+        spelled = (source for source, said in constraints(body) if sampling.constraint in said)
+        constraint = next(spelled, sampling.constraint)
         for name in NOT_SUPPORTED:
             if getattr(body, name):
                 raise FieldError(name, f"{name} is not supported by this server")
@@ -336,40 +364,60 @@ def _prompts(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]
 
 def _sampling(body: oai.SamplingFields, length: dict[str, int | None]) -> SamplingParams:
     raw: dict[str, Any] = {name: getattr(body, name) for name in SAME_NAME} | length
-    if body.response_format is not None and (schema := _schema(body.response_format)) is not None:
-        if body.json_schema:
-            raise FieldError("response_format", "response_format cannot be combined with json_schema")
-        raw["json_schema"] = schema
+    for source, fields in constraints(body):
+        for name, value in fields.items():
+            if raw.get(name) is not None:
+                raise FieldError(source, f"{source} cannot be combined with {name}")
+            raw[name] = value
     return parse_sampling(raw, "")
 
 
-def _schema(wanted: oai.ResponseFormat) -> str | None:
-    """The JSON schema, as text, that an answer is held to."""
-    match wanted.type:
-        case "text":
-            return None
-        case "json_object":
-            return '{"type":"object"}'
-        case "json_schema":
-            if wanted.json_schema is None or wanted.json_schema.schema is None:
-                raise FieldError("response_format", "response_format.json_schema.schema must be an object")
-            return msgspec.json.encode(wanted.json_schema.schema).decode()
+def _with_tools(sampling: SamplingParams, tools: Choice) -> SamplingParams:
+    if tools.style.special:
+        sampling = msgspec.structs.replace(sampling, skip_special_tokens=False)
+    if tools.schema is None:
+        return sampling
+    if sampling.constraint:
+        raise FieldError("tool_choice", f"tool_choice cannot demand a call beside {sampling.constraint}")
+    return msgspec.structs.replace(sampling, json_schema=tools.schema, strict=tools.strict)
 
 
-def _refuse_tools(body: oai.ChatRequest) -> None:
-    """Tool calls are not built yet: the one place that says so."""
-    if body.tools and body.tool_choice != "none":
-        raise FieldError("tools", "tools are not supported yet; leave them out or send tool_choice: none")
-    if body.tool_choice not in (None, "none", "auto"):
-        raise FieldError("tool_choice", "tool_choice is not supported yet, except none and auto without tools")
+def _message(tools: Choice, text: str) -> oai.ChatMessage:
+    """A whole answer, its calls taken out of the text."""
+    if not tools.names:
+        return oai.ChatMessage(content=text)
+    said: list[str] = []
+    calls: list[oai.ToolCall] = []
+    for piece in Reader(tools).push(text, True):
+        if piece.name:
+            function = oai.CalledFunction(name=piece.name, arguments="")
+            calls.append(oai.ToolCall(id=call_id(), index=len(calls), type="function", function=function))
+        elif piece.call < 0:
+            said.append(piece.text)
+        else:
+            calls[-1].function.arguments += piece.text  # pyright: ignore[reportOperatorIssue]  # a string here
+    content = "".join(said)
+    if not calls:
+        return oai.ChatMessage(content=content)
+    return oai.ChatMessage(content=(content.strip() and content) or None, tool_calls=calls)
+
+
+def _delta(piece: Found) -> oai.Delta:
+    if piece.call < 0:
+        return oai.Delta(content=piece.text)
+    if not piece.name:
+        function = oai.CalledFunction(arguments=piece.text)
+        return oai.Delta(tool_calls=[oai.ToolCall(index=piece.call, function=function)])
+    function = oai.CalledFunction(name=piece.name)
+    return oai.Delta(tool_calls=[oai.ToolCall(index=piece.call, id=call_id(), type="function", function=function)])
 
 
 def _turn(i: int, message: oai.Message) -> dict[str, Any]:
     """A message as chat templates take it."""
     field = f"messages[{i}]"
-    if message.role == "tool" or message.tool_calls:
-        raise FieldError(f"{field}.tool_calls", f"{field}: tool calls are not supported yet")
-    if message.content is None:
+    if message.tool_calls and message.role != "assistant":
+        raise FieldError(f"{field}.tool_calls", f"{field}.tool_calls: only the assistant calls")
+    if message.content is None and not message.tool_calls:
         raise FieldError(f"{field}.content", f"{field}.content must be a string or a list of parts, got null")
     content: str | list[dict[str, Any]] = message.content if isinstance(message.content, str) else []
     if isinstance(message.content, list):
@@ -378,7 +426,26 @@ def _turn(i: int, message: oai.Message) -> dict[str, Any]:
                 where = f"{field}.content[{k}]"
                 raise FieldError(where, f"{where}: only parts of type text are supported, got {part.type}")
         content = [{"type": "text", "text": part.text} for part in message.content]
-    return {"role": "system" if message.role == "developer" else message.role, "content": content}
+    turn: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role, "content": content}
+    if message.tool_calls:
+        turn["tool_calls"] = [_call(f"{field}.tool_calls[{k}]", call) for k, call in enumerate(message.tool_calls)]
+    if message.tool_call_id is not None:
+        turn["tool_call_id"] = message.tool_call_id
+    if message.name is not None:
+        turn["name"] = message.name
+    return turn
+
+
+def _call(field: str, call: oai.ToolCall) -> dict[str, Any]:
+    """A call that was made, as chat templates take it: arguments are an object."""
+    arguments = call.function.arguments
+    if isinstance(arguments, str):
+        try:
+            arguments = msgspec.json.decode(arguments or "{}", type=dict[str, Any])
+        except msgspec.DecodeError:
+            where = f"{field}.function.arguments"
+            raise FieldError(where, f"{where} must be a JSON object, as text") from None
+    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
 
 
 def _check_top(field: str, value: int) -> None:

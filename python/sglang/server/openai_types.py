@@ -21,8 +21,23 @@ class JsonSchema(Struct, kw_only=True):
 
 
 class ResponseFormat(Struct, kw_only=True):
-    type: Literal["text", "json_object", "json_schema"]
+    type: Literal["text", "json_object", "json_schema", "structural_tag"]
     json_schema: JsonSchema | None = None
+    structures: list[dict[str, Any]] | None = None
+    triggers: list[str] | None = None
+
+
+class StructuredOutputs(Struct, kw_only=True, forbid_unknown_fields=True):
+    """vLLM's spelling of constraints."""
+
+    json: str | dict[str, Any] | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    structural_tag: str | dict[str, Any] | None = None
+    disable_any_whitespace: bool | None = None
+    disable_additional_properties: bool | None = None
 
 
 class SamplingFields(Struct, kw_only=True):
@@ -51,8 +66,18 @@ class SamplingFields(Struct, kw_only=True):
     no_stop_trim: bool | None = None
     skip_special_tokens: bool | None = None
     regex: str | None = None
-    json_schema: str | None = None
+    json_schema: str | dict[str, Any] | bool | None = None
     ebnf: str | None = None
+    choices: list[str] | None = None
+    structural_tag: str | dict[str, Any] | None = None
+    dtype: str | None = None
+    strict: bool | None = None
+    compact_json: bool | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: str | dict[str, Any] | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
     rid: str | list[str] | None = None
     cache_salt: str | None = None
     # Known elsewhere, refused here: their silence would change the answer.
@@ -83,13 +108,48 @@ class Part(Struct, kw_only=True):
     text: str | None = None
 
 
+class CalledFunction(Struct, kw_only=True, omit_defaults=True):
+    name: str | None = None
+    arguments: str | dict[str, Any] = ""
+
+
+class ToolCall(Struct, kw_only=True, omit_defaults=True):
+    """A call, or in a stream a piece of one: then only the first piece has id, type and name."""
+
+    id: str | None = None
+    index: int | None = None
+    type: str | None = None
+    function: CalledFunction
+
+
 class Message(Struct, kw_only=True):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[Part] | None = None
     name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
+
+
+class Function(Struct, kw_only=True, omit_defaults=True):
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Struct, kw_only=True):
+    type: Literal["function"] = "function"
+    function: Function
+
+
+class FunctionName(Struct, kw_only=True):
+    name: str
+
+
+class NamedTool(Struct, kw_only=True):
+    type: Literal["function"] = "function"
+    function: FunctionName
 
 
 class ChatRequest(SamplingFields, kw_only=True):
@@ -97,8 +157,9 @@ class ChatRequest(SamplingFields, kw_only=True):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    tools: list[Any] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: str | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
@@ -159,7 +220,8 @@ class ChatLogprobs(Struct):
 
 class ChatMessage(Struct, kw_only=True):
     role: str = "assistant"
-    content: str
+    content: str | None
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(Struct, kw_only=True):
@@ -182,6 +244,7 @@ class ChatCompletion(Struct, kw_only=True):
 class Delta(Struct, kw_only=True, omit_defaults=True):
     role: str | None = None
     content: str | None = None
+    tool_calls: list[ToolCall] | None = None
 
 
 class ChunkChoice(Struct, kw_only=True):

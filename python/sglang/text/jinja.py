@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError, nodes
+from jinja2 import TemplateError, meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -71,11 +71,13 @@ class JinjaTemplate:
     complete = True
 
     def __init__(self, source: str, special: dict[str, str], render_s: float = RENDER_S):
+        self.source = source
         self._special = special
         self._render_s = render_s
         self._environment = _Environment()
         try:
             self._template = self._environment.from_string(source)
+            self.tools = "tools" in meta.find_undeclared_variables(self._environment.parse(source))
         except TemplateError as error:
             raise ConfigError(f"the chat template is not valid Jinja: {error}") from None
 

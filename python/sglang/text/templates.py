@@ -20,6 +20,8 @@ Messages = Sequence[dict[str, Any]]
 class Template(Protocol):
     stop: tuple[str, ...]  # what ends an answer, as text
     complete: bool  # it writes the special tokens that begin a prompt
+    source: str  # of a Jinja template
+    tools: bool  # it says what tools there are
 
     def render(self, messages: Messages, reply: bool, tools: list[Any] | None, extra: dict[str, Any]) -> str:
         """`reply`: with the beginning of an answer. Raises FieldError for what it cannot say."""
@@ -30,6 +32,8 @@ class TableTemplate:
     """One of `base.chat`."""
 
     complete = False
+    source = ""
+    tools = False
 
     def __init__(self, template: chat.ChatTemplate):
         self._template = template
@@ -89,6 +93,8 @@ class FileTemplate:
 
     REQUIRED = ("name", "system", "user", "assistant", "sep_style", "stop_str")
     complete = False
+    source = ""
+    tools = False
 
     def __init__(self, record: Any, source: str):
         def refuse(text: str) -> ConfigError:

@@ -68,6 +68,8 @@ class Tokenizer:
         self.bos_id: int | None = next(iter(ids["bos"]), None)
         self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys(ids["eos"]))
         self.chat_stop_strings: tuple[str, ...] = template.stop
+        self.chat_template: str = template.source  # as Jinja; "" where it is none
+        self.renders_tools: bool = template.tools
         pieces = engine.pieces
         self.errors: str = "replace" if pieces is None else pieces.errors
         self._all = Table(self._spell)

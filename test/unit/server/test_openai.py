@@ -248,7 +248,7 @@ def test_a_stop_string_ends_a_completion_and_a_chat(echo: Any) -> None:
 def test_what_openai_has_and_we_do_not_need_is_ignored(echo: Any) -> None:
     extra = {"user": "u", "store": True, "metadata": {"a": "b"}, "service_tier": "auto", "parallel_tool_calls": True}
     user = [{"role": "user", "content": "hi"}]
-    body = {"model": "m", "messages": user, **extra, "tool_choice": "none", "tools": [{"type": "function"}]}
+    body = {"model": "m", "messages": user, **extra, "tool_choice": "none", "tools": [{"function": {"name": "f"}}]}
     assert echo.post("/v1/chat/completions", body).status_code == 200
     for harmless in ({"tools": []}, {"tool_choice": "auto"}, {"response_format": {"type": "text"}}, {"model": "m"}):
         assert echo.post("/v1/chat/completions", {"messages": user, **harmless}).status_code == 200
