@@ -84,7 +84,7 @@ class Engine:
         table = self._tables.device_pages
         assert table is not None
         self._attention = TritonAttention(shape, pool.keys, pool.values, table, pool.page_size)
-        if not config.disable_cuda_graph:
+        if not config.disable_cuda_graph and model.capturable:
             most = min(config.cuda_graph_max_bs or self.slots, self.slots)
             self._graphs = graphs.DecodeGraphs(model, self._attention, self._tables, self._sampler, most)
         self.ready: Ready  # set by load
@@ -100,7 +100,8 @@ class Engine:
         folder = folder_of(config.model_path, config.revision, config.download_dir, pickled)
         raw = hf.read(folder, config.json_model_override_args)
         family, spec = _family(raw)
-        if "quantization_config" in raw:
+        packed = raw.get("quantization_config")
+        if packed is not None and packed.get("quant_method") not in family.formats:
             raise ConfigError(f"{folder}: quantised checkpoints are not supported yet (quantization_config)")
         dtype = _dtype(config.dtype, raw, device)
         context = config.context_length or hf.context_length(raw)

@@ -15,6 +15,9 @@ from sglang.layers.mlp import Mlp
 from sglang.quant.dense import ACTS
 
 
+GROUPED = (torch.bfloat16,)  # types that torch multiplies group by group on CUDA devices
+
+
 @dataclass(frozen=True)
 class Routing:
     """How experts are chosen and weighed.
@@ -107,7 +110,7 @@ class ExpertMlp:
         if weigh_inputs:
             rows = rows * weights.flatten()[order, None].to(x.dtype)
         counts = flat.new_zeros(len(self.down)).scatter_add_(0, flat, torch.ones_like(flat))
-        together = x.is_cuda and x.dtype == torch.bfloat16
+        together = x.is_cuda and x.dtype in GROUPED
         parts = self._grouped(rows, counts) if together else self._loop(rows, counts)
         own = torch.empty_like(parts)
         own[order] = parts
@@ -130,7 +133,7 @@ class ExpertMlp:
         return out
 
     def _grouped(self, rows: Tensor, counts: Tensor) -> Tensor:
-        """Without a word between host and device, so that it can be captured. bfloat16."""
+        """Without a word between host and device, so that it can be captured."""
         ends = counts.cumsum(0, dtype=torch.int32)
         which = torch.searchsorted(ends, torch.arange(len(rows), device=rows.device), right=True)
         both = F.grouped_mm(rows, self.gate_up.transpose(1, 2), offs=ends)

@@ -9,7 +9,7 @@ from sglang.layers.embedding import Embedding, head
 from sglang.layers.linear import Linear, Routes, measure
 from sglang.layers.memory import free_bytes
 from sglang.layers.mlp import Mlp
-from sglang.layers.moe import MoE
+from sglang.layers.moe import GROUPED, MoE
 from sglang.layers.norm import HeadNorm, LayerNorm, Norm, RMSNorm, UnitNorm, norm
 from sglang.layers.rope import Rope, Turn, tables
 from sglang.models.latent import LatentAttention
@@ -149,6 +149,11 @@ class Model:
         self._tables = [tables(rope, length, device, dtype) for rope in self._ropes]
         self._turn_of = [None if rope is None else self._ropes.index(rope) for rope in ropes]
         self.routes = Routes()
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a step on a CUDA device needs no word from the host."""
+        return self.dtype in GROUPED or not any(isinstance(layer.mlp, MoE) for layer in self.layers)
 
     @property
     def looks(self) -> list[Look]:

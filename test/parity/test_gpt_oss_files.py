@@ -1,0 +1,66 @@
+"""GPT-OSS as it is released: experts in MXFP4, block by block."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from engine_driver import Driver, load
+from family_cases import CASES, TOKENS, Make, known
+from safetensors.torch import load_file, save_file
+
+from sglang.base.errors import ConfigError
+
+GRID = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+
+
+def packed(whole: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """[experts, inputs, rows] -> blocks, scales, and what they stand for in that layout."""
+    groups = whole.transpose(1, 2).unflatten(-1, (-1, 32))  # [experts, rows, inputs / 32, 32]
+    exponents = (groups.abs().amax(-1, keepdim=True) / 6).log2().ceil()
+    nearest = (groups[..., None].abs() / exponents.exp2()[..., None] - GRID).abs().argmin(-1)
+    codes = (nearest + 8 * (groups < 0)).to(torch.uint8)
+    values = (GRID[nearest] * groups.sign() * exponents.exp2()).flatten(2).transpose(1, 2)
+    return codes[..., 0::2] | codes[..., 1::2] << 4, (exponents[..., 0] + 127).to(torch.uint8), values
+
+
+@pytest.fixture(scope="module")
+def released(make: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Tensor]:
+    """A folder in the released layout, and the log-probabilities of its values."""
+    family, changes = CASES["gpt-oss"]
+    source, model = make(family, **changes, intermediate_size=64)
+    tensors, values = load_file(source / "model.safetensors"), {}
+    for name in [n for n in tensors if n.endswith(("gate_up_proj", "down_proj"))]:
+        blocks, scales, values[name] = packed(tensors.pop(name))
+        tensors |= {name + "_blocks": blocks, name + "_scales": scales}
+    folder = tmp_path_factory.mktemp("mxfp4")
+    save_file({n: t.contiguous() for n, t in tensors.items()}, folder / "model.safetensors")
+    config = json.loads((source / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "mxfp4"}}))
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    with torch.no_grad():
+        for name, value in values.items():
+            model.get_parameter(name).copy_(value)
+        expected = model(torch.tensor([TOKENS])).logits[0].log_softmax(-1)
+        for name, p in model.named_parameters():
+            p.copy_(before[name])
+    return folder, expected
+
+
+def test_experts_in_mxfp4_are_unpacked_as_they_are_loaded(released: tuple[Path, torch.Tensor]) -> None:
+    folder, expected = released
+    assert (known(Driver(load(folder)), 0, TOKENS, [9]) - expected).abs().max() < 1e-4
+
+
+def test_scales_that_are_missing_or_misshaped_are_named(released: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
+    name = "model.layers.1.mlp.experts.down_proj_scales"
+    folder = shutil.copytree(released[0], tmp_path / "broken")
+    tensors = load_file(folder / "model.safetensors")
+    scales = tensors.pop(name)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ConfigError, match=f"1 tensors are missing: {name}"):
+        load(folder)
+    save_file(tensors | {name: scales[:, 1:].contiguous()}, folder / "model.safetensors")
+    with pytest.raises(ConfigError, match="model.layers.1.mlp.experts.down_proj_blocks has shape"):
+        load(folder)
