@@ -62,5 +62,5 @@ def test_scales_that_are_missing_or_misshaped_are_named(released: tuple[Path, to
     with pytest.raises(ConfigError, match=f"1 tensors are missing: {name}"):
         load(folder)
     save_file(tensors | {name: scales[:, 1:].contiguous()}, folder / "model.safetensors")
-    with pytest.raises(ConfigError, match="model.layers.1.mlp.experts.down_proj_blocks has shape"):
+    with pytest.raises(ConfigError, match=r"model\.layers\.1\.mlp\.experts\.down_proj_blocks has shape"):
         load(folder)

@@ -14,7 +14,6 @@ from sglang.layers.linear import Act, Linear
 from sglang.layers.mlp import Mlp
 from sglang.quant.dense import ACTS
 
-
 GROUPED = (torch.bfloat16,)  # types that torch multiplies group by group on CUDA devices
 
 
