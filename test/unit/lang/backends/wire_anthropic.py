@@ -10,7 +10,7 @@ from wire_server import Json, WireServer, known, require
 
 ALLOWED = {
     "model", "max_tokens", "messages", "system", "temperature", "top_p", "top_k", "stop_sequences", "stream",
-    "metadata", "tools", "tool_choice", "thinking",
+    "metadata", "tools", "tool_choice", "thinking", "output_config",
 }  # fmt: skip
 KINDS = {400: "invalid_request_error", 401: "authentication_error", 429: "rate_limit_error", 529: "overloaded_error"}
 

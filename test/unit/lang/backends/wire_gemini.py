@@ -13,7 +13,7 @@ STATES = {400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 429: "RESOURCE_EXHAUS
 BODY = {"contents", "systemInstruction", "generationConfig", "safetySettings"}
 CONFIG = {
     "temperature", "topP", "topK", "maxOutputTokens", "stopSequences", "candidateCount", "frequencyPenalty",
-    "presencePenalty",
+    "presencePenalty", "responseMimeType", "responseJsonSchema",
 }  # fmt: skip
 
 

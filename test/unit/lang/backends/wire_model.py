@@ -34,6 +34,15 @@ def _gpt2_bytes() -> dict[str, int]:
     return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
 
 
+def shown(encoding: tiktoken.Encoding, token: int) -> str:
+    """How the completions API writes a token in logprobs: text, or its bytes where they are no text."""
+    raw = encoding.decode_single_token_bytes(token)
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+
 @dataclass(frozen=True)
 class Token:
     text: str
@@ -63,9 +72,16 @@ class Scripted:
     otherwise: str = " I do not know."
     likes: Mapping[str, float] = field(default_factory=dict)
 
-    def answer(self, prompt: str) -> str:
+    def answer(self, prompt: str) -> list[int]:
+        """The tokens that follow: of the scripted answer, what the prompt does not already say."""
         found = [(prompt.rfind(key) + len(key), len(key), key) for key in self.answers if key in prompt]
-        return self.answers[max(found)[2]] if found else self.otherwise
+        end, _, key = max(found, default=(len(prompt), 0, None))
+        script = vocabulary().encode_ordinary(self.otherwise if key is None else self.answers[key])
+        said = prompt[end:].encode("utf-8", "surrogateescape")
+        for i in range(len(script) + 1):
+            if vocabulary().decode_bytes(script[:i]) == said:
+                return script[i:]
+        return script
 
     def generate(
         self,
@@ -85,9 +101,8 @@ class Scripted:
             logits = np.zeros(encoding.n_vocab)
             for like, value in self.likes.items():
                 logits[encoding.encode_ordinary(like)[0]] += value
-            if script.startswith(text):
-                rest = encoding.encode_ordinary(script[len(text) :])
-                logits[rest[0] if rest else END] += SURE
+            if said == script[: len(said)]:
+                logits[script[len(said)] if len(said) < len(script) else END] += SURE
             else:
                 logits[END] += SURE / 2
             for i, value in (bias or {}).items():
@@ -99,15 +114,15 @@ class Scripted:
                 break
             said.append(best)
             order = np.argsort(-logprobs, kind="stable")[: max(top, 1)]
-            likeliest = {encoding.decode([int(i)]): float(logprobs[i]) for i in order}
-            tokens.append(Token(encoding.decode([best]), float(logprobs[best]), likeliest))
+            likeliest = {shown(encoding, int(i)): float(logprobs[i]) for i in order}
+            tokens.append(Token(shown(encoding, best), float(logprobs[best]), likeliest))
             text = encoding.decode(said)
             ends = [(text.find(s), s) for s in stop if s in text]
             if ends:
                 at, hit = min(ends)
                 text, reason = text[:at], "stop"
                 break
-        return Generated(text, tokens, reason, hit, len(encoding.encode_ordinary(prompt)), len(said))
+        return Generated(text, tokens, reason, hit, len(encoding.encode(prompt, disallowed_special=())), len(said))
 
     def pieces(self, generated: Generated) -> list[str]:
         """The text as a stream brings it: token by token, without what the stop string took."""

@@ -9,7 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from wire_model import Generated
+from wire_model import Generated, vocabulary
 from wire_server import Json, WireServer, known, require
 
 SHARED = {
@@ -71,8 +71,11 @@ def completions(server: WireServer, request: Request, body: Json) -> Response:
     require("gpt-4" not in body["model"] or "instruct" in body["model"], "This is a chat model.", 404)
     logprobs = body.get("logprobs")
     require(logprobs is None or 0 <= logprobs <= 5, "logprobs is not in [0, 5]")
-    prompts = body["prompt"] if isinstance(body["prompt"], list) else [body["prompt"]]
-    require(all(isinstance(p, str) for p in prompts), "prompt is not text")
+    prompt = body["prompt"]
+    if isinstance(prompt, list) and all(isinstance(token, int) for token in prompt):
+        prompt = vocabulary().decode_bytes(prompt).decode("utf-8", "surrogateescape")
+    prompts = prompt if isinstance(prompt, list) else [prompt]
+    prompts = [p for p in prompts for _ in range(body.get("n", 1))]
     results = [generate(server, body, p, body.get("max_tokens") or 16, logprobs or 0) for p in prompts]
     head = {"id": "cmpl-1", "object": "text_completion", "created": 1700000000, "model": body["model"]}
 
@@ -95,14 +98,10 @@ def completions(server: WireServer, request: Request, body: Json) -> Response:
         return JSONResponse({**head, "choices": choices, "usage": usage(*results)})
     chunks: list[Json] = []
     for i, result in enumerate(results):
-        pieces = [{"index": i, "text": p, "logprobs": None, "finish_reason": None} for p in pieces_of(server, result)]
+        pieces = [{"index": i, "text": p, "logprobs": None, "finish_reason": None} for p in server.model.pieces(result)]
         chunks += [{**head, "choices": [piece]} for piece in pieces]
         chunks.append({**head, "choices": [choice(i, "", result, result.reason)]})
     return server.stream(events(chunks, head, body, usage(*results)))
-
-
-def pieces_of(server: WireServer, result: Generated) -> list[str]:
-    return server.model.pieces(result)
 
 
 def chat(server: WireServer, request: Request, body: Json) -> Response:
@@ -136,15 +135,17 @@ def chat(server: WireServer, request: Request, body: Json) -> Response:
         }
     if not body.get("stream"):
         message = {"role": "assistant", "content": result.text, "refusal": None}
-        choice = {"index": 0, "message": message, "logprobs": scores, "finish_reason": result.reason}
-        return JSONResponse({**head, "object": "chat.completion", "choices": [choice], "usage": usage(result)})
-    deltas: list[tuple[Json, str | None]] = [({"role": "assistant", "content": ""}, None)]
-    deltas += [({"content": piece}, None) for piece in pieces_of(server, result)]
-    deltas += [({}, result.reason)]
+        choice = {"message": message, "logprobs": scores, "finish_reason": result.reason}
+        choices = [{"index": i, **choice} for i in range(body.get("n", 1))]
+        return JSONResponse({**head, "object": "chat.completion", "choices": choices, "usage": usage(result)})
+    deltas: list[tuple[Json, Json | None, str | None]] = [({"role": "assistant", "content": ""}, None, None)]
+    for i, piece in enumerate(server.model.pieces(result)):
+        deltas.append(({"content": piece}, scores and {"content": [scores["content"][i]]}, None))
+    deltas.append(({}, None, result.reason))
     head["object"] = "chat.completion.chunk"
     chunks = [
-        {**head, "choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}]}
-        for delta, reason in deltas
+        {**head, "choices": [{"index": 0, "delta": delta, "logprobs": told, "finish_reason": reason}]}
+        for delta, told, reason in deltas
     ]
     return server.stream(events(chunks, head, body, usage(result)))
 
