@@ -1,8 +1,10 @@
 """KV memory: how much there is, and where it lies."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,10 +82,17 @@ def make_pool(config: ServerConfig, model: Model, context: int) -> Pool:
             )
     pages = tokens // size
     shape = (pages * size, spec.kv_heads, spec.head_dim)
-    # Zeros, not empty: what nobody has written must not be a NaN, which no mask can hide.
-    keys = [torch.zeros(shape, device=device, dtype=model.dtype) for _ in range(spec.layers)]
-    values = [k[..., : spec.value_dim] if spec.latent else torch.zeros_like(k) for k in keys]
+    keys = [_zeros(shape, device, model.dtype) for _ in range(spec.layers)]
+    values = [k[..., : spec.value_dim] if spec.latent else _zeros(shape, device, model.dtype) for k in keys]
     return Pool(keys, values, pages, size)
+
+
+def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Zeros, not empty: what nobody has written must not be a NaN, which no mask can hide."""
+    if device.type != "cpu":
+        return torch.zeros(shape, device=device, dtype=dtype)
+    # The system gives numpy pages that are zero when they are first touched: a pool takes memory as it fills.
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
 
 
 def default_fraction(device: torch.device) -> float:
