@@ -90,7 +90,7 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    print(f"saved {path}", file=sys.stderr)
+    print(f"saved {path}; python benchmark/report.py puts it into docs/benchmarks.md", file=sys.stderr)
     return path
 
 

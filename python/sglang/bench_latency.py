@@ -131,6 +131,11 @@ def check(args: argparse.Namespace) -> None:
 def prepare(args: argparse.Namespace) -> ServerConfig:
     """The server's settings, with room for the largest batch."""
     config = from_args(args)
+    for name, value in (("--tp-size", config.tp_size), ("--dp-size", config.dp_size), ("--nnodes", config.nnodes)):
+        if value != 1:
+            raise ConfigError(
+                f"{name} {value}: one engine is measured, in this process; start a server and bench_serving"
+            )
     rows = len(PROMPTS) if args.correctness_test else max(args.batch_size)
     if config.max_running_requests is None:
         config = dataclasses.replace(config, max_running_requests=rows)

@@ -164,6 +164,8 @@ def check(args: argparse.Namespace) -> None:
     if args.plot is not None:
         if args.multi:
             raise Refusal("--plot draws one run: leave --multi away")
+        if args.disable_stream:
+            raise Refusal("--plot draws when tokens came: leave --disable-stream away")
         if args.plot.suffix not in PLOT_KINDS:
             raise Refusal(f"--plot must end in {', '.join(PLOT_KINDS)}, got {args.plot}")
         from sglang.bench import plot

@@ -48,8 +48,8 @@ def draw(records: Sequence[Record], result: dict[str, Any], path: Path) -> None:
             began = min(r.sent for r in good)
             _requests(a, good, began)
             _rate(b, good, began)
-            _spread(c, good, ("ttft", "e2e_latency"), "Waiting: share of requests served within a time")
-            _spread(d, good, ("itl", "tpot"), "Writing: share of tokens that came within a time")
+            _spread(c, good, ("ttft", "e2e_latency"), "Waiting")
+            _spread(d, good, ("itl", "tpot"), "Writing")
         figure.savefig(path)
         pyplot.close(figure)
 
@@ -81,7 +81,7 @@ def _requests(axes: Any, good: list[Record], began: float) -> None:
     sent, first, end = (np.array(v) - began for v in zip(*((r.sent, r.times[0], r.end) for r in shown), strict=True))
     axes.barh(y, first - sent, left=sent, height=0.9, color=WAIT, linewidth=0, label="waiting for the first token")
     axes.barh(y, end - first, left=first, height=0.9, color=WRITE, linewidth=0, label="writing")
-    axes.set(title="Requests, in the order they were sent", xlabel="seconds", ylim=(len(shown) - 0.4, -0.6))
+    axes.set(title="Requests", xlabel="seconds", ylim=(len(shown) - 0.4, -0.6))
     axes.set_yticks([])
     axes.grid(visible=False, axis="y")
     _legend(axes)
@@ -90,7 +90,7 @@ def _requests(axes: Any, good: list[Record], began: float) -> None:
 def _rate(axes: Any, good: list[Record], began: float) -> None:
     """Tokens per second and requests under way, over time."""
     end = max(r.end for r in good) - began
-    edges = np.linspace(0, end, max(2, min(121, len(good) * 20)))
+    edges = np.linspace(0, end, 61)
     per_event = [r.output_tokens / len(r.times) for r in good]
     times = np.concatenate([np.asarray(r.times) - began for r in good])
     weights = np.concatenate([np.full(len(r.times), w) for r, w in zip(good, per_event, strict=True)])
@@ -100,40 +100,48 @@ def _rate(axes: Any, good: list[Record], began: float) -> None:
     axes.step(edges, np.append(rate, rate[-1]), where="post", color=WRITE, linewidth=1.2)
     axes.set(title="Output tokens per second", xlabel="seconds", xlim=(0, end), ylim=(0, None))
     right = axes.twinx()
-    moments = sorted([(r.sent - began, 1) for r in good] + [(r.end - began, -1) for r in good])
-    running = np.cumsum([change for _, change in moments])
-    right.step([at for at, _ in moments], running, where="post", color=QUIET, linewidth=1, linestyle=(0, (3, 2)))
+    begun, ended = (np.sort([getattr(r, name) - began for r in good]) for name in ("sent", "end"))
+    running = np.searchsorted(begun, edges, "right") - np.searchsorted(ended, edges, "right")
+    right.step(edges, running, where="post", color=QUIET, linewidth=1.2, linestyle=(0, (3, 2)))
     right.set_ylim(0, None)
+    right.yaxis.get_major_locator().set_params(integer=True)
     right.set_ylabel("requests under way (dashed)", color=QUIET)
     right.grid(visible=False)
 
 
 def _spread(axes: Any, good: list[Record], names: tuple[str, str], title: str) -> None:
     """Cumulative shares over a logarithmic time axis, with median and p99 marked."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     found = samples(good)
-    for name in names:
-        values = 1e3 * np.sort(found[name])
-        values = values[values > 0]
-        if not len(values):
-            continue
+    curves = {name: values for name in names if len(values := 1e3 * np.sort([v for v in found[name] if v > 0]))}
+    for name, values in curves.items():
         share = np.arange(1, len(values) + 1) / len(values)
         axes.step(values, share, where="post", color=COLOURS[name], linewidth=1.8, label=NAMES[name])
-        for quantile in (0.5, 0.99):
-            at = float(np.percentile(values, 100 * quantile))
-            axes.plot(at, quantile, "o", color=COLOURS[name], markersize=5)
+    for quantile in (50, 99):
+        marks = sorted((float(np.percentile(values, quantile)), name) for name, values in curves.items())
+        for i, (at, name) in enumerate(marks):
+            left = i == 0 and len(marks) > 1  # the smaller one speaks to the left, so that they do not overlap
+            axes.plot(at, quantile / 100, "o", color=COLOURS[name], markersize=5)
             axes.annotate(
-                ms(at), (at, quantile), (6, -3), textcoords="offset points", color=INK, va="top", fontsize=8,
+                ms(at), (at, quantile / 100), (-6 if left else 6, -3), textcoords="offset points", color=INK, va="top",
+                ha="right" if left else "left", fontsize=8,
                 bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": COLOURS[name], "linewidth": 0.6},
             )  # fmt: skip
-    axes.set(title=title, xscale="log", ylim=(0, 1.03))
-    axes.margins(x=0.08)
-    axes.xaxis.set_major_formatter(lambda value, _: ms(value))
+    ends = [end for values in curves.values() for end in (values[0], values[-1])]
+    low, high = (min(ends) / 1.5, max(ends) * 2) if ends else (1, 10)
+    axes.set(title=title, ylabel="share within the time", xscale="log", xlim=(low, max(high, 6 * low)), ylim=(0, 1.03))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: ms(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_yticks([0, 0.25, 0.5, 0.75, 0.9, 0.99], ["0", "25%", "50%", "75%", "90%", "99%"])
     _legend(axes)
 
 
 def _legend(axes: Any) -> None:
     """In the line of the title, where no curve can be in its way."""
+    if not axes.get_legend_handles_labels()[0]:
+        return
     axes.legend(
         loc="lower right", bbox_to_anchor=(1.01, 0.99), ncols=2, fontsize=8, borderaxespad=0.2, handlelength=1.4
     )

@@ -35,6 +35,7 @@ def parse(*words: str) -> argparse.Namespace:
         (["--multi", "--request-rate-range", "5,1,1"], "--request-rate-range"),
         (["--multi", "--request-rate-range", "x"], "--request-rate-range"),
         (["--multi", "--plot", "a.png"], "--plot draws one run"),
+        (["--disable-stream", "--plot", "a.png"], "--plot draws when tokens came"),
         (["--plot", "a.jpeg"], "--plot must end in .png"),
         (["--output-details"], "--output-details needs --output-file"),
         (["--output-file", "no/such/folder/x.jsonl"], "no folder"),
