@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sglang.base.errors import ConfigError
 
-Feature = Literal["window", "chunk", "softcap", "sinks", "narrow values"]
+Feature = Literal["window", "chunk", "softcap", "sinks", "narrow values", "turn"]
 Ints = NDArray[np.integer]
 
 
@@ -67,6 +67,7 @@ class AttentionBackend(Protocol):
 
     features: what it can do beyond causal attention at `Shape.scale`; `require` stops the start of a model that needs
     more. "narrow values": the pool's values are the first `value_dim` dims of its keys, in the same memory.
+    "turn": it is a TurningBackend.
     """
 
     features: ClassVar[frozenset[Feature]]
@@ -81,6 +82,17 @@ class AttentionBackend(Protocol):
         q: [tokens, heads, head_dim]; k, v: [tokens, kv_heads, head_dim], or v of value_dim.
         Returns [tokens, heads * value_dim].
         There may be more tokens than the plan's: the rest is padding, is not filed and yields zeros.
+        """
+        ...
+
+
+class TurningBackend(AttentionBackend, Protocol):
+    def turn_and_attend(
+        self, q: Tensor, k: Tensor, v: Tensor, turn: tuple[Tensor, Tensor], layer: int, look: Look
+    ) -> Tensor:
+        """`attend` for q and k that are not rotated yet; q is overwritten.
+
+        turn: cos and signed sin of the tokens, [tokens, 1, dim]; dims j and j + dim / 2 of a head turn together.
         """
         ...
 

@@ -36,7 +36,7 @@ class TritonAttention:
     The engine keeps the table as it keeps its own on the host: entries of a step are in it before its first layer.
     """
 
-    features: ClassVar[frozenset[Feature]] = frozenset({"window", "chunk", "softcap", "sinks"})
+    features: ClassVar[frozenset[Feature]] = frozenset({"window", "chunk", "softcap", "sinks", "turn"})
 
     def __init__(
         self,

@@ -69,21 +69,21 @@ def _file(
             here = head[:, None] * DIM
             to = keys + cell * (KV * DIM) + here
             if ROTARY > 0:
-                mask = (head < KV)[:, None] & (i < HALF)[None, :]
-                offsets = token * k_row + here + i[None, :]
-                a, b = _half(k, offsets, cos + token * ROTARY, sin + token * ROTARY, HALF, i, mask)
-                tl.store(to + i[None, :], a.to(keys.dtype.element_ty), mask=mask)
-                tl.store(to + HALF + i[None, :], b.to(keys.dtype.element_ty), mask=mask)
+                turned = (head < KV)[:, None] & (i < HALF)[None, :]
+                from_ = token * k_row + here + i[None, :]
+                a, b = _half(k, from_, cos + token * ROTARY, sin + token * ROTARY, HALF, i, turned)
+                tl.store(to + i[None, :], a.to(keys.dtype.element_ty), mask=turned)
+                tl.store(to + HALF + i[None, :], b.to(keys.dtype.element_ty), mask=turned)
             if ROTARY < DIM:
-                mask = (head < KV)[:, None] & ((d >= ROTARY) & (d < DIM))[None, :]
-                rest = tl.load(k + token * k_row + here + d[None, :], mask=mask, other=0.0)
-                tl.store(to + d[None, :], rest.to(keys.dtype.element_ty), mask=mask)
+                beyond = (head < KV)[:, None] & ((d >= ROTARY) & (d < DIM))[None, :]
+                rest = tl.load(k + token * k_row + here + d[None, :], mask=beyond, other=0.0)
+                tl.store(to + d[None, :], rest.to(keys.dtype.element_ty), mask=beyond)
         else:
             head = (first - K_PARTS) * BLOCK_H + tl.arange(0, BLOCK_H)
-            here = head[:, None] * DIM + d[None, :]
-            mask = (head < KV)[:, None] & (d < DIM)[None, :]
-            new = tl.load(v + token * v_row + here, mask=mask, other=0.0)
-            tl.store(values + cell * (KV * DIM) + here, new.to(values.dtype.element_ty), mask=mask)
+            wide = head[:, None] * DIM + d[None, :]
+            all_ = (head < KV)[:, None] & (d < DIM)[None, :]
+            new = tl.load(v + token * v_row + wide, mask=all_, other=0.0)
+            tl.store(values + cell * (KV * DIM) + wide, new.to(values.dtype.element_ty), mask=all_)
 
 
 def file_cells(

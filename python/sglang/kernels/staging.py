@@ -1,5 +1,6 @@
 """Host arrays -> device in one copy, through pinned memory that is not written again before it was read."""
 
+import functools
 import importlib.util
 from collections.abc import Sequence
 
@@ -12,6 +13,7 @@ ALIGN = 2  # int64s: kernels are compiled once for pointers that 16 divides, aga
 RING = 4  # buffers; a step is never more than two behind
 
 
+@functools.cache
 def triton_works() -> bool:
     """Whether Triton is installed: torch's wheels bring it along where there is CUDA, and not everywhere else."""
     return importlib.util.find_spec("triton") is not None

@@ -1,8 +1,11 @@
 """The attention of one layer: which layer it is and how it looks; a backend does the work."""
 
+from typing import cast
+
 from torch import Tensor
 
-from sglang.attention.base import AttentionBackend, Look
+from sglang.attention.base import AttentionBackend, Look, TurningBackend
+from sglang.layers.rope import Turn
 
 Backend = AttentionBackend
 
@@ -30,3 +33,13 @@ class Attention:
         Returns [tokens, heads * value_dim].
         """
         return backend.attend(q, k, v, self._layer, self.look)
+
+    def turned(self, q: Tensor, k: Tensor, v: Tensor, turn: Turn, backend: Backend) -> Tensor:
+        """The same before the rotation, for backends that can rotate on the way. q is overwritten."""
+        turning = cast(TurningBackend, backend)
+        return turning.turn_and_attend(q, k, v, (turn.cos, turn.sin), self._layer, self.look)
+
+
+def turns(backend: Backend, turn: Turn) -> bool:
+    """Whether `Attention.turned` works."""
+    return "turn" in backend.features and not turn.interleaved

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sglang.kernels.staging import triton_works
+
 NormKind = Literal["rms", "rms+1", "layer"]
 
 
@@ -17,6 +19,7 @@ class RMSNorm:
         self._eps = eps
         self._eps_tensor = torch.tensor(eps, device=device)
         self._plus_one = plus_one
+        self._fused = device.type == "cuda" and triton_works()
 
     def places(self, prefix: str) -> dict[str, Tensor]:
         return {f"{prefix}.weight": self.weight}
@@ -29,8 +32,10 @@ class RMSNorm:
             self.weight = self.weight + 1
 
     def __call__(self, x: Tensor) -> Tensor:
-        if x.is_cuda and not self._plus_one:
-            return F.rms_norm(x, (x.shape[-1],), self.weight, self._eps)
+        if self._fused:
+            from sglang.kernels.pointwise import rms_norm
+
+            return rms_norm(x, self.weight, self._eps)
         return (unit(x.float(), self._eps_tensor)).mul_(self.weight).to(x.dtype)
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sglang.base.errors import ConfigError
-from sglang.layers.attention import Attention, Backend, Look
+from sglang.layers.attention import Attention, Backend, Look, turns
 from sglang.layers.embedding import Embedding, head
 from sglang.layers.linear import Linear, Routes, measure
 from sglang.layers.memory import free_bytes
@@ -57,6 +57,8 @@ class _Attention:
         qk, v = qkv[:, :both], qkv[:, both:]
         if self.q_norm is not None and self.k_norm is not None and not self._norm_last:
             qk = torch.cat((self.q_norm(qk[:, : self._heads]), self.k_norm(qk[:, self._heads :])), 1)
+        if turn is not None and heat is None and not self._norm_last and turns(backend, turn):
+            return self.attention.turned(qk[:, : self._heads], qk[:, self._heads :], v, turn, backend)
         if turn is not None:
             qk = turn(qk)
         if self.q_norm is not None and self._norm_last and turn is not None:

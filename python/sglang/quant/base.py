@@ -28,7 +28,7 @@ class Store(Protocol):
     def multiply(self, x: Tensor) -> Tensor: ...
 
     def multiply_add(self, x: Tensor, other: Tensor) -> Tensor:
-        """W x + b + other."""
+        """W x + b + other, which may be overwritten."""
         ...
 
     def multiply_gated(self, x: Tensor, act: Act) -> Tensor:

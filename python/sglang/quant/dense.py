@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sglang.kernels.staging import triton_works
 from sglang.quant.base import Act
 
 ACTS: dict[Act, Callable[[Tensor], Tensor]] = {
@@ -88,6 +89,8 @@ class Dense:
     def multiply_add(self, x: Tensor, other: Tensor) -> Tensor:
         if self._packed is not None and not (self._single and x.shape[0] == 1):
             return torch.ops.mkldnn._linear_pointwise.binary(x, other, self._packed, self._bias, "add")
+        if self._bias is None and x.is_cuda:
+            return other.addmm_(x, self.weight.t())  # the product's own kernel adds
         return self._plain(x).add_(other)
 
     def multiply_gated(self, x: Tensor, act: Act) -> Tensor:
@@ -99,6 +102,10 @@ class Dense:
             opened = torch.ops.mkldnn._linear_pointwise(x, gate, b, name, [], kind)
             return torch.ops.mkldnn._linear_pointwise.binary(x, opened, up, c, "mul")
         both = self._plain(x)
+        if both.is_cuda and triton_works():
+            from sglang.kernels.pointwise import gate
+
+            return gate(both, act)
         return ACTS[act](both[:, :half]).mul_(both[:, half:])
 
     def _plain(self, x: Tensor) -> Tensor:
