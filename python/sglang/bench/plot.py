@@ -38,7 +38,7 @@ def draw(records: Sequence[Record], result: dict[str, Any], path: Path) -> None:
         "ytick.color": QUIET, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
         "grid.color": GRID, "grid.linewidth": 0.8, "axes.axisbelow": True, "axes.titlelocation": "left",
         "axes.titlesize": 10, "axes.titleweight": "bold", "legend.frameon": False, "savefig.dpi": 150,
-        "svg.hashsalt": "sglang",
+        "text.parse_math": False, "svg.hashsalt": "sglang",
     }  # fmt: skip
     good = sorted((r for r in records if not r.error and r.times), key=lambda r: (r.sent, r.times[0]))
     with matplotlib.rc_context(style):
