@@ -44,6 +44,7 @@ log = logging.getLogger("sglang.server")
 
 INLINE_CHARS = 2048  # a longer text is tokenised in a thread: it would hold up the streams for about a millisecond
 NEVER = 1 << 62
+LAST_WORDS_S = 0.25  # how much later than a process's end its last message may be read
 SHUTTING_DOWN = "the server is shutting down"
 ABORTED = Finish("abort", message="aborted by request")
 
@@ -288,9 +289,10 @@ class Front:
                 waiting.exception()  # marks it as seen: nobody has to wait for it
 
     def fail_soon(self, reason: str) -> None:
-        """As `fail`, from any thread."""
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self.fail, reason)
+        """As `fail`, from any thread; a worker's own last words, if they are on their way, come first."""
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(loop.call_later, LAST_WORDS_S, self.fail, reason)
 
     async def encode(self, text: str) -> list[int]:
         if len(text) <= INLINE_CHARS:
