@@ -58,7 +58,7 @@ $(VENV)/.installed: $(VENV)/bin/python python/pyproject.toml constraints.txt
 	  echo "installing torch (once) ..."; \
 	  $(PY) -m pip install -q $$index -c constraints.txt torch; fi
 	@echo "installing sglang ..."
-	@$(PY) -m pip install -q -c constraints.txt -e "python[fast]"
+	@$(PY) -m pip install -q -c constraints.txt -e "python[all]"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
