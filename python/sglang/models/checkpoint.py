@@ -197,7 +197,7 @@ def name_of(place: str, names: Names) -> str:
     """What a checkpoint calls the tensor of a place: `place_of` backwards."""
     numbers = NUMBER.findall(place)
     pattern = NUMBER.sub("*", place)
-    for name, packed in names.items():
+    for name, packed in reversed(names.items()):  # a family's own come after those it took over
         for target in (packed,) if isinstance(packed, str) else packed.places:
             if pattern in (target, target + ".weight", target + ".bias"):
                 return _numbered(name, numbers) + pattern[len(target) :]

@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sglang.attention.base import Look, Rows, Shape
+from sglang.attention.base import Look, Rows, Shape, require
 from sglang.attention.torch_native import TorchAttention
+from sglang.base.errors import ConfigError
 
 CELLS = 640
 
@@ -25,6 +26,8 @@ def reference(
 ) -> torch.Tensor:
     """One token, one head at a time, by definition. q: [heads, dim]; keys, values: [position + 1, kv_heads, dim]."""
     first = 0 if look.window is None else max(0, position - look.window + 1)
+    if look.chunk is not None:
+        first = position - position % look.chunk
     out = []
     for h in range(shape.heads):
         kv = h // (shape.heads // shape.kv_heads)
@@ -106,12 +109,13 @@ ROWS = [(0, 5), (12, 1), (3, 4), (30, 1), (200, 1), (0, 1), (7, 9), (180, 1)]
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s.heads}/{s.kv_heads}x{s.head_dim}")
 @pytest.mark.parametrize("page_size", [1, 8])
-@pytest.mark.parametrize("look", ["plain", "window", "softcap", "sinks", "all"])
+@pytest.mark.parametrize("look", ["plain", "window", "chunk", "softcap", "sinks", "all"])
 def test_mixed_rows_equal_the_reference(look: str, page_size: int, shape: Shape, device: str) -> None:
     sinks = torch.linspace(-1, 2, shape.heads).to(device)
     kinds = {
         "plain": Look(),
         "window": Look(window=6),
+        "chunk": Look(chunk=8),
         "softcap": Look(softcap=1.5),
         "sinks": Look(sinks=sinks),
         "all": Look(window=9, softcap=2.0, sinks=sinks),
@@ -169,3 +173,28 @@ def test_cells_of_others_are_never_read() -> None:
         world.backend._keys[layer].fill_(math.nan)
         world.backend._values[layer].fill_(math.nan)
     world.check(ROWS, Look())
+
+
+@pytest.mark.parametrize("look", [Look(), Look(window=5), Look(softcap=1.0)], ids=["plain", "window", "softcap"])
+def test_values_may_be_the_first_dims_of_the_keys(look: Look) -> None:
+    shape = Shape(4, 1, 24, 0.2, value_dim=16)
+    keys = torch.randn(40, 1, 24, generator=torch.Generator().manual_seed(0))
+    queries = torch.randn(40, 4, 24, generator=torch.Generator().manual_seed(1))
+    pool = torch.zeros(CELLS, 1, 24)
+    backend = TorchAttention(shape, [pool], [pool[..., :16]])
+    table = np.arange(40, dtype=np.int32)[None]
+    for begin, end in ((0, 12), (12, 30), (30, 31), (31, 40)):
+        backend.plan(Rows(np.array([0]), np.array([begin]), np.array([end - begin]), table, 1))
+        out = backend.attend(queries[begin:end], keys[begin:end], keys[begin:end, :, :16], 0, look)
+        assert out.shape == (end - begin, 64)
+        for n, position in enumerate(range(begin, end)):
+            seen = keys[: position + 1]
+            wanted = reference(queries[position], seen, seen[..., :16], position, shape, look)
+            assert (out[n] - wanted).abs().max() < 2e-6
+
+
+def test_a_backend_that_lacks_what_a_model_needs_is_refused_by_name() -> None:
+    shape = Shape(2, 1, 24, 0.2, value_dim=16)
+    require("torch", TorchAttention.features, shape, [Look(window=3, chunk=4, softcap=1.0, sinks=torch.ones(2))])
+    with pytest.raises(ConfigError, match=r"--attention-backend slow cannot do .*: narrow values, window;"):
+        require("slow", frozenset({"softcap"}), shape, [Look(), Look(window=3), Look(softcap=2.0)])

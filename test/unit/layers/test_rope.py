@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from sglang.layers.rope import Rope, frequencies, rotate, tables
+from sglang.layers.rope import Rope, Turn, frequencies, rotate, tables
 
 CPU = torch.device("cpu")
 
@@ -24,6 +24,19 @@ def test_pairs_turn_by_position_times_frequency() -> None:
                 turned = pair * cmath.exp(1j * position * 100.0 ** (-2 * j / 8))
                 assert out[t, head, j].item() == pytest.approx(turned.real, abs=1e-5)
                 assert out[t, head, j + 4].item() == pytest.approx(turned.imag, abs=1e-5)
+
+
+def test_neighbours_turn_together_where_they_are_interleaved() -> None:
+    cos, sin = tables(Rope(dim=8, theta=100.0, interleaved=True), 50, CPU, torch.float32)
+    x = torch.randn(3, 2, 12)
+    positions = torch.tensor([0, 7, 49])
+    out = Turn(cos[positions][:, None], sin[positions][:, None], True)(x)
+    for t, position in enumerate(positions.tolist()):
+        pairs = torch.view_as_complex(x[t, :, :8].unflatten(-1, (-1, 2)).contiguous())
+        angles = torch.tensor([position * 100.0 ** (-2 * j / 8) for j in range(4)])
+        wanted = torch.view_as_real(pairs * torch.polar(torch.ones(4), angles)).flatten(-2)
+        assert torch.allclose(out[t, :, :8], wanted, atol=1e-5)
+    assert torch.equal(out[..., 8:], x[..., 8:])
 
 
 def test_dims_beyond_the_rotated_part_pass_through() -> None:

@@ -27,6 +27,10 @@ CONFIG: dict[str, Any] = {
 }
 
 
+GEMMA2 = {"architectures": ["Gemma2ForCausalLM"], "query_pre_attn_scalar": 8, "sliding_window": 4}
+DEEPSEEK = {"architectures": ["DeepseekV2ForCausalLM"], "num_experts_per_tok": 1, "moe_intermediate_size": 8}
+
+
 def tensors(tied: bool = False) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens": (32, 16), "model.norm": (16,), "lm_head": (32, 16)}
@@ -139,6 +143,81 @@ def test_a_wrong_shape_is_refused_with_both_shapes(tmp_path: Path) -> None:
     assert "[8, 16]" in message
 
 
+MIXTRAL = {
+    "architectures": ["MixtralForCausalLM"],
+    "num_local_experts": 2,
+    "num_experts_per_tok": 1,
+    "sliding_window": None,
+}
+PHI3 = {"architectures": ["Phi3ForCausalLM"], "num_hidden_layers": 1}
+
+
+def mixtral_tensors() -> dict[str, torch.Tensor]:
+    content = {name: t for name, t in tensors().items() if ".mlp." not in name}
+    for layer in ("model.layers.0.block_sparse_moe.", "model.layers.1.block_sparse_moe."):
+        content[layer + "gate.weight"] = torch.randn(2, 16)
+        for e in range(2):
+            content |= {f"{layer}experts.{e}.{w}.weight": torch.randn(24, 16) for w in ("w1", "w3")}
+            content[f"{layer}experts.{e}.w2.weight"] = torch.randn(16, 24)
+    return content
+
+
+def test_experts_fill_their_places_and_one_too_few_or_too_many_is_named(tmp_path: Path) -> None:
+    content = mixtral_tensors()
+    engine = load(folder(tmp_path, {"model.safetensors": content}, config=MIXTRAL))
+    places = engine._model.layers[1].mlp.places("x")
+    assert torch.equal(places["x.experts.1.up.weight"], content["model.layers.1.block_sparse_moe.experts.1.w3.weight"])
+    extra = "model.layers.1.block_sparse_moe.experts.2.w1.weight"
+    message = refused(folder(tmp_path, {"model.safetensors": content | {extra: torch.ones(24, 16)}}, config=MIXTRAL))
+    assert f"1 unexpected tensors: model.safetensors: {extra}" in message
+    del content["model.layers.1.block_sparse_moe.experts.0.w2.weight"]
+    message = refused(folder(tmp_path, {"model.safetensors": content}, config=MIXTRAL))
+    assert "1 tensors are missing: model.layers.1.block_sparse_moe.experts.0.w2.weight" in message
+
+
+def fused(rows: int) -> dict[str, torch.Tensor]:
+    content = {name: t for name, t in tensors().items() if ".1." not in name and "up_proj" not in name}
+    qkv = [content.pop(f"model.layers.0.self_attn.{p}_proj.weight") for p in "qkv"]
+    content["model.layers.0.self_attn.qkv_proj.weight"] = torch.cat(qkv)[:rows]
+    content["model.layers.0.mlp.gate_up_proj.weight"] = torch.randn(48, 16)
+    del content["model.layers.0.mlp.gate_proj.weight"]
+    return content
+
+
+def test_a_fused_tensor_of_the_wrong_size_is_refused_with_the_sizes_of_its_parts(tmp_path: Path) -> None:
+    load(folder(tmp_path, {"model.safetensors": fused(32)}, config=PHI3))
+    message = refused(folder(tmp_path, {"model.safetensors": fused(31)}, config=PHI3))
+    assert "qkv_proj.weight has shape [31, 16], the config asks for [16, 16] and [8, 16] and [8, 16]" in message
+
+
+def test_a_missing_fused_tensor_is_named_once(tmp_path: Path) -> None:
+    content = fused(32)
+    del content["model.layers.0.self_attn.qkv_proj.weight"]
+    message = refused(folder(tmp_path, {"model.safetensors": content}, config=PHI3))
+    assert message.endswith("1 tensors are missing: model.layers.0.self_attn.qkv_proj.weight")
+
+
+def test_parts_and_their_fused_tensor_cannot_both_be_there(tmp_path: Path) -> None:
+    content = fused(32) | {"model.layers.0.self_attn.k_proj.weight": torch.ones(8, 16)}
+    assert "are the same weight" in refused(folder(tmp_path, {"model.safetensors": content}, config=PHI3))
+
+
+def test_layers_for_guessing_ahead_are_passed_over_and_those_beyond_are_not(tmp_path: Path) -> None:
+    glm = {
+        "architectures": ["Glm4MoeForCausalLM"],
+        "n_routed_experts": 2,
+        "num_experts_per_tok": 1,
+        "moe_intermediate_size": 24,
+        "first_k_dense_replace": 2,
+        "num_nextn_predict_layers": 1,
+    }
+    content = tensors() | {"model.layers.2.eh_proj.weight": torch.ones(4)}
+    load(folder(tmp_path, {"model.safetensors": content}, config=glm))
+    content["model.layers.3.eh_proj.weight"] = torch.ones(4)
+    message = refused(folder(tmp_path, {"model.safetensors": content}, config=glm))
+    assert "1 unexpected tensors: model.safetensors: model.layers.3.eh_proj.weight" in message
+
+
 def test_integers_are_not_taken_for_weights(tmp_path: Path) -> None:
     content = tensors() | {"model.norm.weight": torch.ones(16, dtype=torch.int8)}
     assert "model.norm.weight has type I8" in refused(folder(tmp_path, {"model.safetensors": content}))
@@ -184,6 +263,11 @@ def test_a_folder_without_weights_says_what_would_work(tmp_path: Path) -> None:
         ({"rope_scaling": {"type": "spiral"}}, "rope_type = 'spiral' is not supported.*llama3"),
         ({"rope_scaling": {"type": "longrope", "short_factor": [1], "long_factor": [1]}}, "short_factor must hold 4"),
         ({"rope_parameters": {"full": {"rope_type": "default"}}}, "rope_parameters"),
+        ({"layer_types": ["sliding_attention"], "architectures": ["Gemma2ForCausalLM"]}, "'query_pre_attn_scalar' is"),
+        ({"layer_types": ["full_attention"], **GEMMA2}, "layer_types = .'full_attention'. is not supported"),
+        ({"layer_types": ["full_attention", "linear_attention"], **GEMMA2}, "layer_types = .* is not supported"),
+        ({"use_bidirectional_attention": True, **GEMMA2}, "use_bidirectional_attention = True"),
+        ({"n_routed_experts": 2, **DEEPSEEK, "topk_method": "luck"}, "topk_method = 'luck'.*greedy"),
         ({"num_attention_heads": 3, "num_key_value_heads": 2}, "num_key_value_heads = 2"),
         ({"hidden_size": "big"}, "wrong type"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
@@ -252,3 +336,12 @@ def test_the_context_is_what_the_config_says_times_what_scaling_adds(
     path = folder(tmp_path, {}, config=changes)
     assert load(path, load_format="dummy").context_length == expected
     assert load(path, load_format="dummy", context_length=33).context_length == 33
+
+
+def test_learned_positions_bound_the_context(tmp_path: Path) -> None:
+    gpt2 = {"architectures": ["GPT2LMHeadModel"], "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 40}
+    config = gpt2 | {"max_position_embeddings": None}
+    path = folder(tmp_path, {}, config=config)
+    assert load(path, load_format="dummy").context_length == 40
+    message = refused(path, load_format="dummy", context_length=41)
+    assert "--context-length 41" in message and "40 positions" in message
