@@ -1,6 +1,8 @@
 """Check the engine on a GPU in one command: numerics against the CPU first, then figures, as a markdown table.
 
     python scripts/gpu_check.py demo                      # same text as the CPU for 50 prompts, up to near-ties
+    python scripts/gpu_check.py kernels                   # each kernel against float64, then its time
+    python scripts/gpu_check.py graphs                    # steps of an 8B model: graphs on and off, time by batch
     python scripts/gpu_check.py serve --model-path DIR    # a server with dummy weights: correctness and first figures
 
 Each part ends in a table and exits non-zero where a bound is broken. `--out FILE` keeps the figures as JSON.
@@ -176,13 +178,55 @@ def serve(model_path: str, port: int = 30411) -> dict[str, Any]:
     return row
 
 
+def table(rows: list[dict[str, Any]]) -> None:
+    """A markdown table; columns in the order in which they first appear."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    print("\n| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
+    for row in rows:
+        shown = (row.get(c, "") for c in columns)
+        print("| " + " | ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in shown) + " |")
+
+
+def kernels() -> dict[str, Any]:
+    import gpu_kernels
+
+    checks = gpu_kernels.numerics() + gpu_kernels.others()
+    table(checks)
+    times: dict[str, list[dict[str, Any]]] = {}
+    for name, part in (("decode", gpu_kernels.decodes), ("extend", gpu_kernels.extends), ("small", gpu_kernels.small)):
+        times[name] = part()
+    for rows in times.values():
+        table(rows)
+    bad = [row for row in checks if not row["ok"]]
+    print(f"\n{len(checks) - len(bad)} of {len(checks)} numeric checks within their bounds")
+    table(bad)
+    return {"checks": checks, **times, "ok": not bad}
+
+
+def graphs() -> dict[str, Any]:
+    import gpu_steps
+
+    found = gpu_steps.run()
+    for name in ("profile", "prefills", "steps"):
+        table(found[name])
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["demo", "serve"])
+    parser.add_argument("part", choices=["demo", "kernels", "graphs", "serve"])
     parser.add_argument("--model-path", default="", help="Folder with config.json and tokenizer (part serve).")
     parser.add_argument("--out", help="Write the figures here as JSON.")
     args = parser.parse_args()
-    figures = demo() if args.part == "demo" else serve(args.model_path)
+    match args.part:
+        case "demo":
+            figures = demo()
+        case "kernels":
+            figures = kernels()
+        case "graphs":
+            figures = graphs()
+        case _:
+            figures = serve(args.model_path)
     if args.out:
         Path(args.out).write_text(json.dumps(figures, indent=1))
     return 0 if figures["ok"] else 1
