@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import ssl
 import sys
 import time
 from collections import Counter
@@ -189,7 +190,7 @@ def rates(text: str) -> list[float]:
 
 def base_url(args: argparse.Namespace) -> str:
     if args.base_url:
-        return args.base_url.rstrip("/")
+        return args.base_url.rstrip("/").removesuffix("/v1")  # as clients of OpenAI's are given it
     host = f"[{args.host}]" if ":" in args.host else args.host
     return f"http://{host}:{args.port or BACKENDS[args.backend].port}"
 
@@ -200,7 +201,9 @@ def run(args: argparse.Namespace) -> int:
     api, url, key = BACKENDS[args.backend], base_url(args), os.environ.get("OPENAI_API_KEY")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     # Proxies of the environment are for the world outside: what is measured here is named by its address.
-    with httpx.Client(base_url=url, headers=headers, timeout=60, trust_env=False) as http:
+    # Certificates as Python's ssl finds them, which SSL_CERT_FILE can add to.
+    verify = ssl.create_default_context() if url.startswith("https") else False
+    with httpx.Client(base_url=url, headers=headers, timeout=60, trust_env=False, verify=verify) as http:
         facts = ask(http, args)
         tokens = find_tokens(http, args, facts)
         jobs = make_jobs(args, tokens, facts)

@@ -101,6 +101,7 @@ def test_addresses_follow_the_backend():
     assert bench_serving.base_url(parse("--backend", "vllm", "--host", "box")) == "http://box:8000"
     assert bench_serving.base_url(parse("--backend", "lmdeploy", "--port", "1", "--host", "::1")) == "http://[::1]:1"
     assert bench_serving.base_url(parse("--base-url", "https://a.b/c/")) == "https://a.b/c"
+    assert bench_serving.base_url(parse("--base-url", "http://a:1/v1/")) == "http://a:1"
 
 
 @pytest.mark.parametrize("program", ["bench_serving", "bench_latency"])
