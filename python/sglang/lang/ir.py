@@ -109,10 +109,15 @@ class Text(Expr):
 
 @dataclass(slots=True)
 class Gen(Expr):
-    """The model continues the text. sampling: what this gen sets, the rest comes from the run."""
+    """The model continues the text. sampling: what this gen sets, the rest comes from the run.
+
+    thinking: the marks around what the model thinks before it answers; it goes to another variable and not into the
+    text.
+    """
 
     name: str | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
+    thinking: tuple[str, str] | None = None
 
 
 @dataclass(slots=True)
@@ -158,14 +163,6 @@ class VarBegin(Expr):
 @dataclass(slots=True)
 class VarEnd(Expr):
     name: str
-
-
-@dataclass(slots=True)
-class Reasoning(Expr):
-    """Splits what `expr`'s generations say into thinking and answer, as `model_type`'s marks tell them apart."""
-
-    expr: Expr
-    model_type: str
 
 
 @dataclass(slots=True)

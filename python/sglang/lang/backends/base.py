@@ -36,7 +36,9 @@ class StateView(Protocol):
     cur_role: str | None
     """The role of the open message, None outside of roles."""
 
-    open_text: str
+    @property
+    def open_text(self) -> str: ...
+
     """What the open message (without its role's prefix) says so far. A chat model can answer when `cur_role` is
     "assistant" and this is empty; else raise RuntimeError that names num_api_spec_tokens."""
 

@@ -1,0 +1,512 @@
+"""How a program's nodes become text: a flow that asks for what it needs and is sent the answer.
+
+No threads, no clocks and no I/O in here. `execute` is a generator over a `Transcript`; whoever drives it
+(`executor.py`, or a test with a few lines) answers its asks.
+"""
+
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from sglang.base.chat import ChatTemplate
+from sglang.base.choices import METHODS
+from sglang.lang import media
+from sglang.lang.backends.base import BaseBackend, Meta, NotFused, Segment
+from sglang.lang.ir import (
+    Expr,
+    Fork,
+    Gen,
+    Image,
+    Join,
+    RoleBegin,
+    RoleEnd,
+    Select,
+    SglSamplingParams,
+    Text,
+    VarBegin,
+    VarEnd,
+    Video,
+)
+
+Where = tuple[FrameType, int, int]  # the program's frame, instruction and line that appended a node
+CHAIN = 128  # gens and selects in one request
+SPEC_TRIES = 3
+_BUILT_IN = tuple(METHODS.values())
+
+
+@dataclass(slots=True)
+class Event:
+    """A piece of an answer. text: of output `index` of the request so far, whole; done: that is all of it."""
+
+    index: int
+    text: str | list[str]
+    meta: Meta | None
+    done: bool
+
+
+@dataclass(slots=True)
+class Generate:
+    params: SglSamplingParams
+
+
+@dataclass(slots=True)
+class Choose:
+    node: Select
+
+
+@dataclass(slots=True)
+class Chain:
+    segments: list[Segment]
+    outputs: int
+
+
+@dataclass(slots=True)
+class Prefill:
+    text: str
+
+
+@dataclass(slots=True)
+class Work:
+    """Call `function`, which blocks, and send its result."""
+
+    function: Callable[[], Any]
+
+
+@dataclass(slots=True)
+class Until:
+    """Go on when each of these has nothing left to do."""
+
+    children: Sequence["Transcript"]
+
+
+@dataclass(slots=True)
+class More:
+    """Go on when there is a further node; patient: or when nobody wants to wait for more of the chain."""
+
+    patient: bool = False
+
+
+@dataclass(slots=True)
+class Next:
+    """Go on with the next Event of the request that runs."""
+
+
+Ask = Generate | Choose | Chain | Prefill | Work | Until | More | Next
+Flow = Generator[Ask, Any, None]
+MORE, HOLD, NEXT = More(), More(patient=True), Next()
+
+
+@dataclass(slots=True)
+class ChainGen:
+    name: str | None
+    params: SglSamplingParams
+
+
+class Transcript:
+    """What a state has come to: its text, messages, images, variables; and the nodes that are still to be done.
+
+    `text_`, `messages_`, `images_`, `cur_role`, `open_text` are what backends read (`backends/base.py`).
+    """
+
+    def __init__(
+        self,
+        backend: BaseBackend,
+        template: ChatTemplate,
+        sampling: SglSamplingParams,
+        fuse: bool = True,
+        num_api_spec_tokens: int | None = None,
+    ):
+        self.backend = backend
+        self.chat_template = template
+        self.sampling = sampling
+        self.fuse = fuse
+        self.num_api_spec_tokens = num_api_spec_tokens
+        self.text_ = ""
+        self.messages_: list[dict[str, Any]] = []
+        self.images_: list[str] = []
+        self.cur_role: str | None = None
+        self.variables: dict[str, Any] = {}
+        self.meta_info: dict[str | None, Meta | None] = {}
+        self.partial: dict[str | None, tuple[str, Meta | None]] = {}  # what is being generated, for streams
+        self.pending: deque[tuple[Expr, Where | None]] = deque()
+        self.promised: dict[str, int] = {}  # variables that pending nodes will set
+        self.history: list[Expr] = []  # what has been done
+        self.submitted = 0
+        self.executed = 0
+        self.urgent = 0  # nodes up to this one do not wait for company
+        self.awaited = 0  # the program waits for nodes up to this one
+        self.error_: Exception | None = None
+        self._role_start = 0
+        self._role_images: list[tuple[int, str]] = []  # where in the text, data URL
+        self._scopes: dict[str, int] = {}
+        self.spare = ""  # what an API model has said ahead of the program
+        self.inherited: frozenset[str] = frozenset()
+        self.fork_start = (0, 0, 0)  # lengths of text, messages, images when it was forked
+
+    @property
+    def open_text(self) -> str:
+        return self.text_[self._role_start :] if self.cur_role is not None else ""
+
+    @property
+    def settled(self) -> bool:
+        return self.error_ is not None or self.executed == self.submitted
+
+    def params(self, gen: Gen) -> SglSamplingParams:
+        params = self.sampling.but(gen.sampling)
+        if self.chat_template.stop_str:
+            params = params.but({"stop": (*params.stop, *self.chat_template.stop_str)})
+        return params
+
+    def append(self, text: str) -> None:
+        self.text_ += text
+        if self.spare:
+            self.spare = self.spare.removeprefix(text) if self.spare.startswith(text) else ""
+
+    def bind(self, name: str | None, value: str | list[str], meta: Meta | None) -> None:
+        self.meta_info[name] = meta
+        self.partial[name] = (value if isinstance(value, str) else value[0], meta)
+        if name is not None:
+            self.variables[name] = value
+            self._keep(name)
+
+    def _keep(self, name: str) -> None:
+        left = self.promised.get(name, 0) - 1
+        if left > 0:
+            self.promised[name] = left
+        else:
+            self.promised.pop(name, None)
+
+    def default_system(self, role: str, before: Sequence[Any]) -> str | None:
+        """The template's own system message, where `role` is the first to speak and another."""
+        return None if before or role == "system" else self.chat_template.default_system_prompt
+
+    def simple(self, node: Expr) -> None:
+        """Do what needs nobody's answer."""
+        match node:
+            case Text(value):
+                self.append(value)
+            case RoleBegin(role):
+                assert self.cur_role is None, f"{role} begins inside of {self.cur_role}: roles cannot be nested"
+                if (default := self.default_system(role, self.messages_)) is not None:
+                    for part in (RoleBegin("system"), Text(default), RoleEnd("system")):
+                        self.simple(part)
+                self.append(self.chat_template.get_prefix_and_suffix(role, self.messages_)[0])
+                self.cur_role, self._role_start, self._role_images = role, len(self.text_), []
+            case RoleEnd(role):
+                assert self.cur_role == role, f"{role} ends inside of {self.cur_role}"
+                content, suffix = self._content(), self.chat_template.get_prefix_and_suffix(role, self.messages_)[1]
+                self.spare = ""  # what a model adds after its message is not a part of the next one
+                self.append(suffix)
+                self.messages_.append({"role": role, "content": content})
+                self.cur_role = None
+            case VarBegin(name):
+                self._scopes[name] = len(self.text_)
+            case VarEnd(name):
+                self.variables[name] = self.text_[self._scopes.pop(name) :]
+                self._keep(name)
+            case _:
+                raise AssertionError(node)
+
+    def _content(self) -> str | list[dict[str, Any]]:
+        """The open message: its text, or its texts and images in their order."""
+        if not self._role_images:
+            return self.open_text.lstrip()
+        content: list[dict[str, Any]] = []
+        start = self._role_start
+        for at, url in (*self._role_images, (len(self.text_), None)):
+            if text := self.text_[start:at]:
+                content.append({"type": "text", "text": text if content else text.lstrip()})
+            if url is not None:
+                content.append({"type": "image_url", "image_url": {"url": url}})
+                start = at + len(self.chat_template.image_token)
+        return [part for part in content if part.get("text") != ""]
+
+    def add_image(self, data: str) -> None:
+        self.images_.append(data)
+        self._role_images.append((len(self.text_), media.data_url(data)))
+        self.append(self.chat_template.image_token)
+
+    def done(self) -> None:
+        node, _ = self.pending.popleft()
+        self.history.append(node)
+        self.executed += 1
+
+    def branch(self, child: "Transcript") -> None:
+        """Let `child` begin as a copy: all but meta info and what is still to be done."""
+        child.text_, child.messages_, child.images_ = self.text_, [*self.messages_], [*self.images_]
+        child.cur_role, child._role_start, child._role_images = self.cur_role, self._role_start, [*self._role_images]
+        child._scopes = dict(self._scopes)
+        child.variables = self.variables | child.variables
+        child.inherited = frozenset(self.variables)
+        child.fork_start = (len(self.text_), len(self.messages_), len(self.images_))
+
+    def gather(self, children: Sequence["Transcript"]) -> None:
+        """Each variable that children have set since the fork becomes a list, in child order."""
+        found: dict[str, list[Any]] = {}
+        for child in children:
+            for name, value in child.variables.items():
+                if name not in child.inherited:
+                    found.setdefault(name, []).append(value)
+        self.variables.update(found)
+
+    def concatenate(self, children: Sequence["Transcript"]) -> None:
+        """What each child has said since the fork follows, in child order."""
+        for child in children:
+            text, messages, images = child.fork_start
+            self.append(child.text_[text:])
+            self.messages_ += child.messages_[messages:]
+            self.images_ += child.images_[images:]
+
+
+def execute(s: Transcript) -> Flow:
+    """Do the pending nodes of `s`, in order, for ever."""
+    while True:
+        while not s.pending:
+            yield MORE
+        node = s.pending[0][0]
+        match node:
+            case RoleBegin("assistant") if s.num_api_spec_tokens and s.backend.spec == "chat":
+                yield from _speculate_chat(s)
+                continue
+            case Gen() | Select():
+                yield from _answer(s)
+                continue
+            case Image(source):
+                s.add_image((yield Work(lambda source=source: media.encode_image(source))))
+                s.backend.fill_image(s)
+            case Video(path, frames):
+                s.add_image((yield Work(lambda path=path, frames=frames: media.encode_video(path, frames))))
+                s.backend.fill_image(s)
+            case Fork(children, offset):
+                if len(children) > 1 and s.text_:
+                    yield Prefill(s.text_)
+                for child in children:
+                    s.branch(child)
+                s.backend.fork_program(s, list(children), offset)
+            case Join(children, mode):
+                yield Until(children)
+                for i, child in enumerate(children):
+                    if child.error_ is not None:
+                        raise RuntimeError(f"fork {i} failed: {child.error_}") from child.error_
+                if mode == "gather_variable":
+                    s.gather(children)
+                else:
+                    s.concatenate(children)
+            case _:
+                s.simple(node)
+        s.done()
+
+
+def fusable(node: Expr) -> bool:
+    """Whether `node` may go on a chain."""
+    match node:
+        case Gen(sampling=sampling, thinking=thinking):
+            return sampling.get("n", 1) == 1 and thinking is None
+        case Select(choices=choices, method=method):
+            return method in _BUILT_IN and all(choices)
+        case Text() | RoleBegin() | RoleEnd() | VarBegin() | VarEnd():
+            return True
+        case _:
+            return False
+
+
+def _answer(s: Transcript) -> Flow:
+    """The gen or select at the head of what is pending, and those after it that can go along."""
+    may_fuse = s.fuse and s.backend.fuses and not s.images_ and s.sampling.n == 1 and fusable(s.pending[0][0])
+    while may_fuse:
+        chain, full = _chain(s)
+        if full or s.executed < s.urgent:
+            if chain.outputs > 1 or isinstance(s.pending[0][0], Select):
+                try:
+                    yield from _follow(s, chain)
+                    return
+                except NotFused:
+                    s.fuse = False
+            break
+        yield HOLD
+    node = s.pending[0][0]
+    if isinstance(node, Select):
+        event: Event = yield Choose(node)
+        assert isinstance(event.text, str)
+        s.append(event.text)
+        s.bind(node.name, event.text, event.meta)
+    else:
+        assert isinstance(node, Gen)
+        params = s.params(node)
+        if s.num_api_spec_tokens and s.backend.spec == "completion" and params.stop and not params.dtype:
+            yield from _speculate(s, node, params)
+        else:
+            s.spare = ""
+            yield from _read(s, node, 0, (yield Generate(params)))
+    s.done()
+
+
+def _chain(s: Transcript) -> tuple[Chain, bool]:
+    """What is pending as segments, up to its last gen or select; and whether nothing more can join it."""
+    segments: list[Segment] = []
+    text, outputs, full = "", 0, False
+    role, roles = s.cur_role, [{"role": m["role"]} for m in s.messages_]
+    for node, _ in s.pending:
+        if not fusable(node) or outputs == CHAIN:
+            full = True
+            break
+        match node:
+            case Text(value):
+                text += value
+            case RoleBegin(name):
+                if (default := s.default_system(name, roles)) is not None:
+                    before, after = s.chat_template.get_prefix_and_suffix("system", roles)
+                    text += before + default + after
+                    roles.append({"role": "system"})
+                text += s.chat_template.get_prefix_and_suffix(name, roles)[0]
+                role = name
+            case RoleEnd(name):
+                text += s.chat_template.get_prefix_and_suffix(name, roles)[1]
+                roles.append({"role": role or name})
+            case Gen() | Select():
+                if text:
+                    segments.append(Text(text))
+                segments.append(ChainGen(node.name, s.params(node)) if isinstance(node, Gen) else node)
+                text, outputs = "", outputs + 1
+    return Chain(segments, outputs), full
+
+
+def _follow(s: Transcript, chain: Chain) -> Flow:
+    """Do the chain's nodes with the values as they come."""
+    event: Event = yield chain
+    index = 0
+    while index < chain.outputs:
+        node = s.pending[0][0]
+        match node:
+            case Gen() | Select():
+                yield from _read(s, node, index, event)
+                index += 1
+                if index < chain.outputs:
+                    event = yield NEXT
+            case _:
+                s.simple(node)
+        s.done()
+
+
+def _read(s: Transcript, node: Gen | Select, index: int, event: Event) -> Flow:
+    """Append output `index` while it comes; the last event of it has `done`."""
+    shown = ""
+    thinking = node.thinking if isinstance(node, Gen) else None
+    while True:
+        if event.index != index:
+            raise RuntimeError(f"the answer to {node.name!r} came out of order: {event.index} instead of {index}")
+        text = event.text if isinstance(event.text, str) else event.text[0]
+        if thinking is not None:
+            thought, text = split_thinking(text, thinking, event.done)
+            if event.done and node.name is not None:
+                s.variables[f"{node.name}_reasoning_content"] = thought
+        s.append(text[len(shown) :])
+        shown = text
+        if event.done:
+            value = event.text if isinstance(event.text, list) else text
+            s.bind(node.name, value, event.meta)
+            return
+        s.partial[node.name] = (text, event.meta)
+        event = yield NEXT
+
+
+def split_thinking(text: str, marks: tuple[str, str], done: bool) -> tuple[str, str]:
+    """What the model thought and what it answers. The begin mark may be missing: some templates write it."""
+    begin, end = marks
+    thought, found, answer = text.partition(end)
+    if found:
+        return thought.removeprefix(begin).strip(), answer.lstrip()
+    if begin in text or (not done and begin.startswith(text)):
+        return text.partition(begin)[2].strip(), ""
+    return ("", text) if done else (text, "")
+
+
+def _cut(text: str, stops: Sequence[str]) -> tuple[str, str] | None:
+    """`text` before and from the earliest stop, None where there is none."""
+    found = [at for stop in stops if (at := text.find(stop)) >= 0]
+    return (text[: min(found)], text[min(found) :]) if found else None
+
+
+def _speculate(s: Transcript, node: Gen, params: SglSamplingParams) -> Flow:
+    """A gen of a completion model: from what the model has said already, or with one request that says more."""
+    value, meta = _cut(s.spare, params.stop), None
+    if value is None:
+        most = max(params.max_new_tokens, s.num_api_spec_tokens or 0)
+        event: Event = yield Generate(params.but({"max_new_tokens": most, "stop": ()}))
+        while not event.done:
+            event = yield NEXT
+        assert isinstance(event.text, str)
+        value, meta = _cut(event.text, params.stop) or (event.text, ""), event.meta
+    s.spare = ""
+    s.append(value[0])
+    s.spare = value[1]
+    s.bind(node.name, value[0], meta)
+
+
+def _speculate_chat(s: Transcript) -> Flow:
+    """An assistant message of a chat model: one request, whose text is matched against the message's pattern."""
+    while not any(isinstance(node, RoleEnd) for node, _ in s.pending):
+        if s.executed < s.awaited:
+            raise RuntimeError("with num_api_spec_tokens a variable is readable after its assistant message ends")
+        yield MORE
+    nodes = [node for node, _ in s.pending]
+    nodes = nodes[1 : next(i for i, node in enumerate(nodes) if isinstance(node, RoleEnd))]
+    if bad := [node for node in nodes if not isinstance(node, Text | Gen | VarBegin | VarEnd)]:
+        raise RuntimeError(f"num_api_spec_tokens: {type(bad[0]).__name__} cannot stand in an assistant message")
+    gens = [node for node in nodes if isinstance(node, Gen)]
+    s.simple(s.pending[0][0])
+    s.done()
+    values: list[str] = []
+    meta: Meta | None = None
+    if gens:
+        ignored = {"stop": (), "max_new_tokens": s.num_api_spec_tokens}
+        params = [s.params(gen) for gen in gens]
+        if any(p.but(ignored) != params[0].but(ignored) for p in params):
+            raise RuntimeError("num_api_spec_tokens: the gens of one assistant message must sample alike")
+        if any(not s.sampling.but(gen.sampling).stop for gen in gens[:-1]):
+            raise RuntimeError("num_api_spec_tokens: every gen but the last of an assistant message needs a stop")
+        found, text = None, ""
+        for _ in range(SPEC_TRIES):
+            event: Event = yield Generate(params[-1].but(ignored))
+            while not event.done:
+                event = yield NEXT
+            text, meta = event.text if isinstance(event.text, str) else event.text[0], event.meta
+            if (found := _match(s, nodes, text)) is not None:
+                break
+        if found is None:
+            raise RuntimeError(f"num_api_spec_tokens: {SPEC_TRIES} answers did not fit the message; the last: {text!r}")
+        values = found
+    for node in nodes:
+        if isinstance(node, Gen):
+            value = values.pop(0)
+            s.append(value)
+            s.bind(node.name, value, meta)
+        else:
+            s.simple(node)
+        s.done()
+
+
+def _match(s: Transcript, nodes: Sequence[Expr], text: str) -> list[str] | None:
+    """The values of the gens in `nodes`, whose texts stand between them in `text`; None where they do not."""
+    values: list[str] = []
+    rest, first = text, True
+    for i, node in enumerate(nodes):
+        match node:
+            case Text(value):
+                if first:
+                    rest, value = rest.lstrip(), value.lstrip()
+                if not rest.startswith(value):
+                    return None
+                rest = rest[len(value) :]
+                first = False
+            case Gen():
+                parts = _cut(rest, s.params(node).stop)
+                if parts is None:
+                    if any(isinstance(later, Text | Gen) for later in nodes[i + 1 :]):
+                        return None
+                    parts = (rest, "")
+                values.append(parts[0])
+                rest, first = parts[1], False
+    return values
