@@ -50,7 +50,9 @@ def serve(folder: Path, *flags: str) -> Iterator[Served]:
     """Start `python -m sglang.launch_server` with `flags`, wait until it answers, stop it at the end."""
     port = free_port()
     log_path = folder / f"server-{port}.log"
-    environment = dict(os.environ, PYTHONPATH=str(PACKAGE_ROOT), OMP_NUM_THREADS="1")  # several servers share the machine
+    environment = dict(
+        os.environ, PYTHONPATH=str(PACKAGE_ROOT), OMP_NUM_THREADS="1"
+    )  # several servers share the machine
     command = [sys.executable, "-m", "sglang.launch_server", "--port", str(port), *flags]
     with log_path.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
