@@ -232,7 +232,7 @@ def decodes() -> list[dict[str, Any]]:
                 "TB/s": bytes_ / us / 1e6,
                 "share %": 100 * bytes_ / us / 1e6 / READ_TB_S,
                 "best us": fast_us,
-                "best": f"{fast_splits} splits (now {usual}), {fast.keys} keys, {fast.warps} warps, {fast.stages} stages",
+                "best": f"splits {fast_splits} of {usual}, keys {fast.keys}, warps {fast.warps}, stages {fast.stages}",
             }
         )
         print(rows[-1], flush=True)
