@@ -62,3 +62,6 @@ class LiteLLM(OpenAI):
 
     async def _create(self, request: dict[str, Any]) -> Any:
         return await self._complete(**request, **self._given)
+
+    async def _close(self, stream: Any) -> None:
+        await stream.aclose()

@@ -105,9 +105,9 @@ class OpenAI(AsyncBackend):
         reason = usage = None
         scores: list[list[Any]] = []
         tops: list[list[list[Any]]] = []
-        async with stream:
+        try:
             async for chunk in stream:
-                usage = chunk.usage or usage
+                usage = getattr(chunk, "usage", None) or usage  # LiteLLM leaves it out
                 text = ""
                 for choice in chunk.choices:
                     text = (choice.delta.content if self.is_chat_model else choice.text) or ""
@@ -118,6 +118,8 @@ class OpenAI(AsyncBackend):
                 counts = (usage.prompt_tokens, usage.completion_tokens) if usage else (None, None)
                 told = {"output_token_logprobs": scores, "output_top_logprobs": tops} if scores else {}
                 yield text, meta(*counts, reason, **told)
+        finally:  # also where the program stops reading: the provider then stops writing
+            await self._close(stream)
         if reason is None:
             raise RuntimeError(f"{self._who}: the stream ended before the answer did")
         if usage:
@@ -172,6 +174,9 @@ class OpenAI(AsyncBackend):
     async def _create(self, request: dict[str, Any]) -> Any:
         api = self.client.chat.completions if self.is_chat_model else self.client.completions
         return await api.create(**request)
+
+    async def _close(self, stream: Any) -> None:
+        await stream.close()
 
     async def _answer(self, request: dict[str, Any]) -> tuple[str | list[str], Meta]:
         result = await self._create(request)
@@ -321,7 +326,7 @@ class OpenAI(AsyncBackend):
 
 def logprobs(choice: Any) -> Meta:
     """What a choice tells of its tokens, in the words of the local server: [log-probability, token id, text]."""
-    told = choice.logprobs
+    told = getattr(choice, "logprobs", None)  # LiteLLM leaves it out
     if told is None:
         return {}
     content = getattr(told, "content", None)

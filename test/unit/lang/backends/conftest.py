@@ -14,8 +14,14 @@ ANSWERS = {
 }
 
 
-@pytest.fixture
-def wire() -> Iterator[WireServer]:
-    """A server of every vendor, of this test only, with a model that knows ANSWERS."""
-    with wire_server(Scripted(dict(ANSWERS))) as server:
+@pytest.fixture(scope="session")
+def _wire() -> Iterator[WireServer]:
+    with wire_server(Scripted()) as server:
         yield server
+
+
+@pytest.fixture
+def wire(_wire: WireServer) -> WireServer:
+    """A server of every vendor, as new, with a model that knows ANSWERS."""
+    _wire.reset(Scripted(dict(ANSWERS)))
+    return _wire

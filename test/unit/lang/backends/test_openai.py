@@ -5,6 +5,7 @@ import logging
 
 import openai
 import pytest
+import tiktoken
 from api_state import State, chat, text
 from wire_model import vocabulary
 from wire_server import WireServer
@@ -305,6 +306,7 @@ class TestSelect:
 def test_offline_the_vocabulary_is_missed_aloud_and_select_goes_on(wire, monkeypatch, caplog):
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # nobody listens: what no network looks like
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")
+    monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})  # what others of this process have loaded
     backend = OpenAI(INSTRUCT, base_url=wire.url + "/v1", api_key="k")
     wire.model.answers["I need to use a "] = "calculator"
     with caplog.at_level(logging.WARNING, "sglang"):

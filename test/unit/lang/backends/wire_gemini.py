@@ -51,13 +51,19 @@ def generate(server: WireServer, request: Request, body: Json) -> Response:
         counts["totalTokenCount"] = sum(counts.values())
         return {"candidates": [candidate], "usageMetadata": counts, "modelVersion": request.path_params["model"]}
 
+    hit = server.blocked is not None and server.blocked in prompt
+    blocked: Json = {"candidates": [{"finishReason": "SAFETY", "index": 0}], "usageMetadata": {"promptTokenCount": 1}}
     if request.url.path.endswith(":generateContent"):
-        return JSONResponse(answer(result.text, True))
+        return JSONResponse(blocked if hit else answer(result.text, True))
     require(request.query_params.get("alt") == "sse", "the stream is asked for as server-sent events")
+    if hit:
+        return server.stream([f"data: {json.dumps(blocked)}\r\n\r\n"])
     pieces = server.model.pieces(result) or [""]
     return server.stream([f"data: {json.dumps(answer(p, i == len(pieces) - 1))}\r\n\r\n" for i, p in enumerate(pieces)])
 
 
 def shown(part: Json) -> str:
-    require("text" in part or part.get("inlineData", {}).get("mimeType", "").startswith("image/"), "an empty part")
+    data = part.get("inlineData", {})
+    kind = data.get("mimeType") or data.get("mime_type", "")  # protobuf's JSON takes both spellings
+    require("text" in part or kind.startswith("image/"), f"an empty part: {part}")
     return part.get("text", "<image>")

@@ -50,6 +50,7 @@ def check(body: Json, allowed: set[str]) -> None:
     require(not isinstance(stop, list) or 1 <= len(stop) <= 4, "'stop' must have 1 to 4 elements")
     require(stop != "", "'stop' must not be empty")
     require(len(body.get("logit_bias") or {}) <= 300, "logit_bias has more than 300 entries")
+    require(all(int(i) < vocabulary().n_vocab for i in body.get("logit_bias") or {}), "logit_bias: no such token")
     require(all(-100 <= v <= 100 for v in (body.get("logit_bias") or {}).values()), "bias not in [-100, 100]")
     require(body.get("stream") or "stream_options" not in body, "'stream_options' is only allowed with 'stream'")
 

@@ -45,8 +45,14 @@ class WireServer:
     model: Scripted
     requests: list[Received] = field(default_factory=list)
     cut_streams_after: int | None = None  # events; the connection then breaks
+    blocked: str | None = None  # prompts with this text get no answer (Gemini)
     url: str = ""
     _faults: list[tuple[int, dict[str, str]]] = field(default_factory=list)
+
+    def reset(self, model: Scripted) -> None:
+        """Forget all requests and faults."""
+        self.model, self.requests, self._faults = model, [], []
+        self.cut_streams_after = self.blocked = None
 
     def fail(self, status: int, *, times: int = 1, headers: dict[str, str] | None = None) -> None:
         """Answer the next `times` requests with an error."""
