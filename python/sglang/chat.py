@@ -68,7 +68,9 @@ def read(argv: Sequence[str] | None, prog: str) -> tuple[argparse.Namespace, Ser
     parser.add_argument("--url", help="a running server, as http://127.0.0.1:30000")
     parser.add_argument("--api-key", metavar="KEY", help="the server's key, where it asks for one")
     parser.add_argument("--system", metavar="TEXT", help="system message to begin with")
-    parser.add_argument("--temperature", type=float, metavar="F", help="0: always the likeliest token (default: 1)")
+    parser.add_argument(
+        "--temperature", type=float, metavar="F", default=0.5, help="0: always the likeliest token (default: 0.5)"
+    )
     parser.add_argument("--top-p", type=float, metavar="F", help="draw from the tokens that hold this probability")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="longest answer (default: the end of the context)")
     parser.add_argument("--seed", type=int, metavar="N", help="makes answers repeatable")

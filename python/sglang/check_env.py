@@ -92,6 +92,7 @@ def devices() -> Rows:
     try:
         import torch
 
+        from sglang.kernels.staging import triton_works
         from sglang.layers.linear import bfloat16_arithmetic
         from sglang.layers.memory import free_bytes
         from sglang.quant.dense import packing_works
@@ -122,7 +123,15 @@ def devices() -> Rows:
     ):
         if text := output_of(command):
             yield name, text
-    yield "attention", "torch (any device)"
+    if not torch.cuda.is_available():
+        kernels = "torch (triton needs a GPU that torch can use)"
+    elif not triton_works():
+        kernels = "torch; for triton: pip install triton"
+    elif not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        kernels = "torch; triton needs a C compiler: apt install gcc libc6-dev"
+    else:
+        kernels = "triton, torch"
+    yield "kernels", kernels
 
 
 def output_of(command: list[str]) -> str:

@@ -10,7 +10,7 @@ from sglang import check_env, cli, launch_server
 from sglang.base.config import ServerConfig
 
 PACKAGE_ROOT = Path(__file__).parents[2] / "python"
-HEAVY = ("torch", "transformers", "tokenizers", "numpy", "starlette", "uvicorn", "httpx", "zmq", "msgspec", "rich")
+HEAVY = ("torch", "transformers", "tokenizers", "numpy", "starlette", "uvicorn", "httpx", "zmq", "rich")
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
@@ -28,6 +28,8 @@ def parse(*words: str) -> ServerConfig:
         ("sglang", "serve", "--help"),
         ("sglang", "chat", "--help"),
         ("sglang", "bench", "--help"),
+        ("sglang", "bench", "serving", "--help"),
+        ("sglang", "bench", "latency", "--help"),
         ("sglang", "check-env", "--help"),
         ("sglang", "version"),
         ("sglang.launch_server", "--help"),
@@ -105,7 +107,7 @@ def test_no_model_is_the_demo_model():
 def test_check_env_tells_versions_devices_and_what_is_missing():
     ran = run("sglang.check_env")
     assert ran.returncode == 0, ran.stdout
-    for word in ("Python", "torch ", "uvicorn", "CPU bfloat16", "attention", "free memory", "Missing"):
+    for word in ("Python", "torch ", "uvicorn", "CPU bfloat16", "kernels", "free memory", "Missing"):
         assert word in ran.stdout
 
 

@@ -72,6 +72,12 @@ def test_commands_exist_and_their_flags_too(page: Path):
             launch_server.server_parser().parse_args(rest)
 
 
+@by_name
+def test_scripts_that_are_named_exist(page: Path):
+    for name in re.findall(r"python3? ((?:benchmark|scripts)/\S+\.py)", page.read_text()):
+        assert (ROOT / name).is_file(), name
+
+
 @pytest.mark.parametrize("name", ["hyperparameter_tuning.md", "troubleshooting.md"])
 def test_flags_that_are_explained_exist(name: str):
     known = launch_server.server_parser().format_help()
