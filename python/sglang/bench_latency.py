@@ -352,7 +352,7 @@ def profile(engine: "Engine", case: Case, overlap: bool, path: str) -> None:
     if engine.ready.device.startswith("cuda"):
         kinds.append(ProfilerActivity.CUDA)
     short = case._replace(output_len=min(case.output_len, PROFILED_STEPS + 1))
-    with torch.profiler.profile(activities=kinds) as trace:
+    with torch.profiler.profile(activities=kinds, acc_events=True) as trace:
         run(engine, short, overlap)
         synchronize(engine)
     trace.export_chrome_trace(path)

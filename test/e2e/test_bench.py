@@ -19,7 +19,9 @@ PACKAGE_ROOT = Path(__file__).parents[2] / "python"
 
 def run(program: str, *words: str, code: int = 0) -> str:
     """What `python -m sglang.PROGRAM` prints; it must end with `code`."""
-    environment = dict(os.environ, PYTHONPATH=str(PACKAGE_ROOT), OMP_NUM_THREADS="2")
+    environment = dict(
+        os.environ, PYTHONPATH=str(PACKAGE_ROOT), OMP_NUM_THREADS="1"
+    )  # several processes share the machine
     command = [sys.executable, "-m", f"sglang.{program}", *words]
     ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
     assert ran.returncode == code, ran.stdout + ran.stderr
