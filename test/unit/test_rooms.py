@@ -4,6 +4,7 @@ Every import counts, also one inside a function or under TYPE_CHECKING: a room t
 """
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -130,6 +131,12 @@ def test_every_room_is_known():
     rooms = {room_of(path) for path in TREES} - {""}
     assert rooms <= ROOMS.keys() | set(OUTSIDE)
     assert len(TREES) > 60, "the package was not found"
+
+
+def test_the_documentation_has_the_same_table():
+    text = (PACKAGE.parents[1] / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| (.*)\|$", text, re.MULTILINE)
+    assert {room: tuple(re.findall(r"`([\w.]+)`", may)) for room, may in rows} == ROOMS
 
 
 def test_rooms_import_only_what_their_row_names():
