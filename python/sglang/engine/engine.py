@@ -99,12 +99,14 @@ class Engine:
         pickled = config.load_format == "pt"
         folder = folder_of(config.model_path, config.revision, config.download_dir, pickled)
         raw = hf.read(folder, config.json_model_override_args)
-        family, spec = _family(raw)
+        family = _family(raw)
+        raw = family.defaults | raw
+        spec = _spec(family, raw)
         packed = raw.get("quantization_config")
         if packed is not None and packed.get("quant_method") not in family.formats:
             raise ConfigError(f"{folder}: quantised checkpoints are not supported yet (quantization_config)")
         dtype = _dtype(config.dtype, raw, device)
-        context = config.context_length or hf.context_length(raw)
+        context = config.context_length or spec.context or hf.context_length(raw)
         with torch.inference_mode():
             model = Model(spec, context, device, dtype)
             parameters = sum(t.numel() for t in model.places().values())
@@ -233,19 +235,24 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _family(raw: hf.HFConfig) -> tuple[Family, Decoder]:
+def _family(raw: hf.HFConfig) -> Family:
     import sglang.models.families  # noqa: F401 - fills the registry
 
     names = raw.get("architectures") or []
     for name in names:
         if name in FAMILIES:
-            try:
-                return FAMILIES[name], FAMILIES[name].build(raw)
-            except KeyError as error:
-                raise ConfigError(f"config.json: {error} is missing ({name} needs it)") from None
-            except (TypeError, AttributeError, ZeroDivisionError) as error:
-                raise ConfigError(f"config.json: a value has the wrong type for {name} ({error})") from None
+            return FAMILIES[name]
     raise ConfigError(f"Unsupported architectures: {names}. Supported list: {sorted(FAMILIES)}")
+
+
+def _spec(family: Family, raw: hf.HFConfig) -> Decoder:
+    name = raw["architectures"][0]
+    try:
+        return family.build(raw)
+    except KeyError as error:
+        raise ConfigError(f"config.json: {error} is missing ({name} needs it)") from None
+    except (TypeError, AttributeError, ZeroDivisionError) as error:
+        raise ConfigError(f"config.json: a value has the wrong type for {name} ({error})") from None
 
 
 def _dtype(flag: str, raw: hf.HFConfig, device: torch.device) -> torch.dtype:

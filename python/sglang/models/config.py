@@ -21,11 +21,15 @@ ACTS: dict[str, Act] = {
 
 
 def read(folder: Path, overrides: str = "{}") -> HFConfig:
-    """The folder's config.json with `overrides` (a JSON object) merged in."""
+    """The folder's config.json with `overrides` (a JSON object) merged in, and `text_config` on top."""
     path = folder / "config.json"
     if not path.is_file():
         raise ConfigError(f"--model-path {folder}: no config.json there; give a model folder or a hub id")
-    return {**_object(path.read_text("utf-8"), str(path)), **_object(overrides, "--json-model-override-args")}
+    config = {**_object(path.read_text("utf-8"), str(path)), **_object(overrides, "--json-model-override-args")}
+    text = config.get("text_config")
+    if isinstance(text, dict):  # of a model that also sees: what is said of its language part goes for the whole
+        config |= {key: value for key, value in text.items() if key not in ("architectures", "model_type")}
+    return config
 
 
 def _object(text: str, source: str) -> HFConfig:

@@ -4,7 +4,7 @@ A family's name table maps a checkpoint's name to a place, or to a `Packed` of s
 sides; a place with one `*` more than the name stands for as many as there are (experts, heads).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,14 @@ class Packed:
 
 
 Names = dict[str, str | Packed]
+
+
+def below(prefix: str, names: Mapping[str, str | Packed]) -> Names:
+    """The same names with a prefix: of a model that is the language part of another."""
+    return {prefix + name: place for name, place in names.items()}
+
+
+SEEING = ("vision_tower.*", "vision_model.*", "multi_modal_projector.*")  # the other parts; text needs none of them
 
 
 def stacked(*places: str) -> Packed:

@@ -8,7 +8,7 @@ from sglang.layers.linear import Act
 from sglang.layers.moe import Routing
 from sglang.layers.norm import NormKind
 from sglang.layers.rope import Rope
-from sglang.models.layout import Names
+from sglang.models.layout import Names, Packed
 
 Block = Literal["pre", "sandwich", "post", "parallel"]
 QKNorm = Literal["head", "heads", "all", "unit"]
@@ -106,6 +106,7 @@ class Decoder:
     latent: Latent | None = None
     experts: Experts | None = None
     expert_layers: Callable[[int], bool] = everywhere
+    context: int | None = None  # tokens, where the usual keys of a config would be misread
     spare_layers: int = 0  # of the checkpoint, beyond `layers`: for guessing ahead; not read
 
     @property
@@ -127,7 +128,8 @@ HFConfig = dict[str, Any]
 class Family:
     """ignored: endings, or beginnings (`vision.*`), of tensors that hold nothing of the model.
 
-    formats: values of `quant_method` whose weights the name table unpacks.
+    formats: values of `quant_method` whose weights the name table unpacks. defaults: for keys that released files of
+    the family leave out.
     """
 
     architectures: tuple[str, ...]
@@ -135,6 +137,7 @@ class Family:
     names: Names = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     formats: tuple[str, ...] = ()
+    defaults: HFConfig = field(default_factory=dict)
 
     @property
     def module(self) -> str:
@@ -145,12 +148,16 @@ FAMILIES: dict[str, Family] = {}
 
 
 def family(
-    *architectures: str, names: Mapping[str, Any], ignored: tuple[str, ...] = (), formats: tuple[str, ...] = ()
+    *architectures: str,
+    names: Mapping[str, str | Packed],
+    ignored: tuple[str, ...] = (),
+    formats: tuple[str, ...] = (),
+    defaults: HFConfig | None = None,
 ) -> Callable[[Callable[[HFConfig], Decoder]], Callable[[HFConfig], Decoder]]:
     """Register a function HF config -> Decoder under Hugging Face's architecture names."""
 
     def register(build: Callable[[HFConfig], Decoder]) -> Callable[[HFConfig], Decoder]:
-        record = Family(architectures, build, dict(names), ignored, formats)
+        record = Family(architectures, build, dict(names), ignored, formats, defaults or {})
         FAMILIES.update(dict.fromkeys(architectures, record))
         return build
 

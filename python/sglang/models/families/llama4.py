@@ -5,7 +5,7 @@ from dataclasses import replace
 from sglang.layers.moe import Routing
 from sglang.models.config import local_layers, rope
 from sglang.models.families.llama import IGNORED, NAMES, llama
-from sglang.models.layout import experts
+from sglang.models.layout import SEEING, below, experts
 from sglang.models.spec import Decoder, Experts, HFConfig, Temperature, family
 
 FFN = "model.layers.*.feed_forward."
@@ -24,6 +24,7 @@ OWN = {
 }
 
 
+@family("Llama4ForConditionalGeneration", names=below("language_model.", NAMES | OWN), ignored=SEEING)
 @family("Llama4ForCausalLM", names=NAMES | OWN, ignored=IGNORED)
 def llama4(c: HFConfig) -> Decoder:
     base = llama(c)

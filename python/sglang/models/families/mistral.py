@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from sglang.models.config import local_layers, refuse
 from sglang.models.families.llama import IGNORED, NAMES, llama
+from sglang.models.layout import SEEING, below
 from sglang.models.spec import Decoder, HFConfig, Temperature, everywhere, family
 
 
@@ -15,6 +16,12 @@ def mistral(c: HFConfig) -> Decoder:
 @family("MinistralForCausalLM", names=NAMES, ignored=IGNORED)
 def ministral(c: HFConfig) -> Decoder:
     return replace(mistral(c), local=local_layers(c, everywhere))
+
+
+@family("Mistral3ForConditionalGeneration", names=below("language_model.", NAMES), ignored=SEEING)
+def mistral3(c: HFConfig) -> Decoder:
+    """Mistral Small 3.1 and later, and Ministral 3: `text_config` says which of the two reads."""
+    return ministral3(c) if c["text_config"].get("model_type") == "ministral3" else mistral(c)
 
 
 @family("Ministral3ForCausalLM", names=NAMES, ignored=IGNORED)
