@@ -1,0 +1,208 @@
+"""Whole programs on API models, over the wire: those of the project's description, kept as they stand there in `seed/`
+(one bracket that it lacks is closed), and what the documentation says of speculation and errors."""
+
+import contextlib
+import io
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from wire_model import vocabulary
+from wire_server import WireServer
+
+import sglang as sgl
+
+SEED = Path(__file__).parent / "seed"
+
+
+@pytest.fixture
+def api(wire: WireServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[WireServer]:
+    """The vendors are where their SDKs' environment variables say: here."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    monkeypatch.setenv("OPENAI_BASE_URL", wire.url + "/v1")
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-test")
+    monkeypatch.setenv("ANTHROPIC_BASE_URL", wire.url)
+    yield wire
+    sgl.global_config.default_backend = None
+
+
+@pytest.fixture
+def features() -> dict:
+    return runpy.run_path(str(SEED / "language_features.py"))
+
+
+def instruct() -> sgl.OpenAI:
+    return sgl.OpenAI("gpt-3.5-turbo-instruct", tokenizer=vocabulary())
+
+
+def anthropic() -> sgl.Anthropic:
+    pytest.importorskip("anthropic", reason="the SDK is an extra: sglang[anthropic]")
+    return sgl.Anthropic("claude-3-haiku-20240307")
+
+
+class TestSeed:
+    def test_the_multi_turn_question(self, api):
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            runpy.run_path(str(SEED / "openai_multi_turn.py"))
+        assert out.getvalue() == (
+            "system : You are a helpful assistant.\n"
+            "user : What is the capital of the United States?\n"
+            "assistant : Washington, D.C.\n"
+            "user : List two local attractions.\n"
+            "assistant : 1. The White House\n2. The Lincoln Memorial\n"
+            "Washington, D.C.\n"
+        )
+        assert [m["role"] for m in api.bodies[1]["messages"]] == ["system", "user", "assistant", "user"]
+        assert [body["max_tokens"] for body in api.bodies] == [256, 256]
+
+    def test_the_multi_turn_question_on_anthropic(self, api):
+        with contextlib.redirect_stdout(io.StringIO()):
+            program = runpy.run_path(str(SEED / "openai_multi_turn.py"))["multi_turn_question"]
+        state = program.run(
+            "What is the capital of the United States?", "List two local attractions.", backend=anthropic()
+        )
+        assert state["answer_2"] == "1. The White House\n2. The Lincoln Memorial"
+        assert state.messages()[0] == {"role": "system", "content": "You are a helpful assistant."}
+
+    @pytest.mark.parametrize("tool, name", [("calculator", "expression"), ("search engine", "word")])
+    def test_tool_use(self, api, features, tool, name):
+        api.model.answers |= {"I need to use a ": tool, "expression is": " 7 + 8", "search is": " Paris"}
+        state = features["tool_use"].run("What is 7 + 8?", backend=instruct())
+        assert state["tool"] == tool
+        assert state[name] == {"expression": " 7 + 8", "word": " Paris"}[name]
+
+    def test_tips_in_parallel(self, api, features):
+        api.model.answers |= {
+            "expand tip 1 into a paragraph:\n": "Eat well.\n\nX",
+            "expand tip 2 into a paragraph:\n": "Move.\n\nX",
+            "In summary": ", live well.",
+        }
+        text = features["tip_suggestion"].run(backend=instruct()).text()
+        assert text.endswith("Tip 1:Eat well.\nTip 2:Move.\nIn summary, live well.")
+
+    def test_an_image_for_a_chat_model(self, api, features, tmp_path):
+        image = tmp_path / "cat.jpg"
+        image.write_bytes(b"\xff\xd8\xff\xe0 a picture")
+        api.model.answers["What is this?"] = "A cat."
+        state = features["image_qa"].run(str(image), "What is this?", backend=sgl.OpenAI("gpt-4o"))
+        assert state["answer"] == "A cat."
+        assert [part["type"] for part in api.bodies[0]["messages"][0]["content"]] == ["image_url", "text"]
+
+    def test_a_regex_is_refused_at_its_line(self, api, features):
+        state = features["regular_expression_gen"].run(backend=instruct())
+        error = state.error()
+        assert isinstance(error, ValueError) and "regex" in str(error) and "sgl.Runtime" in str(error)
+        assert not api.requests
+
+    def test_a_batch_in_order(self, api, features):
+        api.model.answers |= {
+            "United Kingdom?\nA:": " London\nQ",
+            "France?\nA:": " Paris\nQ",
+            "Japan?\nA:": " Tokyo\nQ",
+        }
+        places = ["the United Kingdom", "France", "Japan"]
+        states = features["text_qa"].run_batch(
+            [{"question": f"What is the capital of {place}?"} for place in places],
+            backend=instruct(),
+            progress_bar=False,
+        )
+        assert [state["answer"] for state in states] == [" London", " Paris", " Tokyo"]
+
+    def test_a_stream(self, api, features):
+        api.model.answers["France?\nA:"] = " Paris it is, on the river Seine\nQ"
+        state = features["text_qa"].run(
+            question="What is the capital of France?", temperature=0.1, stream=True, backend=instruct()
+        )
+        text = "".join(state.text_iter())
+        assert text == "Q: What is the capital of France?\nA: Paris it is, on the river Seine"
+        assert api.bodies[0]["stream"] is True and api.bodies[0]["temperature"] == 0.1
+
+
+class TestSpeculation:
+    CARD = "Name: Ada\nBirthday: 1815\nJob: mathematician\n\nName: Bob"
+
+    def test_one_completion_serves_several_gens(self, api):
+        @sgl.function(num_api_spec_tokens=64)
+        def card(s):
+            s += "Write a card.\n"
+            s += "Name:" + sgl.gen("name", stop="\n") + "\nBirthday:" + sgl.gen("birthday", stop="\n")
+            s += "\nJob:" + sgl.gen("job", stop="\n") + "\n"
+
+        api.model.answers["Write a card.\n"] = self.CARD
+        state = card.run(backend=instruct())
+        assert (state["name"], state["birthday"], state["job"]) == (" Ada", " 1815", " mathematician")
+        (body,) = api.bodies
+        assert "stop" not in body and body["max_tokens"] >= 64
+
+    def test_one_chat_answer_is_matched_against_the_message(self, api):
+        @sgl.function(num_api_spec_tokens=64)
+        def card(s):
+            s += sgl.system("You write cards.") + sgl.user("Write a card.")
+            s += sgl.assistant(
+                "Name:" + sgl.gen("name", stop="\n") + "\nBirthday:" + sgl.gen("birthday", stop="\n")
+                + "\nJob:" + sgl.gen("job", stop="\n")
+            )  # fmt: skip
+
+        api.model.answers["Write a card."] = self.CARD
+        state = card.run(backend=sgl.OpenAI("gpt-4o"))
+        assert state.error() is None
+        assert [state[name].strip() for name in ("name", "birthday", "job")] == ["Ada", "1815", "mathematician"]
+        assert len(api.requests) == 1
+
+    def test_without_it_the_error_says_that_there_is_it(self, api):
+        @sgl.function
+        def card(s):
+            s += sgl.user("Write a card.") + sgl.assistant("Name:" + sgl.gen("name", stop="\n"))
+
+        assert "num_api_spec_tokens" in str(card.run(backend=sgl.OpenAI("gpt-4o")).error())
+
+
+def test_one_item_of_a_batch_fails_alone(api):
+    @sgl.function
+    def answer(s, question, n):
+        s += sgl.user(question) + sgl.assistant(sgl.gen("answer", top_k=n))
+
+    states = answer.run_batch(
+        [{"question": "capital of the United States?", "n": n} for n in (-1, 5, -1)], backend=sgl.OpenAI("gpt-4o")
+    )
+    assert [state.error() is None for state in states] == [True, False, True]
+    assert states[2]["answer"] == "Washington, D.C."
+
+
+def test_hundreds_of_chats_at_a_time(api):
+    @sgl.function
+    def answer(s, i):
+        s += sgl.user(f"{i}: What is the capital of the United States?") + sgl.assistant(sgl.gen("answer"))
+
+    backend = sgl.OpenAI("gpt-4o")
+    states = answer.run_batch([{"i": i} for i in range(200)], backend=backend)
+    assert {state["answer"] for state in states} == {"Washington, D.C."}
+    assert backend.token_usage.completion_tokens == 200 * states[0].get_meta_info("answer")["completion_tokens"]
+
+
+def test_select_and_forks_on_a_chat_model(api):
+    @sgl.function
+    def judge(s, essay):
+        s += sgl.user(f"Read: {essay}")
+        s += sgl.assistant(sgl.gen("read"))
+        forks = s.fork(2)
+        for fork, dimension in zip(forks, ("clarity", "depth"), strict=True):
+            fork += sgl.user(f"How is its {dimension}?") + sgl.assistant(sgl.select("grade", ["good", "bad"]))
+        s += sgl.user("Both: " + " and ".join(fork["grade"] for fork in forks)) + sgl.assistant(sgl.gen("last"))
+
+    api.model.answers |= {
+        "Read: X": "Done.", "How is its clarity?": "A", "How is its depth?": "B", "Both: good and bad": "So-so."
+    }  # fmt: skip
+    state = judge.run("X", backend=sgl.OpenAI("gpt-4o"))
+    assert state["last"] == "So-so."
+
+
+def test_an_anthropic_stream_of_one_variable(api):
+    @sgl.function
+    def answer(s):
+        s += sgl.system("Be brief.") + sgl.user("two local attractions?") + sgl.assistant(sgl.gen("answer"))
+
+    pieces = answer.run(stream=True, backend=anthropic()).text_iter("answer")
+    assert "".join(pieces) == "1. The White House\n2. The Lincoln Memorial"
+    assert api.bodies[0]["stream"] is True
