@@ -1,8 +1,9 @@
 """Attention with torch's own operators: runs anywhere.
 
 Rows of one token (decodes) attend together, in groups of similar length: their cells are gathered into one padded
-batch, and the query heads that share a KV head stand as query positions, so that no key is repeated. Longer rows
-attend one by one. A row whose cells are neighbours in memory is read in place.
+batch, and the query heads that share a KV head stand as query positions, so that no key is repeated. So do rows of a
+few tokens, which forced text makes. Longer rows attend one by one. A row whose cells are neighbours in memory is read
+in place.
 """
 
 from dataclasses import dataclass
@@ -18,13 +19,14 @@ from sglang.attention.base import Feature, Ints, Look, Rows, Shape, cells_at
 Place = slice | Tensor  # of cells in the pool, or of tokens in the step
 FILL = 0.7  # a decode joins a group whose longest is at most 1 / FILL of it: the rest would be padding
 SHORT = 128  # below this padding costs less than another group
+FEW = 16  # tokens of a row that attends in a group
 
 
 @dataclass
 class _Group:
-    """Rows that attend at once: `batch` decodes padded to `length` cells, or (batch 1) one row of `count` tokens.
+    """Rows that attend at once: `batch` of them, padded to `count` tokens and `length` cells each.
 
-    mask: [batch, 1, queries, length], True where attended; None: everything (a decode) or causal (a whole prompt).
+    mask: [batch, 1, count, length], True where attended; None: everything (decodes) or causal (a whole prompt).
     """
 
     tokens: Place
@@ -68,7 +70,7 @@ class TorchAttention:
         groups = self._groups.get(sight)
         if groups is None:
             groups = self._groups[sight] = self._lay_out(*sight)
-        if len(groups) == 1 and n == len(q):
+        if len(groups) == 1 and n == len(q) and isinstance(groups[0].tokens, slice):
             return self._attend(groups[0], q, keys, values, look).reshape(n, -1)
         make = torch.zeros if n < len(q) else torch.empty
         out = make(len(q), self._shape.heads, self._shape.values, dtype=q.dtype, device=q.device)
@@ -112,15 +114,28 @@ class TorchAttention:
         rows = self._rows
         assert rows is not None, "plan() first"
         begins = np.cumsum(rows.counts) - rows.counts
-        chunks = [self._chunk(r, int(begins[r]), window, chunk) for r in np.flatnonzero(rows.counts > 1).tolist()]
-        singles = np.flatnonzero(rows.counts == 1)
-        if not len(singles):
-            return chunks
-        ends = rows.starts[singles] + 1
-        firsts = _firsts(rows.starts[singles], window, chunk)
-        lengths = ends - firsts
+        few = (rows.counts > 1) & (rows.counts <= FEW)
+        if few.sum() == 1:
+            few[:] = False
+        singles = self._grouped(np.flatnonzero(rows.counts == 1), window, chunk)
+        shorts = self._grouped(np.flatnonzero(few), window, chunk)
+        longs = np.flatnonzero((rows.counts > 1) & ~few).tolist()
+        return [
+            *(self._decodes(*group, begins) for group in singles),
+            *(self._shorts(*group, begins, window, chunk) for group in shorts),
+            *(self._chunk(r, int(begins[r]), window, chunk) for r in longs),
+        ]
+
+    def _grouped(self, some: Ints, window: int | None, chunk: int | None) -> list[tuple[Ints, Ints, Ints]]:
+        """(rows, the first position each sees, how many it sees) of `some`, in groups of similar length."""
+        rows = self._rows
+        assert rows is not None
+        if not len(some):
+            return []
+        firsts = _firsts(rows.starts[some], window, chunk)
+        lengths = rows.starts[some] + rows.counts[some] - firsts
         if lengths.min() >= FILL * lengths.max() or lengths.max() <= SHORT:
-            return [self._decodes(singles, firsts, lengths, begins), *chunks]
+            return [(some, firsts, lengths)]
         order = np.argsort(-lengths, kind="stable")
         groups, at = [], 0
         while at < len(order):
@@ -128,10 +143,10 @@ class TorchAttention:
             end = at + 1
             while end < len(order) and (lengths[order[end]] >= FILL * longest or longest <= SHORT):
                 end += 1
-            some = order[at:end]
-            groups.append(self._decodes(singles[some], firsts[some], lengths[some], begins))
+            near = order[at:end]
+            groups.append((some[near], firsts[near], lengths[near]))
             at = end
-        return groups + chunks
+        return groups
 
     def _decodes(self, rows: Ints, firsts: Ints, lengths: Ints, begins: Ints) -> _Group:
         """The group of these rows of one token; firsts: the first position each sees."""
@@ -143,6 +158,28 @@ class TorchAttention:
         cells = cells_at(self._rows, self._rows.slots[rows][:, None], np.where(seen, firsts[:, None] + steps, 0))
         mask = None if lengths.min() == longest else torch.from_numpy(seen)[:, None, None].to(self._device)
         return _Group(self._place(begins[rows]), self._place(cells.reshape(-1)), mask, len(rows), 1, longest)
+
+    def _shorts(
+        self, rows: Ints, firsts: Ints, lengths: Ints, begins: Ints, window: int | None, chunk: int | None
+    ) -> _Group:
+        """The group of these rows of a few tokens each. A padding token repeats its row's last, and so does no harm."""
+        assert self._rows is not None
+        counts, starts = self._rows.counts[rows], self._rows.starts[rows]
+        longest, most = int(lengths.max()), int(counts.max())
+        steps = np.arange(longest)[None]
+        positions = np.where(steps < lengths[:, None], firsts[:, None] + steps, 0)
+        cells = cells_at(self._rows, self._rows.slots[rows][:, None], positions)
+        place = np.minimum(np.arange(most)[None], counts[:, None] - 1)  # [batch, most]
+        queries = (starts[:, None] + place)[:, :, None]
+        keys = firsts[:, None, None] + steps[None]
+        mask = keys <= queries
+        if window is not None:
+            mask &= keys > queries - window
+        if chunk is not None:
+            mask &= keys // chunk == queries // chunk
+        tokens = self._place((begins[rows][:, None] + place).reshape(-1))
+        device_mask = torch.from_numpy(mask)[:, None].to(self._device)
+        return _Group(tokens, self._place(cells.reshape(-1)), device_mask, len(rows), most, longest)
 
     def _chunk(self, row: int, begin: int, window: int | None, chunk: int | None) -> _Group:
         rows = self._rows

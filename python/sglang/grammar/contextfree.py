@@ -179,6 +179,10 @@ class ContextFreeCursor:
         return ContextFreeCursor(self._engine, self._matcher.deep_copy(), self._ended)
 
     @property
+    def place(self) -> None:
+        return None
+
+    @property
     def accepting(self) -> bool:
         return self._ended or self._matcher.is_accepting()
 

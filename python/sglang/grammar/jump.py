@@ -19,7 +19,7 @@ Step 3 rests on cutting rules that look at kinds of characters a few characters 
 do; step 2 needs nothing else. Whatever the encoder does, the tokens returned spell exactly the text they stand for.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from sglang.grammar.vocab import Vocabulary
@@ -30,6 +30,8 @@ Follows = Callable[[bytes], bool]  # whether the constraint lets this come behin
 WINDOW = 64  # tokens drawn before that may be replaced: bounds what a jump costs
 LEFT = 8  # tokens before the window that are shown to the tokenizer with it
 TAIL = 12  # tokens at the end that are tokenised again with continuations
+ENDING = 5  # tokens at the end on which it depends how many of them are certain, beside what may follow
+REMEMBERED = 1 << 16  # endings
 LOOKED_AT = 48  # tokens with one beginning that are tried against the constraint; with more, one is taken to fit
 
 # One continuation or more of every kind that cutting rules tell apart.
@@ -58,6 +60,7 @@ def _kind(byte: int) -> str:
     return "digit" if c.isdigit() else "mark" if not c.isalpha() else "lower" if c.islower() else "upper"
 
 
+_ANY_BYTE = [bytes([b]) for b in (*range(32, 128), *range(32), *range(128, 256))]
 _KINDS = [(bytes([b]), _kind(b)) for b in (*range(9, 127), *range(0xC2, 0xF5))]
 
 
@@ -87,13 +90,20 @@ class Jumper:
             for kind, listed in _CONTINUATIONS.items()
         }
         self.whole_words = self._takes_whole_words()
+        self._loose: dict[tuple[Hashable, tuple[int, ...]], int] = {}  # place and ending -> tokens that are not certain
 
     def jump(
-        self, prompt: Sequence[int], generated: Sequence[int], forced: bytes, follows: Follows | None = None
+        self,
+        prompt: Sequence[int],
+        generated: Sequence[int],
+        forced: bytes,
+        follows: Follows | None = None,
+        place: Hashable | None = None,
     ) -> Jump | None:
         """None where no token more is certain.
 
         prompt: its last few tokens are enough. follows: speaks of what may come behind all of `forced`; None: anything.
+        place: equal for equal `follows`, where that is known: then what was found out once is remembered.
         """
         if not forced:
             return None
@@ -105,6 +115,7 @@ class Jumper:
         if known is None or len(known) <= len(drawn) or any(not self._spelled(t) for t in window):
             return None
         if len(known) < len(drawn) + len(forced):
+            place = None  # part of a character is left over
             rest = (drawn + forced)[len(known) :]
             outer = follows
             follows = None if outer is None else lambda text: rest.startswith(text) or (
@@ -120,7 +131,7 @@ class Jumper:
             ids = self._canonical(context, known)
         if ids is None or context is None:
             return None
-        ids = ids[: self._certain(context, known, ids, follows)]
+        ids = ids[: self._certain_before(context, known, ids, follows, place)]
         length = sum(len(self._bytes[i]) for i in ids)
         if length <= len(drawn):
             return None
@@ -158,9 +169,25 @@ class Jumper:
             left -= len(spelled[at])
         return ids[at:] if left == 0 and b"".join(spelled[at:]) == text else None
 
+    def _certain_before(
+        self, context: str, text: bytes, ids: list[int], follows: Follows | None, place: Hashable | None
+    ) -> int:
+        """As `_certain`, remembered by the tokens at the end."""
+        key = place, tuple(ids[-ENDING:])
+        if place is not None and len(ids) >= ENDING and (loose := self._loose.get(key)) is not None:
+            return len(ids) - loose
+        certain = self._certain(context, text, ids, follows)
+        if place is not None and len(ids) - certain < ENDING <= len(ids):
+            if len(self._loose) >= REMEMBERED:
+                self._loose.clear()
+            self._loose[key] = len(ids) - certain
+        return certain
+
     def _certain(self, context: str, text: bytes, ids: list[int], follows: Follows | None) -> int:
         """How many of `ids`, the tokens of `text`, every longer text begins with."""
         certain = len(ids)
+        if follows is not None and not any(follows(byte) for byte in _ANY_BYTE):
+            return certain  # nothing may follow
         context, text, ids, skipped = self._tail(context, text, ids)
         certain -= skipped
         for i in self._borders(text, follows):

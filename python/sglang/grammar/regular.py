@@ -1,7 +1,9 @@
 """Automata meet vocabularies: masks by state, made when a state is first visited."""
 
+import itertools
 import threading
 from collections import OrderedDict
+from collections.abc import Hashable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,8 @@ from sglang.grammar.vocab import Vocabulary
 MASK_BYTES = 64 << 20  # of one constraint's masks kept; the oldest go first
 GAP_STEPS = 20_000_000  # states x tokens looked at for gaps of a vocabulary that lacks single bytes
 
+_numbers = itertools.count()
+
 
 class RegularCompiled:
     """A regular language over a vocabulary. `automaton` and `vocabulary` are all a device needs (see `Columns`).
@@ -27,6 +31,7 @@ class RegularCompiled:
     def __init__(self, automaton: Automaton, vocabulary: Vocabulary, field: str = "regex"):
         self.automaton = automaton
         self.vocabulary = vocabulary
+        self.number = next(_numbers)
         self.alive = _alive(automaton, vocabulary, field)
         self._masks: OrderedDict[int, Words] = OrderedDict()
         self._kept = max(16, MASK_BYTES // (4 * vocabulary.words))
@@ -127,6 +132,10 @@ class RegularCursor:
 
     def fork(self) -> "RegularCursor":
         return RegularCursor(self.compiled, self.state)
+
+    @property
+    def place(self) -> Hashable:
+        return self.compiled.number, self.state
 
     @property
     def accepting(self) -> bool:

@@ -4,6 +4,7 @@ Three lifetimes: Rules come with a request; Compiled lives as long as a vocabula
 sequence's place in it, copied freely.
 """
 
+from collections.abc import Hashable
 from typing import Literal, Protocol
 
 import numpy as np
@@ -108,6 +109,11 @@ class Cursor(Protocol):
     @property
     def finished(self) -> bool:
         """Nothing but the end may come next."""
+        ...
+
+    @property
+    def place(self) -> Hashable | None:
+        """Cursors at equal places have the same future; None where that cannot be told."""
         ...
 
 

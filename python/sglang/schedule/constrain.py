@@ -55,7 +55,7 @@ def _jump(state: State, seq: Seq, cursor: Cursor, piece: Piece) -> Finish | None
     beyond = cursor.fork()
     beyond.feed(forced)
     prompt, generated = seq.tokens[max(0, seq.first - CONTEXT) : seq.first], seq.tokens[seq.first :]
-    found = state.jump(prompt, generated, forced, beyond.follows)
+    found = state.jump(prompt, generated, forced, beyond)
     if found is None:
         return None
     keep, tokens, text = found

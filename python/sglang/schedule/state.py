@@ -142,9 +142,9 @@ class Does(Enum):
     ENDS = auto()  # the last part of a prompt after which nothing is generated
 
 
-# (prompt, generated, forced bytes, what may follow them) -> (how many of `generated` to keep, tokens to append, bytes
+# (prompt, generated, forced bytes, the cursor behind them) -> (how many of `generated` to keep, tokens to append, bytes
 # that they add to the text), or None where no token is certain.
-Jump = Callable[[list[int], list[int], bytes, Callable[[bytes], bool]], tuple[int, list[int], bytes] | None]
+Jump = Callable[[list[int], list[int], bytes, Cursor], tuple[int, list[int], bytes] | None]
 Flown = list[tuple[Seq, int, Does]]  # what commit must remember of a plan: per row the sequence, its epoch, its aim
 
 

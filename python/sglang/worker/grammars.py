@@ -107,12 +107,12 @@ class Grammars:
         return done
 
     def jump(
-        self, prompt: list[int], generated: list[int], forced: bytes, follows: Callable[[bytes], bool]
+        self, prompt: list[int], generated: list[int], forced: bytes, beyond: Cursor
     ) -> tuple[int, list[int], bytes] | None:
         """For `State.jump`."""
         if self._jumper is None:
             return None
-        found = self._jumper.jump(prompt, generated, forced, follows)
+        found = self._jumper.jump(prompt, generated, forced, beyond.follows, beyond.place)
         return None if found is None else (found.keep, found.tokens, found.text)
 
     def close(self) -> None:

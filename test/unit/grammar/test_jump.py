@@ -77,7 +77,7 @@ def play(one: Kind, pattern: str, rng: random.Random, rounds: int, jumper: Jumpe
             continue
         after = at.fork()
         after.feed(forced)
-        jump = jumper.jump(prompt, drawn, forced, after.follows)
+        jump = jumper.jump(prompt, drawn, forced, after.follows, after.place)
         if jump is None:
             continue
         tally.jumps += 1
@@ -119,6 +119,30 @@ def test_whatever_comes_the_tokenizer_writes_the_forced_tokens(name: str):
     assert tally.jumps > 50
     assert tally.seams > 3
     assert tally.checks > 200
+
+
+def test_what_is_remembered_is_what_is_found_again():
+    one = kind("gpt4")
+    compiled = RegularCompiled(automaton.compile(regex.parse(CHARACTER)), one.vocabulary)
+    remembering, rng = Jumper(one.vocabulary, one.encode), random.Random(3)
+    for _ in range(200):
+        at, drawn = compiled.cursor(), []
+        while (not at.forced() and not at.finished) or rng.random() < 0.8:
+            tokens = allowed(at, one.vocabulary)
+            if not tokens:
+                break
+            drawn.append(rng.choice(tokens))
+            at.advance(drawn[-1])
+        if not (forced := at.forced()):
+            continue
+        after = at.fork()
+        after.feed(forced)
+        fresh = (
+            Jumper(one.vocabulary, one.encode).jump([], drawn, forced, after.follows) if rng.random() < 0.1 else None
+        )
+        found = remembering.jump([], drawn, forced, after.follows, after.place)
+        assert fresh is None or found == fresh
+    assert remembering._loose
 
 
 def test_without_looking_at_longer_tokens_it_would_be_wrong():
