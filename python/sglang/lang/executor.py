@@ -188,6 +188,9 @@ class Executor(Transcript):
             if self.run.cancelled is not None:
                 raise Cancelled(str(self.run.cancelled)) from self.run.cancelled
             if self.error_ is not None:
+                if isinstance(node, Fork):
+                    for child in node.children:
+                        child.fail(self.error_, quiet=True)
                 return
             if isinstance(node, Gen | Select | VarEnd) and node.name is not None:
                 self.promised[node.name] = self.promised.get(node.name, 0) + 1

@@ -15,6 +15,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 CALLS = 64  # blocking calls of backends that run at a time
+STUCK_S = 0.001  # after which a pool in which nothing moves grows
 IDLE_S = 5.0  # how long a thread waits for further work before it ends
 
 _start = threading.Lock()
@@ -78,7 +79,11 @@ def iterate(items: AsyncIterator[T]) -> Iterator[T]:
 
 
 class Pool:
-    """Daemon threads, made when needed and ended when idle: a hanging body does not keep the interpreter alive."""
+    """Daemon threads, at most `size`: a body that hangs does not keep the interpreter alive.
+
+    It grows only while nothing is taken up for a millisecond, since most work is over sooner than a thread is made; and
+    then doubles, since whoever blocks is seldom alone.
+    """
 
     def __init__(self, size: int, name: str):
         self.size = size
@@ -88,6 +93,8 @@ class Pool:
         self._ready = threading.Condition(self._lock)
         self._threads = 0
         self._idle = 0
+        self._taken = 0
+        self._watched = False
 
     def submit(self, work: Callable[[], None]) -> None:
         """Run `work`, which must not raise, in a thread, with the caller's context variables."""
@@ -96,14 +103,30 @@ class Pool:
             self._work.append(lambda: context.run(work))
             if self._idle >= len(self._work):
                 self._ready.notify()
-            elif self._threads < self.size:
-                self._threads += 1
-                threading.Thread(target=self._serve, daemon=True, name=self._name).start()
+            elif self._threads == 0:
+                self._grow(1)
+            elif self._threads < self.size and not self._watched:
+                self._watched = True
+                get().call_soon_threadsafe(self._watch, -1)
 
     def clear(self) -> None:
         """Forget what has not begun."""
         with self._lock:
             self._work.clear()
+
+    def _watch(self, taken: int) -> None:
+        with self._lock:
+            if not self._work or self._threads == self.size:
+                self._watched = False
+                return
+            if self._taken == taken:
+                self._grow(min(self._threads, self.size - self._threads, len(self._work)))
+            get().call_later(STUCK_S, self._watch, self._taken)
+
+    def _grow(self, count: int) -> None:
+        for _ in range(max(1, count)):
+            self._threads += 1
+            threading.Thread(target=self._serve, daemon=True, name=self._name).start()
 
     def _serve(self) -> None:
         while True:
@@ -116,6 +139,7 @@ class Pool:
                     self._threads -= 1
                     return
                 work = self._work.popleft()
+                self._taken += 1
             work()
             del work
 

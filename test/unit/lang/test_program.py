@@ -1,0 +1,225 @@
+"""Who runs programs: batches, arguments, the module's own functions."""
+
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lang_doubles import Scripted
+
+import sglang as sgl
+from sglang.lang.ir import SglSamplingParams
+
+PACKAGE_ROOT = Path(__file__).parents[3] / "python"
+
+
+@sgl.function
+def qa(s: Any, question: str, end: str = "\n") -> None:
+    s += "Q: " + question + end + sgl.gen("answer")
+
+
+def test_a_batch_keeps_the_order_of_its_items() -> None:
+    backend = Scripted(delay=0.2)
+    states = qa.run_batch([{"question": "x" * i} for i in range(300)], backend=backend, max_new_tokens=3)
+    assert [state["answer"] for state in states] == [f"<{4 + i}>" for i in range(300)]
+    assert backend.params[0].max_new_tokens == 3
+    assert backend.most > 32
+
+
+@pytest.mark.parametrize("threads", [1, 7])
+def test_num_threads_is_how_many_programs_are_under_way(threads: int) -> None:
+    backend = Scripted(delay=0.001)
+    states = qa.run_batch([("a",), ["b", "."], {"question": "c"}] * 20, backend=backend, num_threads=threads)
+    assert [state.text()[:5] for state in states[:3]] == ["Q: a\n", "Q: b.", "Q: c\n"]
+    assert backend.most == threads
+
+
+def test_a_batch_as_a_generator_and_an_empty_one() -> None:
+    states = qa.run_batch([(str(i),) for i in range(500)], backend=Scripted(), generator_style=True)
+    assert sorted(int(state.text()[3:].split()[0]) for state in states) == list(range(500))
+    assert qa.run_batch([]) == []
+
+
+def test_arguments_that_do_not_fit_are_refused_before_anything_runs() -> None:
+    backend = Scripted()
+    for item in ({"quesion": "x"}, {}, ("a", "b", "c")):
+        with pytest.raises(TypeError, match=r"item 1: .*mismatch the signature"):
+            qa.run_batch([("fine",), item], backend=backend)
+    with pytest.raises(TypeError, match="max_tokens"):
+        qa.run_batch([("fine",)], backend=backend, max_tokens=3)
+    assert backend.asked == []
+
+
+def test_one_failed_item_of_a_hundred_keeps_its_error() -> None:
+    def script(text: str, params: SglSamplingParams) -> str:
+        if "Q: 42" in text:
+            raise RuntimeError("500 broken")
+        return "ok"
+
+    @sgl.function
+    def reads(s: Any, question: int) -> str:
+        s += f"Q: {question}\n" + sgl.gen("answer")
+        return s["answer"]
+
+    for program in (qa.bind(end="!"), reads):
+        states = program.run_batch([(str(i),) for i in range(100)], backend=Scripted(script))
+        assert [i for i, state in enumerate(states) if state.error() is not None] == [42]
+        assert "500 broken" in str(states[42].error())
+        assert states[41]["answer"] == "ok"
+
+
+def test_an_exception_of_one_body_ends_the_batch_with_its_line() -> None:
+    @sgl.function
+    def program(s: Any, i: int) -> None:
+        s += sgl.gen("a")
+        if i == 5:
+            raise ZeroDivisionError("mine")
+
+    backend = Scripted(delay=0.01)
+    with pytest.raises(ZeroDivisionError) as caught:
+        program.run_batch([(i,) for i in range(2000)], backend=backend)
+    assert 'raise ZeroDivisionError("mine")' in "".join(traceback.format_exception(caught.value))
+    assert len(backend.asked) < 2000
+
+
+def test_batches_inside_of_batches() -> None:
+    @sgl.function
+    def outer(s: Any, i: int) -> int:
+        inner = qa.run_batch([(str(k),) for k in range(3)], backend=Scripted(delay=0.001))
+        return len([state["answer"] for state in inner])
+
+    states = outer.run_batch([(i,) for i in range(120)], backend=Scripted(), num_threads=4)
+    assert [state.ret_value for state in states] == [3] * 120
+
+
+def test_the_common_prefix_is_sent_once_and_first() -> None:
+    @sgl.function
+    def few_shot(s: Any, q: str) -> None:
+        s += sgl.system("x" * 70)
+        s += sgl.user("Q: " + q)
+        s += sgl.assistant(sgl.gen("a"))
+
+    backend = Scripted(template="chatml")
+    few_shot.run_batch([("a",), ("b",)], backend=backend)
+    assert backend.prefixes == ["<|im_start|>system\n" + "x" * 70 + "<|im_end|>\n<|im_start|>user\nQ: "]
+    qa.run_batch([("a",), ("b",)], backend=backend)  # its common prefix is short
+    few_shot.run_batch([("a",)], backend=backend)
+    assert len(backend.prefixes) == 1
+
+
+def test_bind_and_defaults() -> None:
+    bound = qa.bind(question="q")
+    assert bound.run(backend=Scripted()).text() == "Q: q\n<5>"
+    assert bound.bind(end=".").run(backend=Scripted()).text() == "Q: q.<5>"
+    assert sgl.function(qa.func, num_api_spec_tokens=5).bind(end="x").num_api_spec_tokens == 5
+    with pytest.raises(TypeError, match="nothing"):
+        qa.bind(nothing=1)
+    with pytest.raises(TypeError):
+        qa.run(backend=Scripted())
+    with pytest.raises(AssertionError, match="must be called s"):
+        sgl.function(lambda state: None)
+
+
+def test_ctrl_c_ends_a_batch_at_once() -> None:
+    code = """
+import os, signal, sys, threading, time
+sys.path[:0] = [{here!r}, {root!r}]
+import sglang as sgl
+from lang_doubles import Scripted
+
+@sgl.function
+def program(s, i):
+    s += sgl.gen("a")
+    s["a"]
+
+backend = Scripted(delay=600)
+def interrupt():
+    while len(backend.asked) < 100:
+        time.sleep(0.01)
+    print("interrupting", flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
+threading.Thread(target=interrupt, daemon=True).start()
+program.run_batch([(i,) for i in range(2000)], backend=backend, num_threads=100)
+"""
+    code = code.format(here=str(Path(__file__).parent), root=str(PACKAGE_ROOT))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "interrupting\n"
+    assert "KeyboardInterrupt" in done.stderr
+    assert "Error in stream_executor" not in done.stderr
+    assert done.returncode != 0
+
+
+def test_a_program_in_flight_is_not_a_thread() -> None:
+    import threading
+
+    most = 0
+
+    def script(text: str, params: SglSamplingParams) -> str:
+        nonlocal most
+        most = max(most, threading.active_count())
+        return "x"
+
+    qa.run_batch([(str(i),) for i in range(1500)], backend=Scripted(script, delay=0.05), num_threads=1500)
+    assert most < 200
+
+
+def test_verbosity_prints_the_text(capsys: pytest.CaptureFixture[str]) -> None:
+    sgl.global_config.verbosity = 2
+    try:
+        qa.run("x", backend=Scripted())
+    finally:
+        sgl.global_config.verbosity = 0
+    assert capsys.readouterr().out == "Q: x\n<5>\n"
+
+
+def test_importing_sglang_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, time; t = time.perf_counter(); import sglang; assert not [m for m in sys.modules if "
+        "m.split('.')[0] in ('torch', 'transformers', 'openai', 'httpx', 'numpy', 'tqdm')];"
+        "sglang.function; sglang.OpenAI; sglang.Anthropic; sglang.VertexAI; sglang.LiteLLM; sglang.RuntimeEndpoint;"
+        "assert not [m for m in sys.modules if m.split('.')[0] in ('torch', 'transformers', 'openai', 'litellm')];"
+        "assert isinstance(sglang.__version__, str); [getattr(sglang, n) for n in sglang.__all__ if n != 'Engine']"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(PACKAGE_ROOT)}, timeout=60)
+
+
+def test_functions_of_the_module_take_the_default_backend_or_none() -> None:
+    assert sgl.flush_cache() is False
+    assert sgl.get_server_args() is None
+
+    class Holder:
+        endpoint = Scripted()
+
+    assert sgl.get_server_info(Holder()) is None
+    assert qa.run("x", backend=Holder())["answer"] == "<5>"
+    with pytest.raises(TypeError, match="BaseBackend"):
+        qa.run("x", backend=object())
+
+
+def test_primitives_refuse_what_makes_no_sense() -> None:
+    with pytest.raises(AssertionError):
+        sgl.select("x")
+    with pytest.raises(AssertionError, match="temperature"):
+        sgl.select("x", ["a"], temperature=0.7)
+    with pytest.raises(ValueError, match="dtype"):
+        sgl.gen("x", dtype=dict)
+    with pytest.raises(Exception, match="unterminated"):
+        sgl.gen("x", regex="(")
+    with pytest.raises(TypeError):
+        sgl.gen("x", 5, "stop by position")  # type: ignore[misc]
+    with pytest.raises(TypeError, match="regex"):
+        sgl.gen_int("x", regex="1")
+
+
+def test_a_long_body_of_constants_is_quick() -> None:
+    @sgl.function
+    def program(s: Any) -> None:
+        for _ in range(20_000):
+            s += "x"
+
+    began = time.monotonic()
+    assert len(program.run(backend=Scripted()).text()) == 20_000
+    assert time.monotonic() - began < 20
