@@ -17,6 +17,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -113,7 +114,7 @@ def commit() -> str:
 
 
 def machine() -> str:
-    """CPU, cores this process may use, memory, and the GPU where torch has been imported and sees one."""
+    """The GPU, CPU, cores this process may use, memory. A script that has imported torch has the GPU torch sees."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     found = re.search(r"model name\s*:\s*(.*)", text)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -121,9 +122,13 @@ def machine() -> str:
     if hasattr(os, "sysconf"):
         parts.append(f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB")
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        parts.insert(0, f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}")
-    return ", ".join(parts)
+    if torch is None and shutil.which("nvidia-smi"):
+        ask = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        gpus = subprocess.run(ask, capture_output=True, text=True, timeout=60).stdout.split("\n")[:-1]
+    else:
+        count = torch.cuda.device_count() if torch is not None else 0
+        gpus = [torch.cuda.get_device_name(i) for i in range(count)] if torch is not None else []
+    return ", ".join([f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus)] + parts)
 
 
 def versions() -> dict[str, str]:
