@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from sglang.base.config import ServerConfig, add_flags, from_args
 from sglang.base.errors import ConfigError
+from sglang.bench_serving import unwritable
 from sglang.launch_server import HelpFormatter, Parser
 
 if TYPE_CHECKING:
@@ -123,9 +124,12 @@ def check(args: argparse.Namespace) -> None:
         for value in values if isinstance(values, list) else [values]:
             if value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    for name, path in (("--result-filename", args.result_filename), ("--profile", args.profile and Path(args.profile))):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise ConfigError(f"{name} {path}: there is no folder {path.parent}")
+    for name, path in (
+        ("--result-filename", args.result_filename),
+        ("--profile", args.profile and Path(args.profile + "_b")),
+    ):
+        if path is not None and (why := unwritable(path)):
+            raise ConfigError(f"{name} {path}: {why}")
 
 
 def prepare(args: argparse.Namespace) -> ServerConfig:

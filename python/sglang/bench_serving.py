@@ -173,9 +173,18 @@ def check(args: argparse.Namespace) -> None:
 
         if not plot.available():
             raise Refusal('--plot needs matplotlib: pip install "sglang[plot]"')
-    for path in (args.output_file, args.plot):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise Refusal(f"{path}: there is no folder {path.parent}")
+    for flag, path in (("--output-file", args.output_file), ("--plot", args.plot)):
+        if path is not None and (why := unwritable(path)):
+            raise Refusal(f"{flag} {path}: {why}")
+
+
+def unwritable(path: Path) -> str:
+    """Why a file cannot be written to, found before the work is done that should end there; "" where it can."""
+    if path.is_dir():
+        return "is a folder"
+    if not path.absolute().parent.is_dir():
+        return f"there is no folder {path.parent}"
+    return "" if os.access(path if path.exists() else path.absolute().parent, os.W_OK) else "may not be written to"
 
 
 def rates(text: str) -> list[float]:

@@ -39,6 +39,7 @@ def parse(*words: str) -> argparse.Namespace:
         (["--plot", "a.jpeg"], "--plot must end in .png"),
         (["--output-details"], "--output-details needs --output-file"),
         (["--output-file", "no/such/folder/x.jsonl"], "no folder"),
+        (["--output-file", "/"], "--output-file /: is a folder"),
         (["--dataset-path", "no-such-file.json"], "--dataset-path no-such-file.json"),
         (["--backend", "nobody"], "invalid choice"),
         (["--no-such-flag"], "unknown argument --no-such-flag"),
