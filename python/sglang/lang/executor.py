@@ -243,8 +243,8 @@ class Executor(Transcript):
                 return self.variables[name]
             if self.error_ is not None:
                 raise NotGenerated(f"{name!r} was not generated: {self.error_}") from self.error_
-            known = ", ".join(map(repr, self.variables)) or "none"
-            raise KeyError(f"no variable is called {name!r}; set so far: {known}")
+            known = ", ".join(map(repr, {**self.variables, **self.promised})) or "none"
+            raise KeyError(f"no variable is called {name!r}; so far there are: {known}")
 
     def wait(self, ready: Callable[[], bool]) -> None:
         """Until `ready()`, which is asked with the lock after every change. Sends what is held back first."""
