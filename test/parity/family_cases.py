@@ -150,6 +150,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek v2 lite": ("DeepseekV2", DEEPSEEK | {"q_lora_rank": None, "n_group": 1, "topk_group": 1}),
     "deepseek v3": ("DeepseekV3", DEEPSEEK | {"n_group": 4, "topk_group": 2}),
     "deepseek v3 yarn": ("DeepseekV3", DEEPSEEK | {"n_group": 1, "topk_group": 1, "rope_parameters": MLA_YARN}),
+    "starcoder2": ("Starcoder2", {"sliding_window": 8}),
+    "smollm3": ("SmolLM3", {"num_hidden_layers": 4, "pad_token_id": 0}),
+    "seed-oss": ("SeedOss", {"head_dim": 16}),
+    "exaone4": ("Exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 3}),
+    "exaone4 32b": ("Exaone4", {"num_hidden_layers": 4, "sliding_window": 8}),
+    "ernie4.5": ("Ernie4_5", {"head_dim": 16, "use_bias": True}),
+    "olmoe": ("Olmoe", {"num_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 24}),
+    "minimax m2": ("MiniMaxM2", {"head_dim": 16, "rotary_dim": 8, "num_local_experts": 8, "num_experts_per_tok": 3}),
+    "glm4.7 flash": ("Glm4MoeLite", DEEPSEEK | {"n_group": 1, "topk_group": 1}),
 }
 GREEDY = (
     "llama",
@@ -182,6 +191,10 @@ GREEDY = (
     "gpt-neox",
     "deepseek v2",
     "deepseek v3 yarn",
+    "starcoder2",
+    "smollm3",
+    "exaone4 32b",
+    "minimax m2",
 )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from family_cases import VOCAB
 from torch import Tensor, nn
 
 
@@ -127,6 +128,38 @@ class InternLM2(nn.Module):
         return self.output(self.model.norm(x))
 
 
+class MiniCPM(nn.Module):
+    def __init__(self, c: dict[str, Any]):
+        super().__init__()
+        self.c = c
+        h, inter, eps = c["hidden_size"], c["intermediate_size"], c["rms_norm_eps"]
+        self.dim = h // c["num_attention_heads"]
+        kv = c["num_key_value_heads"] * self.dim
+
+        def layer() -> nn.Module:
+            return named(
+                input_layernorm=Norm(h, eps),
+                post_attention_layernorm=Norm(h, eps),
+                self_attn=named(q_proj=line(h, h), k_proj=line(h, kv), v_proj=line(h, kv), o_proj=line(h, h)),
+                mlp=named(gate_proj=line(h, inter), up_proj=line(h, inter), down_proj=line(inter, h)),
+            )
+
+        layers = listed(c["num_hidden_layers"], layer)
+        self.model = named(embed_tokens=nn.Embedding(c["vocab_size"], h), layers=layers, norm=Norm(h, eps))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        c, dim = self.c, self.dim
+        share = c["scale_depth"] / c["num_hidden_layers"] ** 0.5
+        x = self.model.embed_tokens(tokens) * c["scale_emb"]
+        for layer in self.model.layers:
+            n, attn, mlp = layer.input_layernorm(x), layer.self_attn, layer.mlp
+            q, k, v = (p(n).unflatten(-1, (-1, dim)) for p in (attn.q_proj, attn.k_proj, attn.v_proj))
+            x = x + attn.o_proj(attended(turned(q, dim, 1e4), turned(k, dim, 1e4), v, dim**-0.5)) * share
+            n = layer.post_attention_layernorm(x)
+            x = x + mlp.down_proj(F.silu(mlp.gate_proj(n)) * mlp.up_proj(n)) * share
+        return F.linear(self.model.norm(x) / (c["hidden_size"] / c["dim_model_base"]), self.model.embed_tokens.weight)
+
+
 class ChatGLM(nn.Module):
     def __init__(self, c: dict[str, Any]):
         super().__init__()
@@ -215,3 +248,52 @@ class Grok(nn.Module):
                 rows.append(out)
             x = x + layer.post_moe_norm(torch.stack(rows))
         return self.lm_head(self.model.norm(x)) * c["output_multiplier_scale"]
+
+
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+}
+QWEN = SIZES | {"architectures": ["QWenLMHeadModel"], "intermediate_size": 192, "layer_norm_epsilon": 1e-6}
+QWEN |= {"rotary_emb_base": 700, "rotary_pct": 1.0, "seq_length": 128, "no_bias": True}
+INTERN = SIZES | {"architectures": ["InternLM2ForCausalLM"], "intermediate_size": 96, "num_key_value_heads": 2}
+INTERN |= {"rms_norm_eps": 1e-5, "rope_theta": 1e6, "bias": False, "rope_scaling": {"type": "dynamic", "factor": 2.0}}
+GLM: dict[str, Any] = {
+    "architectures": ["ChatGLMModel"],
+    "padded_vocab_size": VOCAB,
+    "hidden_size": 64,
+    "num_layers": 3,
+    "num_attention_heads": 4,
+    "kv_channels": 16,
+    "ffn_hidden_size": 96,
+    "seq_length": 128,
+    "multi_query_attention": True,
+    "multi_query_group_num": 2,
+    "layernorm_epsilon": 1e-5,
+    "rmsnorm": True,
+    "post_layer_norm": True,
+    "apply_residual_connection_post_layernorm": False,
+    "add_bias_linear": False,
+    "add_qkv_bias": True,
+    "original_rope": True,
+    "rope_ratio": 3,
+}
+GROK = SIZES | {"architectures": ["Grok1ModelForCausalLM"], "intermediate_size": 48, "num_key_value_heads": 2}
+GROK |= {"num_experts": 4, "num_experts_per_tok": 2, "attn_output_multiplier": 0.3, "rms_norm_eps": 1e-5}
+GROK |= {"embedding_multiplier_scale": 7.5, "output_multiplier_scale": 1.2, "tie_word_embeddings": False}
+MINICPM = SIZES | {"architectures": ["MiniCPMForCausalLM"], "intermediate_size": 96, "num_key_value_heads": 2}
+MINICPM |= {"rms_norm_eps": 1e-5, "scale_emb": 0.6, "scale_depth": 2.4, "dim_model_base": 20}
+CASES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "qwen": (Qwen, QWEN),
+    "minicpm": (MiniCPM, MINICPM),
+    "internlm2": (InternLM2, INTERN),
+    "internlm2 biases": (InternLM2, INTERN | {"bias": True}),
+    "chatglm3": (ChatGLM, GLM),
+    "chatglm layernorm": (ChatGLM, GLM | {"rmsnorm": False, "add_bias_linear": True, "rope_ratio": 1}),
+    "chatglm mha, halves": (ChatGLM, GLM | {"multi_query_attention": False, "original_rope": False}),
+    "grok": (lambda c: Grok(c, "w"), GROK),
+    "grok, other names": (lambda c: Grok(c, "linear"), GROK),
+}

@@ -1,4 +1,4 @@
-"""DeepSeek V2, V3, R1 (and Kimi K2): latent attention; experts by groups, and some that every token takes."""
+"""DeepSeek V2, V3, R1 (also Kimi K2, GLM-4.7 Flash): latent attention, experts in groups, some for every token."""
 
 import math
 from dataclasses import replace
@@ -43,11 +43,12 @@ def latent(c: HFConfig) -> Decoder:
 
 def with_experts(c: HFConfig, base: Decoder, routing: Routing) -> Decoder:
     dense, every = c.get("first_k_dense_replace") or 0, c.get("moe_layer_freq") or 1
+    kinds = c.get("mlp_layer_types") or ["sparse" if i >= dense and i % every == 0 else "" for i in range(base.layers)]
     inter = c["moe_intermediate_size"]
     return replace(
         base,
         experts=Experts(routing, inter, inter * (c.get("n_shared_experts") or 0)),
-        expert_layers=lambda layer: layer >= dense and layer % every == 0,
+        expert_layers=lambda layer: kinds[layer] == "sparse",
         spare_layers=c.get("num_nextn_predict_layers") or c.get("num_mtp_layers") or 0,
     )
 
@@ -82,6 +83,6 @@ def deepseek_v2(c: HFConfig) -> Decoder:
     return with_experts(c, latent(c), routing)
 
 
-@family("DeepseekV3ForCausalLM", names=NAMES | LATENT | EXPERTS, ignored=IGNORED)
+@family("DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM", names=NAMES | LATENT | EXPERTS, ignored=IGNORED)
 def deepseek_v3(c: HFConfig) -> Decoder:
     return with_experts(c, latent(c), corrected(c))
