@@ -5,7 +5,7 @@ PORT ?= 30000
 # PyTorch's CPU wheels, for machines without an NVIDIA GPU: PyPI's Linux wheels bring gigabytes of CUDA along.
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help serve test check format test-gpu test-slow docs size wheel install dev clean
+.PHONY: help serve test check format test-gpu test-slow parity docs size wheel install dev clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,9 @@ check: $(VENV)/.dev  ## format, lint and types
 
 format: $(VENV)/.dev  ## apply formatting and safe fixes
 	$(VENV)/bin/ruff check --fix -q . ; $(VENV)/bin/ruff format .
+
+parity: $(VENV)/.dev  ## every model family against its reference; writes docs/models.md
+	$(PY) scripts/parity.py
 
 docs: $(VENV)/.dev  ## renew the pages that are made of code: server arguments, families
 	$(PY) scripts/docs.py

@@ -1,0 +1,136 @@
+"""Measure every family against its reference, and write docs/models.md: `make parity`.
+
+The cases are those of test/parity: tiny random checkpoints in the layout of real ones, float32, on a CPU. A difference
+is the largest of all log-probabilities of 40 tokens, computed whole, in chunks and one by one.
+"""
+
+import ast
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "python"), str(ROOT / "test" / "parity"), str(ROOT / "scripts")]
+
+PAGE = ROOT / "docs" / "models.md"
+HEAD = """\
+# Models and how exactly they are computed
+
+<!-- Written by scripts/parity.py: `make parity` measures and writes it. -->
+
+Every family is compared with an independent implementation of it: `transformers`, or, where that has none, the
+reference written from the published description in
+[reference_models.py](../test/parity/reference_models.py). Both read the same tiny random checkpoint, saved with the
+names and layouts of real ones, and compute it in float32 on a CPU. The difference is the largest among all
+log-probabilities (vocabulary of 128, standard deviation 0.5 or more) of a sequence of 40 tokens that is computed whole,
+in chunks and token by token. Greedy: 64 tokens of text are the reference's own choices. Lines: of code in the family's
+file, names of tensors included. How a family is added: [adding_a_model.md](adding_a_model.md).
+
+| family | case | reference | largest difference | greedy |
+|---|---|---|---|---|
+"""
+
+
+class Case(NamedTuple):
+    module: str  # of the family
+    name: str
+    reference: str
+    write: Any  # folder -> model
+
+
+def cases() -> list[Case]:
+    """All cases of test/parity, by family."""
+    from family_cases import CASES as KNOWN
+    from reference_models import CASES as WRITTEN
+    from tiny_checkpoints import HEADS, by_reference, by_transformers
+
+    import sglang.models.families  # noqa: F401 - fills the registry
+    from sglang.models.spec import FAMILIES
+
+    found = [
+        Case(
+            FAMILIES[family + HEADS.get(family, "ForCausalLM")].module,
+            name,
+            "transformers",
+            lambda folder, f=family, c=changes: by_transformers(folder, f, c),
+        )
+        for name, (family, changes) in KNOWN.items()
+    ]
+    found += [
+        Case(
+            FAMILIES[config["architectures"][0]].module,
+            name,
+            "written out",
+            lambda folder, b=build, c=config: by_reference(folder, b, c),
+        )
+        for name, (build, config) in WRITTEN.items()
+    ]
+    return sorted(found, key=lambda case: case.module)
+
+
+def lines() -> dict[str, int]:
+    """Code lines of each family's file, and of the families in it the mean."""
+    from size import code_lines
+
+    folder = ROOT / "python" / "sglang" / "models" / "families"
+    return {p.stem: code_lines(p.read_text("utf-8")) for p in sorted(folder.glob("*.py")) if p.stem != "__init__"}
+
+
+def records(module: str) -> int:
+    """Families that a file registers."""
+    path = ROOT / "python" / "sglang" / "models" / "families" / f"{module}.py"
+    tree = ast.parse(path.read_text("utf-8"))
+    return sum(isinstance(node, ast.FunctionDef) and bool(node.decorator_list) for node in tree.body)
+
+
+def measured(case: Case) -> tuple[float, bool]:
+    import torch
+    from engine_driver import Driver, load
+    from family_cases import TOKENS, known, moving_text
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = case.write(folder)
+
+        @torch.no_grad()
+        def reference(tokens: list[int]) -> torch.Tensor:
+            if case.reference == "transformers":
+                return model(torch.tensor([tokens])).logits[0].float()
+            return model(torch.tensor(tokens)).float()
+
+        driver = Driver(load(folder, context_length=128))
+        expected = reference(TOKENS).log_softmax(-1)
+        worst = 0.0
+        for slot, cuts in enumerate(([], [1, 9, 24, 39], list(range(1, 40)))):
+            worst = max(worst, (known(driver, slot, TOKENS, cuts) - expected).abs().max().item())
+        try:
+            prompt, text = moving_text(driver)
+        except AssertionError:  # a text that repeats itself says less, and something
+            prompt, text = TOKENS[:11], driver.generate(5, TOKENS[:11], 64)
+        return worst, reference(prompt + text).argmax(-1)[10:-1].tolist() == text
+
+
+def sizes() -> str:
+    """The table of lines: what a test can compare without measuring."""
+    rows = [f"| [{m}](../python/sglang/models/families/{m}.py) | {n} | {records(m)} |" for m, n in lines().items()]
+    each = sorted(n / records(m) for m, n in lines().items() for _ in range(records(m)))
+    median = f"Median of lines per family: {each[len(each) // 2]:.0f}; most: {each[-1]:.0f}."
+    return "| file | lines | families |\n|---|---|---|\n" + "\n".join(rows) + f"\n\n{median}\n"
+
+
+def main() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    rows = []
+    for case in cases():
+        worst, greedy = measured(case)
+        link = f"[{case.module}](../python/sglang/models/families/{case.module}.py)"
+        rows.append(f"| {link} | {case.name} | {case.reference} | {worst:.1e} | {'equal' if greedy else 'DIFFERS'} |")
+        print(rows[-1], flush=True)
+    PAGE.write_text(HEAD + "\n".join(rows) + f"\n\n{sizes()}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""docs/models.md lists what there is; its figures are those of the last `make parity`."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+sys.path.append(str(ROOT / "scripts"))
+
+import parity  # noqa: E402
+
+PAGE = (ROOT / "docs" / "models.md").read_text()
+
+
+def test_every_case_is_listed_with_a_difference_below_the_bound() -> None:
+    rows = re.findall(r"^\| \[(\w+)\]\S+ \| (.+?) \| (transformers|written out) \| (\S+) \| (\w+) \|$", PAGE, re.M)
+    assert [row[:3] for row in rows] == [case[:3] for case in parity.cases()]
+    for module, name, _, worst, greedy in rows:
+        assert float(worst) < 1e-4 and greedy == "equal", (module, name)
+
+
+def test_the_table_of_lines_is_current_and_families_stay_small() -> None:
+    assert PAGE.endswith(parity.sizes()), "`make parity` writes the page"
+    median = re.search(r"Median of lines per family: (\d+); most: (\d+)", PAGE)
+    assert median is not None and int(median[1]) <= 30 and int(median[2]) <= 120
+
+
+@pytest.mark.parametrize("module", parity.lines())
+def test_every_family_has_a_case(module: str) -> None:
+    assert any(case.module == module for case in parity.cases())
