@@ -166,7 +166,7 @@ def test_without_a_url_it_starts_an_engine_of_its_own():
         (["--port", "80"], "--port: chat starts no HTTP server", 2),
         (["--api-key", "x"], "--api-key goes with --url", 2),
         (["--max-total-tokens", "-3"], "--max-total-tokens must be at least 1", 2),
-        (["/no/such/folder"], "/no/such/folder", 2),
+        (["/no/such/folder"], "--model-path /no/such/folder: no such folder", 2),
     ],
 )
 def test_what_cannot_work_is_said_in_one_line(flags: list[str], says: str, code: int):

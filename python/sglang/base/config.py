@@ -15,6 +15,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from sglang.base.errors import ConfigError
 
+MOST_THREADS = 1024  # OpenMP gives each a stack before it asks whether there is room
 DEMO_MODEL = Path(__file__).parent.parent / "assets" / "demo"
 
 
@@ -130,6 +131,8 @@ class ServerConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{spell(name)} must be at least 1, got {value}")
+        if (self.cpu_threads or 1) > MOST_THREADS:
+            raise ConfigError(f"--cpu-threads must be in [1, {MOST_THREADS}], got {self.cpu_threads}")
         if not 0 < self.port < 65536:
             raise ConfigError(f"--port must be in [1, 65535], got {self.port}")
         if self.mem_fraction_static is not None and not 0 < self.mem_fraction_static < 1:

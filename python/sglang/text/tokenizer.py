@@ -27,7 +27,8 @@ def load(
     model_path: str = "",
 ) -> "Tokenizer":
     """The tokenizer of a local folder or hub id. model_path: what templates are matched by. Raises ConfigError."""
-    folder = _folder(path, revision, download_dir, CODE if trust_remote_code else FILES)
+    flag = "--model-path" if path == model_path else "--tokenizer-path"
+    folder = _folder(flag, path, revision, download_dir, CODE if trust_remote_code else FILES)
     config = _json(folder / "special_tokens_map.json") | _json(folder / "tokenizer_config.json")
     special = {name: token for name in TOKENS if (token := _content(config.get(name))) is not None}
     file = folder / "tokenizer.json"
@@ -208,15 +209,15 @@ def _json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _folder(path: str, revision: str | None, download_dir: str | None, files: list[str]) -> Path:
+def _folder(flag: str, path: str, revision: str | None, download_dir: str | None, files: list[str]) -> Path:
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
     if folder.is_absolute() or path.startswith(".") or path.count("/") != 1:
-        raise ConfigError(f"--tokenizer-path {path}: no such folder (and not a hub id such as org/name)")
+        raise ConfigError(f"{flag} {path}: no such folder (and not a hub id such as org/name)")
     try:
         from huggingface_hub import snapshot_download
 
         return Path(snapshot_download(path, revision=revision, cache_dir=download_dir, allow_patterns=files))
     except Exception as error:  # the hub's own errors share no base class with the network's
-        raise ConfigError(f"--tokenizer-path {path}: not a folder, and the hub says: {error}") from None
+        raise ConfigError(f"{flag} {path}: not a folder, and the hub says: {error}") from None
