@@ -83,7 +83,8 @@ def test_resolving_fills_in_what_is_derived_and_is_settled_then() -> None:
     [
         {"chunked_prefill_size": 0}, {"chunked_prefill_size": -2}, {"page_size": 0}, {"max_queued_requests": 0},
         {"max_prefill_tokens": 0}, {"stream_interval": 0}, {"decode_log_interval": 0}, {"context_length": 0},
-        {"max_total_tokens": -1}, {"max_running_requests": 0}, {"cpu_threads": 0}, {"cpu_threads": 1025}, {"port": 0}, {"port": 65536},
+        {"max_total_tokens": -1}, {"max_running_requests": 0}, {"cpu_threads": 0}, {"port": 0}, {"port": 65536},
+        {"cpu_threads": 1025},
         {"mem_fraction_static": 0.0}, {"mem_fraction_static": 1.0}, {"mem_fraction_static": float("nan")},
         {"schedule_conservativeness": 0.0}, {"schedule_conservativeness": float("nan")},
         {"drain_timeout": -1.0}, {"drain_timeout": float("inf")}, {"watchdog_timeout": 0.0}, {"random_seed": -1},
