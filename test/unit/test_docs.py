@@ -103,6 +103,15 @@ def test_numbers_that_are_explained_are_those_of_the_code():
     assert state.RATIO_FLOOR == 0.2, "down to a fifth of that"
 
 
+def test_log_lines_that_are_explained_are_those_of_the_code():
+    text = (ROOT / "docs" / "hyperparameter_tuning.md").read_text()
+    source = re.sub(r'"\s+"', "", (ROOT / "python" / "sglang" / "worker" / "report.py").read_text())  # joined literals
+    [block] = [code for language, code in FENCED.findall(text) if language == "text"]
+    for line in block.splitlines():
+        shape = re.escape(re.sub(r"\d+(\.\d+)?", "NUMBER", line)).replace("NUMBER", r"%\.?\d*[df](?:%(?=%))?")
+        assert re.search(shape, source), line
+
+
 def test_the_index_names_every_page():
     text = (ROOT / "docs" / "README.md").read_text()
     assert [page.name for page in PAGES[2:] if page.name != "README.md" and f"({page.name})" not in text] == []
