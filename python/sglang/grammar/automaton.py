@@ -47,6 +47,8 @@ class Automaton:
 
     def forced(self, state: int) -> bytes:
         """What must come next: the bytes up to the next place with a choice, the choice to end included."""
+        if self.only[state] < 0:
+            return b""
         out = bytearray()
         while (byte := int(self.only[state])) >= 0:
             out.append(byte)

@@ -15,6 +15,7 @@ from sglang.grammar.rules import Illegal, Words
 from sglang.grammar.vocab import Vocabulary
 
 MASK_BYTES = 64 << 20  # of one constraint's masks kept; the oldest go first
+STEPS = 1 << 16  # of one constraint's tokens taken that are remembered
 GAP_STEPS = 20_000_000  # states x tokens looked at for gaps of a vocabulary that lacks single bytes
 
 _numbers = itertools.count()
@@ -32,6 +33,10 @@ class RegularCompiled:
         self.automaton = automaton
         self.vocabulary = vocabulary
         self.number = next(_numbers)
+        # As lists: a cursor looks at one state at a time.
+        self.accepts: list[bool] = automaton.accepts.tolist()
+        self.ends: list[bool] = (automaton.accepts & ~(automaton.table >= 0).any(1)).tolist()
+        self._steps: dict[tuple[int, int], int] = {}  # (state, token) -> the state after it
         self.alive = _alive(automaton, vocabulary, field)
         self._masks: OrderedDict[int, Words] = OrderedDict()
         self._kept = max(16, MASK_BYTES // (4 * vocabulary.words))
@@ -43,6 +48,21 @@ class RegularCompiled:
     @property
     def nbytes(self) -> int:
         return self.automaton.table.nbytes + 4 * self.vocabulary.words * len(self._masks)
+
+    def step(self, state: int, token: int) -> int:
+        """The state after `token`, DEAD where it is not allowed."""
+        known = self._steps.get((state, token))
+        if known is not None:
+            return known
+        vocabulary = self.vocabulary
+        data = vocabulary.bytes[token] if 0 <= token < len(vocabulary.bytes) else b""
+        after = self.automaton.walk(state, data) if data else DEAD
+        if after >= 0 and self.alive is not None and not self.alive[after]:
+            after = DEAD
+        if len(self._steps) >= STEPS:
+            self._steps.clear()
+        self._steps[state, token] = after
+        return after
 
     def mask(self, state: int) -> Words:
         """The mask of a state, shared and read-only."""
@@ -111,11 +131,9 @@ class RegularCursor:
         if token in vocabulary.eos_ids and (self.state < 0 or self.accepting):
             self.state = self.ENDED
             return
-        data = vocabulary.bytes[token] if 0 <= token < len(vocabulary.bytes) else b""
-        state = self.compiled.automaton.walk(self.state, data) if data else DEAD
-        alive = self.compiled.alive
-        if state < 0 or (alive is not None and not alive[state]):
-            raise Illegal(f"token {token} ({data!r}) is not allowed in state {self.state}")
+        state = self.compiled.step(self.state, token) if self.state >= 0 else DEAD
+        if state < 0:
+            raise Illegal(f"token {token} is not allowed in state {self.state}")
         self.state = state
 
     def feed(self, text: bytes) -> None:
@@ -139,8 +157,8 @@ class RegularCursor:
 
     @property
     def accepting(self) -> bool:
-        return self.state < 0 or bool(self.compiled.automaton.accepts[self.state])
+        return self.state < 0 or self.compiled.accepts[self.state]
 
     @property
     def finished(self) -> bool:
-        return self.state < 0 or (self.accepting and not bool((self.compiled.automaton.table[self.state] >= 0).any()))
+        return self.state < 0 or self.compiled.ends[self.state]

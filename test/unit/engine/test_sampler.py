@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sglang.base.plan import Ask, Seat
 from sglang.base.sampling import SamplingParams
-from sglang.engine.sampler import CANDIDATES, Sampler, invert, most_likely, score_drawn, score_known, uniform
+from sglang.engine.sampler import CANDIDATES, Masked, Sampler, invert, most_likely, score_drawn, score_known, uniform
 
 EOS = (2,)
 
@@ -296,3 +296,59 @@ def test_scores_are_those_of_the_raw_distribution() -> None:
     known = score_known(logits, [0, 1, 2], 60, (3,))
     assert [len(s.top) for s in known] == [50] * 3
     assert [s.logprob for s in known] == pytest.approx([wanted[i, i].item() for i in range(3)], abs=1e-5)
+
+
+def under(allowed: list[list[int]], rows: list[int], vocab: int, of: list[int], device: torch.device) -> Masked:
+    """allowed: tokens of each mask; rows: those that have one; of: which."""
+    bits = np.zeros((len(allowed), -(-vocab // 32) * 32), np.uint8)
+    for mask, tokens in enumerate(allowed):
+        bits[mask, tokens] = 1
+    words = np.packbits(bits, axis=1, bitorder="little").view(np.uint32)
+    return Masked(np.array(rows), words, np.array(of), device)
+
+
+@pytest.mark.parametrize("changes", COMBINATIONS)
+def test_draws_under_a_mask_follow_the_renormalised_distribution(device: torch.device, changes: dict[str, Any]) -> None:
+    vocab, n = 70, 20000
+    logits, allowed = logits_of(vocab, 1.5), [0, 3, 5, 31, 32, 33, 40, 64, 69]
+    params = SamplingParams(seed=11, **changes)
+    made = sampler(vocab, device)
+    made.seat(Seat(0, params, 0))
+    rows = logits.expand(1000, -1).to(device)
+    found = []
+    for at in range(0, n, 1000):
+        masked = under([allowed], list(range(1000)), vocab, [0] * 1000, device)
+        found.append(made.draw(rows, np.zeros(1000, np.int32), np.arange(at, at + 1000), masked).cpu().numpy())
+    counts = np.bincount(np.concatenate(found), minlength=vocab)
+    narrowed = torch.full_like(logits, -torch.inf)
+    narrowed[allowed] = logits[allowed]
+    wanted = expected(narrowed, params) * n
+    assert set(np.flatnonzero(counts)) <= set(allowed)
+    kept = wanted > 5
+    assert counts[wanted == 0].sum() == 0
+    chi = float(((counts[kept] - wanted[kept]) ** 2 / wanted[kept]).sum())
+    assert chi < 3 * kept.sum() + 15
+
+
+def test_masked_and_free_rows_of_a_step_do_not_meet(device: torch.device) -> None:
+    vocab = 5000
+    made = sampler(vocab, device)
+    kinds = [SamplingParams(temperature=0), SamplingParams(seed=1), SamplingParams(temperature=0),
+             SamplingParams(seed=2, frequency_penalty=0.5, logit_bias={7: 50.0}), SamplingParams(seed=1)]  # fmt: skip
+    for slot, params in enumerate(kinds):
+        made.seat(Seat(slot, params, 0))
+    logits = torch.stack([logits_of(vocab, 2.0, seed) for seed in range(5)]).to(device)
+    before = logits.clone()
+    slots, positions = np.arange(5, dtype=np.int32), np.zeros(5, np.int64)
+    free = made.draw(logits, slots, positions).tolist()
+    masked = under([[4, 4999], [8, 9]], [0, 3, 4], vocab, [0, 1, 0], device)
+    bound = made.draw(logits, slots, positions, masked).tolist()
+    assert torch.equal(logits, before)
+    assert [bound[1], bound[2]] == [free[1], free[2]]
+    assert bound[0] == (4 if logits[0, 4] > logits[0, 4999] else 4999)
+    assert bound[3] in (8, 9)
+    assert bound[4] in (4, 4999)
+    greedy = under([[4, 4999]], [0, 2], vocab, [0, 0], device)
+    both = under([[4, 4999]], [0, 1], vocab, [0, 0], device)
+    assert set(made.draw(logits[[0, 2]], slots[[0, 2]], positions[:2], both).tolist()) <= {4, 4999}
+    assert made.draw(logits[:3], slots[:3], positions[:3], greedy).tolist()[1] == free[1]
