@@ -1,8 +1,9 @@
 """A chat of two turns with a local model.
 
+Start a server, then run it:
 
-python -m sglang.launch_server --port 30000
-python examples/quick_start/srt_example_chat.py
+    python -m sglang.launch_server --port 30000
+    python examples/quick_start/srt_example_chat.py
 """
 
 import os

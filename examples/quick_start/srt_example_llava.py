@@ -1,7 +1,8 @@
 """Questions about a picture, with a LLaVA model on a GPU.
 
+It starts its own server:
 
-python examples/quick_start/srt_example_llava.py picture.jpg "What is this?"
+    python examples/quick_start/srt_example_llava.py picture.jpg "What is this?"
 """
 
 import sys

@@ -1,8 +1,9 @@
 """Programs inside an asyncio application: several answers stream at a time.
 
+Start a server, then run it:
 
-python -m sglang.launch_server --port 30000
-python examples/usage/async_io.py
+    python -m sglang.launch_server --port 30000
+    python examples/usage/async_io.py
 """
 
 import asyncio

@@ -1,8 +1,9 @@
 """Many runs of one program at once: the server computes their common beginning one time.
 
+Start a server, then run it:
 
-python -m sglang.launch_server --port 30000
-python examples/usage/batching.py
+    python -m sglang.launch_server --port 30000
+    python examples/usage/batching.py
 """
 
 import os

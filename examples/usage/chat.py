@@ -1,8 +1,9 @@
 """A conversation in the terminal. The state grows; what was said before is not computed again.
 
+Start a server, then run it:
 
-python -m sglang.launch_server --port 30000
-python examples/usage/chat.py
+    python -m sglang.launch_server --port 30000
+    python examples/usage/chat.py
 """
 
 import os

@@ -1,8 +1,9 @@
 """How a choice was made: the log-probabilities behind `choices`, by three ways to compare them.
 
+Start a server, then run it:
 
-python -m sglang.launch_server --port 30000
-python examples/usage/choices_logprob.py
+    python -m sglang.launch_server --port 30000
+    python examples/usage/choices_logprob.py
 """
 
 import os

@@ -1,8 +1,9 @@
 """JSON by constraint: a regular expression, and a pydantic model.
 
+Start a server, then run it:
 
-python -m sglang.launch_server --port 30000
-python examples/usage/json_decode.py
+    python -m sglang.launch_server --port 30000
+    python examples/usage/json_decode.py
 """
 
 import json

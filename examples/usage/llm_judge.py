@@ -1,8 +1,9 @@
 """A model as the judge of an essay: three dimensions in parallel, then a grade as JSON.
 
+Start a server, then run it:
 
-python -m sglang.launch_server --port 30000
-python examples/usage/llm_judge.py
+    python -m sglang.launch_server --port 30000
+    python examples/usage/llm_judge.py
 """
 
 import json

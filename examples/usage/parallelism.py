@@ -1,8 +1,9 @@
 """Skeleton of thought: an outline first, then all of its points at once.
 
+Start a server, then run it:
 
-python -m sglang.launch_server --port 30000
-python examples/usage/parallelism.py
+    python -m sglang.launch_server --port 30000
+    python examples/usage/parallelism.py
 """
 
 import os

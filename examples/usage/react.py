@@ -1,8 +1,9 @@
 """ReAct: the model thinks, asks for a tool, reads what the tool found, and thinks on.
 
+Start a server, then run it:
 
-python -m sglang.launch_server --port 30000
-python examples/usage/react.py
+    python -m sglang.launch_server --port 30000
+    python examples/usage/react.py
 """
 
 import os

@@ -1,8 +1,9 @@
 """The language's features, each in a few lines, as the documentation shows them.
 
+Start a server, then run it:
 
-python -m sglang.launch_server --port 30000
-python examples/usage/readme_examples.py
+    python -m sglang.launch_server --port 30000
+    python examples/usage/readme_examples.py
 """
 
 import os

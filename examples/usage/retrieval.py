@@ -1,8 +1,9 @@
 """Retrieval: the documents that fit a question are found by their words; the model reads them and answers.
 
+Start a server, then run it:
 
-python -m sglang.launch_server --port 30000
-python examples/usage/retrieval.py
+    python -m sglang.launch_server --port 30000
+    python examples/usage/retrieval.py
 """
 
 import math

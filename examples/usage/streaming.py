@@ -1,8 +1,9 @@
 """Text as it is written: all of a program's, or one variable's.
 
+Start a server, then run it:
 
-python -m sglang.launch_server --port 30000
-python examples/usage/streaming.py
+    python -m sglang.launch_server --port 30000
+    python examples/usage/streaming.py
 """
 
 import os

@@ -1,8 +1,9 @@
 """Tree of thought: some ways to think, some answers for each, and a vote. Forks of forks share all that they can.
 
+Start a server, then run it:
 
-python -m sglang.launch_server --port 30000
-python examples/usage/tree_of_thought.py
+    python -m sglang.launch_server --port 30000
+    python examples/usage/tree_of_thought.py
 """
 
 import os

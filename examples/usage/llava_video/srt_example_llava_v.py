@@ -1,7 +1,8 @@
 """Questions about a video, with LLaVA-NeXT-Video on a GPU: frames are sampled evenly over the file.
 
+It starts its own server:
 
-python examples/usage/llava_video/srt_example_llava_v.py video.mp4 --frames 16 --question "What happens?"
+    python examples/usage/llava_video/srt_example_llava_v.py video.mp4 --frames 16 --question "What happens?"
 """
 
 import argparse

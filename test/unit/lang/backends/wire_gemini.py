@@ -18,7 +18,16 @@ CONFIG = {
 
 
 def routes(server: WireServer) -> list[Route]:
-    return [server.route(MODEL + method, generate, error) for method in (":generateContent", ":streamGenerateContent")]
+    methods = (":generateContent", ":streamGenerateContent")
+    return [
+        *(server.route(MODEL + method, generate, error) for method in methods),
+        Route("/token", token, methods=["POST"]),
+    ]
+
+
+async def token(request: Request) -> Response:
+    """Google's OAuth: a token for a signed statement of who one is."""
+    return JSONResponse({"access_token": "token", "token_type": "Bearer", "expires_in": 3600})
 
 
 def error(status: int, message: str) -> Json:
