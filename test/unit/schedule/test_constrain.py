@@ -152,7 +152,7 @@ def test_constrained_sequences_say_what_they_would_say_alone(depth: int, jumps: 
     """Among free ones, in a pool so small that sequences are retracted, with some that are aborted."""
     rng = random.Random(depth * 2 + jumps)
     run = Constrained(
-        depth, jumps, pages=96 // page_size, page_size=page_size, slots=8, context_length=70, conservativeness=0.01
+        depth, jumps, pages=72 // page_size, page_size=page_size, slots=8, context_length=70, conservativeness=0.01
     )
     wanted: dict[int, list[int]] = {}
     for id in range(60):
