@@ -271,7 +271,8 @@ def talk(chat: Chat) -> None:
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - input() gets a history and its keys
     console = Console(highlight=False)
-    console.print(f"[bold]{chat.model}[/bold]  [dim]/help tells the rest[/dim]")
+    console.print(chat.model, style="bold", markup=False, end="  ")
+    console.print("/help tells the rest", style="dim")
     while True:
         try:
             line = ask(console)
