@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sglang.layers.linear import Act, Linear
 from sglang.layers.mlp import Mlp
-from sglang.quant.dense import ACTS
+from sglang.quant.dense import ACTS, packing_works
 
 GROUPED = (torch.bfloat16,)  # types that torch multiplies group by group on CUDA devices
 
@@ -61,7 +61,10 @@ def route(r: Routing, logits: Tensor, correction: Tensor | None = None) -> tuple
 
 
 class ExpertMlp:
-    """The experts' weights, stacked: gate_up [experts, 2 inter, hidden], down [experts, hidden, inter]."""
+    """The experts' weights, stacked: gate_up [experts, 2 inter, hidden], down [experts, hidden, inter].
+
+    On a CPU `finish` replaces them by maps of their own for each expert, in the layout that multiplies fastest.
+    """
 
     def __init__(
         self,
@@ -81,12 +84,14 @@ class ExpertMlp:
         self.gate_up_bias, self.down_bias = (empty(2 * inter), empty(hidden)) if bias else (None, None)
         self._act: Act = act
         self._limit = limit
+        self._count = count
         self._inter = inter
+        self._maps: list[tuple[Linear, Linear]] = []
 
     def places(self, prefix: str) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         n = self._inter
-        for e in range(len(self.down)):
+        for e in range(self._count):
             found[f"{prefix}.{e}.gate.weight"] = self.gate_up[e, :n]
             found[f"{prefix}.{e}.up.weight"] = self.gate_up[e, n:]
             found[f"{prefix}.{e}.down.weight"] = self.down[e]
@@ -95,6 +100,27 @@ class ExpertMlp:
                 found[f"{prefix}.{e}.up.bias"] = self.gate_up_bias[e, n:]
                 found[f"{prefix}.{e}.down.bias"] = self.down_bias[e]
         return found
+
+    def finish(self) -> None:
+        """All places are filled; they go out of use."""
+        device, dtype = self.gate_up.device, self.gate_up.dtype
+        if device.type != "cpu" or not packing_works(dtype):
+            return
+        hidden, bias, n = self.down.shape[1], self.down_bias is not None, self._inter
+        places = self.places("")
+        for e in range(self._count):
+            gated = self._limit is None
+            gate_up = Linear(
+                hidden, {"gate": n, "up": n}, split="out", bias=bias, gated=gated, device=device, dtype=dtype
+            )
+            down = Linear(n, {"down": hidden}, split="in", bias=bias, device=device, dtype=dtype)
+            for linear in (gate_up, down):
+                for place, tensor in linear.places(f".{e}").items():
+                    tensor.copy_(places[place])
+                linear.finish()
+            self._maps.append((gate_up, down))
+        self.gate_up = self.down = torch.empty(0)
+        self.gate_up_bias = self.down_bias = None
 
     def __call__(self, x: Tensor, weights: Tensor, ids: Tensor, weigh_inputs: bool = False) -> Tensor:
         """x: [tokens, hidden]; weights, ids: [tokens, top_k] of `route`. Returns [tokens, hidden].
@@ -108,7 +134,7 @@ class ExpertMlp:
         rows = x[order // top_k]
         if weigh_inputs:
             rows = rows * weights.flatten()[order, None].to(x.dtype)
-        counts = flat.new_zeros(len(self.down)).scatter_add_(0, flat, torch.ones_like(flat))
+        counts = flat.new_zeros(self._count).scatter_add_(0, flat, torch.ones_like(flat))
         together = x.is_cuda and x.dtype in GROUPED
         parts = self._grouped(rows, counts) if together else self._loop(rows, counts)
         own = torch.empty_like(parts)
@@ -119,17 +145,21 @@ class ExpertMlp:
         return torch.einsum("tkh,tk->th", own.float(), weights).to(x.dtype)
 
     def _loop(self, rows: Tensor, counts: Tensor) -> Tensor:
+        """rows: sorted by expert, counts[e] of each."""
         out = torch.empty_like(rows)
         at = 0
         for e, n in enumerate(counts.tolist()):
-            if n == 0:
-                continue
-            gate_up_bias = None if self.gate_up_bias is None else self.gate_up_bias[e]
-            down_bias = None if self.down_bias is None else self.down_bias[e]
-            wide = self._opened(F.linear(rows[at : at + n], self.gate_up[e], gate_up_bias))
-            out[at : at + n] = F.linear(wide, self.down[e], down_bias)
-            at += n
+            if n > 0:
+                out[at : at + n] = self._one(e, rows[at : at + n])
+                at += n
         return out
+
+    def _one(self, e: int, x: Tensor) -> Tensor:
+        if self._maps:
+            gate_up, down = self._maps[e]
+            return down(gate_up.gate(x, self._act) if self._limit is None else self._opened(gate_up(x)))
+        both = F.linear(x, self.gate_up[e], None if self.gate_up_bias is None else self.gate_up_bias[e])
+        return F.linear(self._opened(both), self.down[e], None if self.down_bias is None else self.down_bias[e])
 
     def _grouped(self, rows: Tensor, counts: Tensor) -> Tensor:
         """Without a word between host and device, so that it can be captured."""
@@ -186,6 +216,10 @@ class MoE:
         if self.shared_gate is not None:
             found[f"{prefix}.shared_gate.weight"] = self.shared_gate
         return found | self.experts.places(f"{prefix}.experts")
+
+    def finish(self) -> None:
+        """All places are filled; those of `linears` are finished by themselves."""
+        self.experts.finish()
 
     def linears(self) -> dict[str, Linear]:
         return {} if self.shared is None else {f"shared.{name}": one for name, one in self.shared.linears().items()}

@@ -183,6 +183,8 @@ class Model:
             linear.finish(keep)
         for layer in self.layers:
             layer.attn.finish()
+            if isinstance(layer.mlp, MoE):
+                layer.mlp.finish()
             for one in layer.norms().values():
                 one.finish()
         self.norm.finish()

@@ -165,8 +165,11 @@ def mixtral_tensors() -> dict[str, torch.Tensor]:
 def test_experts_fill_their_places_and_one_too_few_or_too_many_is_named(tmp_path: Path) -> None:
     content = mixtral_tensors()
     engine = load(folder(tmp_path, {"model.safetensors": content}, config=MIXTRAL))
-    places = engine._model.layers[1].mlp.places("x")
-    assert torch.equal(places["x.experts.1.up.weight"], content["model.layers.1.block_sparse_moe.experts.1.w3.weight"])
+    experts, x = engine._model.layers[1].mlp.experts, torch.randn(3, 16)
+    w1, w3, w2 = (content[f"model.layers.1.block_sparse_moe.experts.1.{w}.weight"] for w in ("w1", "w3", "w2"))
+    wanted = (torch.nn.functional.silu(x @ w1.T) * (x @ w3.T)) @ w2.T
+    given = experts(x, torch.ones(3, 1), torch.ones(3, 1, dtype=torch.int64))
+    assert torch.allclose(given, wanted, rtol=1e-4, atol=1e-4)
     extra = "model.layers.1.block_sparse_moe.experts.2.w1.weight"
     message = refused(folder(tmp_path, {"model.safetensors": content | {extra: torch.ones(24, 16)}}, config=MIXTRAL))
     assert f"1 unexpected tensors: model.safetensors: {extra}" in message
