@@ -32,7 +32,7 @@ def test_documented_extras_exist():
 
 
 def test_check_env_knows_what_every_extra_is_for():
-    assert check_env.EXTRAS.keys() == PROJECT["optional-dependencies"].keys() - {"all", "dev", "srt"}
+    assert check_env.EXTRAS.keys() == PROJECT["optional-dependencies"].keys() - {"all", "cuda", "dev", "srt"}
 
 
 def test_every_package_has_a_range_and_a_reason():
