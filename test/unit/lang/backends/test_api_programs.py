@@ -4,6 +4,7 @@
 import contextlib
 import io
 import runpy
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -156,6 +157,37 @@ class TestSpeculation:
             s += sgl.user("Write a card.") + sgl.assistant("Name:" + sgl.gen("name", stop="\n"))
 
         assert "num_api_spec_tokens" in str(card.run(backend=sgl.OpenAI("gpt-4o")).error())
+
+
+def test_typed_values_on_a_completion_model(api):
+    @sgl.function
+    def facts(s):
+        s += "The number of hours in a day is " + sgl.gen_int("hours") + ".\n"
+        s += "Her name is " + sgl.gen_string("name") + "."
+
+    api.model.answers |= {
+        "in a day is ": "24 hours",
+        "Her name is ": '"Ada" they say',
+        'Her name is "': 'Ada" they say',
+    }
+    state = facts.run(backend=instruct())
+    assert (state["hours"], state["name"]) == ("24", '"Ada"')
+    assert state.text() == 'The number of hours in a day is 24.\nHer name is "Ada".'
+
+
+@pytest.mark.parametrize(
+    "module, extra, make",
+    [
+        ("openai", "openai", lambda: sgl.OpenAI("gpt-4o")),
+        ("anthropic", "anthropic", lambda: sgl.Anthropic("claude-3")),
+        ("google", "vertexai", lambda: sgl.VertexAI("gemini-2.5-flash")),
+        ("litellm", "litellm", lambda: sgl.LiteLLM("openai/gpt-4o")),
+    ],
+)
+def test_a_missing_sdk_is_named_with_its_extra(monkeypatch, module, extra, make):
+    monkeypatch.setitem(sys.modules, module, None)  # what an import of an absent package finds
+    with pytest.raises(ImportError, match=rf"sglang\[{extra}\]"):
+        make()
 
 
 def test_one_item_of_a_batch_fails_alone(api):
