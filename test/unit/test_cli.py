@@ -49,6 +49,12 @@ def test_help_imports_nothing_heavy(words: tuple[str, ...]):
     assert ran.stderr == "[]\n"
 
 
+def test_importing_sglang_imports_nothing_heavy():
+    code = f"import sys, sglang; dir(sglang); print([name for name in {HEAVY} if name in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE_ROOT, capture_output=True, text=True, timeout=120)
+    assert (ran.stdout, ran.stderr) == ("[]\n", "")
+
+
 def test_the_help_names_every_command(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["--help"]) == 0
     out = capsys.readouterr().out
