@@ -482,3 +482,52 @@ def test_a_long_prompt_is_tokenised_without_holding_up_the_loop() -> None:
         assert Noting.threads[100_000] != threading.get_ident()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("slow", [False, True])
+@pytest.mark.parametrize("stop", [(), ("zzz",), ("Tokyo",)])
+def test_replaced_tokens_change_ids_and_never_text(
+    tokenizer: text.Tokenizer, slow: bool, stop: tuple[str, ...]
+) -> None:
+    """The worker takes tokens back for others that spell the same and more, whether they were read already or not."""
+
+    async def main() -> None:
+        async with started(tokenizer) as (front, worker):
+            words = "café 日本語 Tokyo the capital"
+            bytewise = [i for c in words for i in tokenizer.encode(c, add_special_tokens=False)]
+            whole = tokenizer.encode(words, add_special_tokens=False)
+            request = Request(prompt=[0, 3], sampling=SamplingParams(stop=stop), interval=1)
+            outputs: list[Output] = []
+
+            async def read() -> None:
+                async for output in front.generate(request):
+                    outputs.append(output)
+
+            reader = asyncio.create_task(read())
+            [sent] = await submits(worker)
+            n = len(tokenizer.encode("café 日本語", add_special_tokens=False))
+            begin = [i for c in "café 日本語" for i in tokenizer.encode(c, add_special_tokens=False)]
+            steps = [Piece(sent.id, begin[:1]), Piece(sent.id, begin[1:-1])]
+            steps.append(Piece(sent.id, begin[-1:]))
+            steps.append(Piece(sent.id, whole[: n + 2], replaced=len(begin), jumped=2))
+            steps.append(Piece(sent.id, whole[n + 1 :], Finish("stop"), replaced=1, jumped=1))
+            for piece in steps:
+                step(worker, piece)
+                if not slow:
+                    await settle()
+                    await asyncio.sleep(0.002)
+            await reader
+            last = outputs[-1]
+            assert len(bytewise) > len(whole)
+            if stop == ("Tokyo",):
+                assert last.text == "café 日本語 "
+                assert last.finish == Finish("stop", "Tokyo")
+            else:
+                assert last.text == words
+                assert last.tokens == whole
+                assert last.jumped == 3
+                assert last.finish == Finish("stop")
+            assert "".join(output.delta for output in outputs) == last.text
+            assert [output.first for output in outputs] == [True] + [False] * (len(outputs) - 1)
+
+    asyncio.run(main())
