@@ -5,16 +5,20 @@ queries. Both read keys and values from the pool, where the step's own were file
 decodes from tensors that never move, so that a captured graph finds each step's rows in them.
 """
 
+import logging
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
 
-from sglang.attention.base import Feature, Look, Rows, Shape
+from sglang.attention import cascade
+from sglang.attention.base import Feature, Ints, Look, Rows, Shape
 from sglang.kernels import attention as kernels
 from sglang.kernels.cells import file_cells
 from sglang.kernels.staging import Stager
+
+log = logging.getLogger("sglang.attention")
 
 
 @dataclass
@@ -28,6 +32,7 @@ class _Step:
     tiles: Tensor | None  # [n, 5], see kernels.attention.extend
     longest: int  # tokens of a row
     tokens: int
+    shared: kernels.Shared | None = None
 
 
 class TritonAttention:
@@ -54,6 +59,14 @@ class TritonAttention:
         self._dtype = keys[0].dtype
         self._stager = Stager(table.device)
         self._step: _Step | None = None
+        self._height = kernels.shared_rows(shape.heads, shape.kv_heads, shape.head_dim, self._dtype)
+        self.shares = self._height > 0  # whether keys that decodes have in common are read once
+
+    def sharing(self, slots: Ints, starts: Ints, table: Ints, page_size: int) -> cascade.Sharing | None:
+        """What these decodes share, where reading it once is worth it. slots, starts: [R]; table: on the host."""
+        if not self.shares:
+            return None
+        return cascade.find(slots, starts, table, page_size, self._shape.kv_heads, self._height)
 
     def plan(self, rows: Rows) -> None:
         begins = np.cumsum(rows.counts) - rows.counts
@@ -65,18 +78,23 @@ class TritonAttention:
         arrays = [np.repeat(rows.slots, rows.counts), positions]
         if single.any():
             arrays += [rows.slots[single], rows.starts[single], begins[single]]
+        common = self.sharing(rows.slots[single], rows.starts[single], rows.table, rows.page_size)
+        if common is not None:
+            arrays += [common.own, common.used, common.members, common.tiles]
         if some:
             height = kernels.extend_tuning(self._shape.head_dim, self._dtype, longest).queries
             arrays.append(tiles_of(rows, begins, height))
         staged = self._stager.put(arrays)
         decodes = (staged[2], staged[3], staged[4]) if single.any() else None
         splits = kernels.splits_for(int(single.sum()), self._shape.kv_heads, self._programs) if decodes else 1
-        self._step = _Step(staged[0], staged[1], decodes, splits, staged[-1] if some else None, longest, tokens)
+        shared = None if common is None else kernels.Shared(staged[5], staged[6], staged[7], staged[8], cascade.ENTRIES)
+        tiles = staged[-1] if some else None
+        self._step = _Step(staged[0], staged[1], decodes, splits, tiles, longest, tokens, shared)
 
-    def fix(self, slots: Tensor, positions: Tensor, places: Tensor) -> None:
+    def fix(self, slots: Tensor, positions: Tensor, places: Tensor, shared: kernels.Shared | None = None) -> None:
         """All rows are decodes, read from these tensors at the time the kernels run. Each [R]; slot -1: padding."""
         splits = kernels.splits_for(len(slots), self._shape.kv_heads, self._programs)
-        self._step = _Step(slots, positions, (slots, positions, places), splits, None, 1, len(slots))
+        self._step = _Step(slots, positions, (slots, positions, places), splits, None, 1, len(slots), shared)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int, look: Look) -> Tensor:
         return self._attend(q, k, v, None, layer, look)
@@ -99,7 +117,15 @@ class TritonAttention:
         out = q.new_empty(q.shape) if n == len(q) else q.new_zeros(q.shape)
         score = kernels.Score(self._shape.scale, look.window or 0, look.chunk or 0, look.softcap or 0.0, look.sinks)
         if step.decodes is not None:
-            kernels.decode(q, pool, score, *step.decodes, out, step.splits)
+            shared = None if look.window or look.chunk else step.shared
+            try:
+                kernels.decode(q, pool, score, *step.decodes, out, step.splits, shared=shared)
+            except Exception as error:
+                if shared is None:
+                    raise
+                log.warning("Shared prefixes are read row by row from now on: %s", error)
+                self.shares, step.shared = False, None
+                kernels.decode(q, pool, score, *step.decodes, out, step.splits)
         if step.tiles is not None:
             kernels.extend(q, pool, score, step.tiles, out, step.longest)
         return out.view(len(q), -1)

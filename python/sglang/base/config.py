@@ -95,6 +95,7 @@ class ServerConfig:
     kv_cache_dtype: Literal["auto"] = flag("auto", "Type of keys and values; auto: as the activations.")
     disable_flashinfer: bool = flag(False, "Do without FlashInfer (nothing here needs it yet).")
     disable_cuda_graph: bool = flag(False, "CUDA: launch every kernel of a decode step by itself.")
+    disable_cascade_attention: bool = flag(False, "CUDA: decodes read a prefix that they share once for each of them.")
     cuda_graph_max_bs: int | None = flag(None, "CUDA: rows of the largest decode step that becomes a graph; all.")
     cpu_threads: int | None = flag(None, "Threads of the CPU engine; all cores by default.")
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sglang.engine.graphs import DecodeGraphs
 
 WARM_TOKENS = 64
+WARM_ROWS, WARM_SHARED = 32, 1024  # decodes, and keys they have in common: worth reading once
 DTYPES = {
     "half": torch.float16,
     "float16": torch.float16,
@@ -84,6 +85,7 @@ class Engine:
         table = self._tables.device_pages
         assert table is not None
         self._attention = TritonAttention(shape, pool.keys, pool.values, table, pool.page_size)
+        self._attention.shares = self._attention.shares and not config.disable_cascade_attention
         if not config.disable_cuda_graph and model.capturable:
             most = min(config.cuda_graph_max_bs or self.slots, self.slots)
             self._graphs = graphs.DecodeGraphs(model, self._attention, self._tables, self._sampler, most)
@@ -181,7 +183,7 @@ class Engine:
 
     @torch.inference_mode()
     def warm(self) -> None:
-        """Compile what the first requests would wait for: a long row, a short one, a decode.
+        """Compile what the first requests would wait for: a long row, a short one, a decode, decodes that share keys.
 
         Before any real plan, since it writes to slot 0 and to the first cells.
         """
@@ -203,6 +205,25 @@ class Engine:
                     table_index=pages,
                     table_pages=pages,
                     seats=[nobody],
+                )
+            ).wait()
+        if (
+            WARM_SHARED + self.page_size <= min(self.context_length, self.pages * self.page_size)
+            and self.slots >= WARM_ROWS
+        ):
+            slots, pages = np.arange(WARM_ROWS, dtype=np.int32), np.arange(WARM_SHARED // self.page_size + 1)
+            self.launch(
+                Plan(
+                    step=0,
+                    slots=slots,
+                    starts=np.full(WARM_ROWS, WARM_SHARED, np.int32),
+                    counts=np.ones(WARM_ROWS, np.int32),
+                    samples=np.ones(WARM_ROWS, np.bool_),
+                    tokens=np.zeros(WARM_ROWS, np.int32),
+                    table_slots=np.repeat(slots, len(pages)),
+                    table_index=np.tile(pages, WARM_ROWS).astype(np.int32),
+                    table_pages=np.tile(pages, WARM_ROWS).astype(np.int32),
+                    seats=[Seat(slot, nobody.sampling, 0) for slot in slots.tolist()],
                 )
             ).wait()
 

@@ -5,6 +5,9 @@ row wants of the sampler, new page-table entries) goes to one of them in one cop
 drawn tokens. Sizes are rounded up to a few; what is left of a size is padding: rows of slot -1, filed nowhere.
 
 A size that is seen for the first time runs kernel by kernel, and is captured while the device is busy with that.
+
+Where rows share leading pages (`attention.cascade`) a size has a second graph, which reads those once. What is shared
+changes rarely from one step to the next: it is found, and sent, when it does.
 """
 
 import logging
@@ -14,10 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sglang.attention import cascade
 from sglang.attention.triton import TritonAttention
 from sglang.base.plan import Plan
 from sglang.engine.batch import Tables
 from sglang.engine.sampler import Sampler, next_positions
+from sglang.kernels import attention as kernels
 from sglang.kernels import sample
 from sglang.kernels.enter import enter
 from sglang.kernels.staging import Stager
@@ -45,6 +50,56 @@ class _Captured:
     logits: Tensor  # [size, vocab], in the graph's own memory
 
 
+class _Common:
+    """What the rows of decode steps share: remembered from step to step, and where a graph reads it."""
+
+    def __init__(self, attention: TritonAttention, tables: Tables, most: int, device: torch.device, stager: Stager):
+        self._attention, self._tables, self._stager = attention, tables, stager
+        self._slots = np.empty(0, np.int32)
+        self._found: cascade.Sharing | None = None
+        self._known = 0  # keys that a change of a page table would matter for
+        self._sent = False
+        tiles = cascade.most_tiles(most)
+        sizes = [most, most, cascade.LEVELS * most, tiles * cascade.COLUMNS]
+        self._ends = np.cumsum([n + n % 2 for n in sizes])
+        self._buffer = torch.zeros(int(self._ends[-1]), dtype=torch.int64, device=device)
+
+    def look(self, plan: Plan) -> bool:
+        """Whether the plan's rows share keys; the page tables are filed."""
+        size = self._tables.page_size
+        same = np.array_equal(plan.slots, self._slots) and not plan.seats
+        if not same or (plan.table_index * size < self._known).any():
+            self._slots = plan.slots.copy()
+            self._found = self._attention.sharing(plan.slots, plan.starts, self._tables.pages, size)
+            self._known = int(plan.starts.min()) if self._found is None else int(self._found.own.max())
+            self._sent = False
+        return self._found is not None and self._attention.shares
+
+    def send(self) -> None:
+        found = self._found
+        if found is None or self._sent:
+            return
+        host = np.zeros(len(self._buffer), np.int64)
+        begins = (0, *self._ends[:-1].tolist())
+        host[begins[3] :] = -1
+        for begin, array in zip(begins, (found.own, found.used, found.members, found.tiles), strict=True):
+            host[begin : begin + array.size] = array.reshape(-1)
+        self._stager.put_into(self._buffer, host)
+        self._sent = True
+
+    def of(self, size: int) -> kernels.Shared:
+        """For a graph of `size` rows."""
+        own, used, members, _ = (int(end) for end in self._ends)
+        tiles = cascade.most_tiles(size) * cascade.COLUMNS
+        return kernels.Shared(
+            self._buffer[:size],
+            self._buffer[own : own + size],
+            self._buffer[used:members],
+            self._buffer[members : members + tiles].view(-1, cascade.COLUMNS),
+            cascade.ENTRIES,
+        )
+
+
 class DecodeGraphs:
     """Runs plans in which every row decodes. On a device without graphs every step runs kernel by kernel."""
 
@@ -61,7 +116,8 @@ class DecodeGraphs:
         self._tokens = torch.zeros(most, dtype=torch.int64, device=device)
         self._drawn = torch.zeros(most, dtype=torch.int64, device=device)
         self._places = torch.arange(most, device=device)
-        self._captured: dict[tuple[int, bool], _Captured] = {}
+        self._captured: dict[tuple[int, bool, bool], _Captured] = {}
+        self._common = _Common(attention, tables, most, device, self._stager)
         self._captures = device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if self._captures else None
         self._pool = torch.cuda.graph_pool_handle() if self._captures else None
@@ -79,7 +135,10 @@ class DecodeGraphs:
         draws = not len(plan.masked) and not self._sampler.touches(plan.slots)
         self._tables.file(plan)
         self._stage(plan, size, draws)
-        logits = self._run(size, draws)
+        shares = self._common.look(plan)
+        if shares:
+            self._common.send()
+        logits = self._run(size, draws, shares)
         return logits[:n], self._drawn[:n] if draws else None, self._columns[:n]
 
     def _stage(self, plan: Plan, size: int, draws: bool) -> None:
@@ -96,30 +155,31 @@ class DecodeGraphs:
             self._pages[slots, index] = pages.int()
         self._stager.put_into(self._columns[: columns.size], columns)
 
-    def _run(self, size: int, draws: bool) -> Tensor:
-        captured = self._captured.get((size, draws))
+    def _run(self, size: int, draws: bool, shares: bool) -> Tensor:
+        captured = self._captured.get((size, draws, shares))
         if captured is not None:
             captured.graph.replay()
             return captured.logits
-        logits = self._step(size, draws)
+        logits = self._step(size, draws, shares)
         if self._captures:
-            self._capture(size, draws)
+            self._capture(size, draws, shares)
         return logits
 
-    def _step(self, size: int, draws: bool) -> Tensor:
+    def _step(self, size: int, draws: bool, shares: bool) -> Tensor:
         """What is captured. Reads `_columns`; writes `_drawn`, the slots' last tokens, page tables and the pool."""
         columns = self._columns[: COLUMNS * (size + size % 2)].view(COLUMNS, -1)[:, :size]
         slots, positions, tokens = columns[0], columns[1], self._tokens[:size]
         entries = columns[ENTRY], columns[ENTRY + 1], columns[ENTRY + 2]
         enter(slots, columns[2], entries, self._tables.last, self._pages, tokens)
-        self._attention.fix(slots, positions, self._places[:size])
+        shared = self._common.of(size) if shares else None
+        self._attention.fix(slots, positions, self._places[:size], shared)
         logits = self._model.logits(self._model.forward(tokens, positions, self._attention), widen=False)
         if draws:
             wishes = sample.Draws.of(slots, columns[3:ENTRY].unbind())
             sample.draw(logits, wishes, self._tables.last, self._drawn[:size])
         return logits
 
-    def _capture(self, size: int, draws: bool) -> None:
+    def _capture(self, size: int, draws: bool, shares: bool) -> None:
         """Not torch.cuda.graph: that waits for the device and empties caches, in the middle of serving."""
         assert self._stream is not None
         graph = torch.cuda.CUDAGraph()
@@ -128,12 +188,16 @@ class DecodeGraphs:
             with torch.cuda.stream(self._stream):
                 graph.capture_begin(self._pool, capture_error_mode="thread_local")
                 try:
-                    logits = self._step(size, draws)
+                    logits = self._step(size, draws, shares)
                 finally:
                     graph.capture_end()
         except RuntimeError as error:
+            if shares:
+                log.warning("Shared prefixes are read row by row, reading them once cannot be captured: %s", error)
+                self._attention.shares = False
+                return
             log.warning("CUDA graphs are off, this model's decode step cannot be captured: %s", error)
             self._captures = False
             return
         torch.cuda.current_stream().wait_stream(self._stream)
-        self._captured[size, draws] = _Captured(graph, logits)
+        self._captured[size, draws, shares] = _Captured(graph, logits)

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 MOST_SPLITS = 64
+MERGES = (4, 16, 64, 128)  # parts that a merge has room for: few, because each is a kernel to compile
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
@@ -50,7 +51,7 @@ def _absorb(s, v, most, total, out, PRECISION: tl.constexpr):
     return new, total, out
 
 
-@triton.jit(do_not_specialize=["splits"])
+@triton.jit(do_not_specialize=["splits", "width"])
 def _decode(
     q,
     keys,
@@ -62,12 +63,14 @@ def _decode(
     slots,
     positions,
     places,
+    own,
     table,
     q_row,
     table_row,
     scale,
     cap,
     splits,
+    width,
     GROUP: tl.constexpr,
     KV: tl.constexpr,
     DIM: tl.constexpr,
@@ -76,7 +79,8 @@ def _decode(
     CHUNK: tl.constexpr,
     CAPPED: tl.constexpr,
     SINKS: tl.constexpr,
-    PARTED: tl.constexpr,  # splits > 1: parts and norms are written, not out
+    PARTED: tl.constexpr,  # parts and norms are written, not out
+    SHARED: tl.constexpr,  # what stands before key own[row] is read elsewhere
     PRECISION: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -87,7 +91,10 @@ def _decode(
     split = tl.program_id(2)
     slot = tl.load(slots + row).to(tl.int64)
     length = tl.where(slot < 0, 0, tl.load(positions + row).to(tl.int32) + 1)
-    nearest = _nearest(length - 1, WINDOW, CHUNK)
+    if SHARED:
+        nearest = tl.load(own + row).to(tl.int32)
+    else:
+        nearest = _nearest(length - 1, WINDOW, CHUNK)
     first = nearest // BLOCK_N * BLOCK_N
     share = tl.cdiv(tl.cdiv(length - first, BLOCK_N), splits) * BLOCK_N
     begin = first + split * share
@@ -125,7 +132,7 @@ def _decode(
         to = out + place * (KV * GROUP * DIM) + head[:, None] * DIM + d[None, :]
         tl.store(to, acc.to(out.dtype.element_ty), mask=mine)
     else:
-        here = (row.to(tl.int64) * (KV * GROUP) + head) * splits + split
+        here = (row.to(tl.int64) * (KV * GROUP) + head) * width + split
         norm = most + tl.log2(tl.where(total == 0.0, 1.0, total))
         tl.store(norms + here, norm, mask=g < GROUP)
         if begin < end:
@@ -133,17 +140,84 @@ def _decode(
             tl.store(parts + here[:, None] * DIM + d[None, :], acc, mask=mine)
 
 
-@triton.jit(do_not_specialize=["splits"])
+@triton.jit(do_not_specialize=["splits", "width"])
+def _shared(
+    q,
+    keys,
+    values,
+    parts,
+    norms,
+    tiles,
+    members,
+    places,
+    table,
+    q_row,
+    table_row,
+    scale,
+    cap,
+    splits,
+    width,
+    GROUP: tl.constexpr,
+    KV: tl.constexpr,
+    DIM: tl.constexpr,
+    PAGE: tl.constexpr,
+    CAPPED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """A stretch of keys for all heads of a KV head of several rows: BLOCK_M // GROUP rows at most."""
+    tile = tiles + tl.program_id(0) * 6
+    kv = tl.program_id(1)
+    slot = tl.load(tile).to(tl.int64)
+    if slot >= 0:
+        begin = tl.load(tile + 1).to(tl.int32)
+        end = tl.load(tile + 2).to(tl.int32)
+        entry = tl.load(tile + 3).to(tl.int32)
+        at = tl.load(tile + 4).to(tl.int32)
+        count = tl.load(tile + 5).to(tl.int32)
+        m = tl.arange(0, BLOCK_M)
+        d = tl.arange(0, BLOCK_D)
+        n = tl.arange(0, BLOCK_N)
+        head = kv * GROUP + m % GROUP
+        there = m < count * GROUP
+        row = tl.load(members + at + m // GROUP, mask=there, other=0).to(tl.int64)
+        place = tl.load(places + row, mask=there, other=0).to(tl.int64)
+        mine = there[:, None] & (d < DIM)[None, :]
+        query = tl.load(q + (place * q_row + head * DIM)[:, None] + d[None, :], mask=mine, other=0.0)
+        most = tl.full([BLOCK_M], float("-inf"), tl.float32)
+        total = tl.zeros([BLOCK_M], tl.float32)
+        acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+        pages = table + slot * table_row
+        for first in range(begin, end, BLOCK_N):
+            key = first + n
+            page = tl.load(pages + key // PAGE).to(tl.int64)
+            cell = (page * PAGE + key % PAGE) * (KV * DIM) + kv * DIM
+            k = tl.load(keys + cell[:, None] + d[None, :], mask=(d < DIM)[None, :], other=0.0)
+            v = tl.load(values + cell[:, None] + d[None, :], mask=(d < DIM)[None, :], other=0.0)
+            s = _scores(query, k.to(query.dtype), scale, cap, CAPPED, PRECISION)
+            most, total, acc = _absorb(s, v.to(query.dtype), most, total, acc, PRECISION)
+        here = (row * (KV * GROUP) + head) * width + splits + entry
+        safe = tl.where(total == 0.0, 1.0, total)
+        tl.store(norms + here, most + tl.log2(safe), mask=there)
+        tl.store(parts + here[:, None] * DIM + d[None, :], acc / safe[:, None], mask=mine)
+
+
+@triton.jit(do_not_specialize=["splits", "width"])
 def _merge(
     parts,
     norms,
     out,
     sinks,
     places,
+    used,
     splits,
+    width,
     HEADS: tl.constexpr,
     DIM: tl.constexpr,
     SINKS: tl.constexpr,
+    SHARED: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -151,9 +225,12 @@ def _merge(
     head = tl.program_id(1)
     d = tl.arange(0, BLOCK_D)
     split = tl.arange(0, BLOCK_S)
-    here = (row * HEADS + head) * splits + split
-    norm = tl.load(norms + here, mask=split < splits, other=float("-inf"))
-    used = norm > float("-inf")
+    here = (row * HEADS + head) * width + split
+    filled = splits
+    if SHARED:
+        filled += tl.load(used + row).to(tl.int32)
+    norm = tl.load(norms + here, mask=split < filled, other=float("-inf"))
+    some = norm > float("-inf")
     most = tl.max(norm, 0)
     if SINKS:
         sink = tl.load(sinks + head).to(tl.float32) * LOG2E
@@ -163,8 +240,8 @@ def _merge(
     total = tl.sum(weight, 0)
     if SINKS:
         total += tl.exp2(sink - most)
-    some = tl.load(parts + here[:, None] * DIM + d[None, :], mask=used[:, None] & (d < DIM)[None, :], other=0.0)
-    whole = tl.sum(some * weight[:, None], 0) / tl.where(total == 0.0, 1.0, total)
+    part = tl.load(parts + here[:, None] * DIM + d[None, :], mask=some[:, None] & (d < DIM)[None, :], other=0.0)
+    whole = tl.sum(part * weight[:, None], 0) / tl.where(total == 0.0, 1.0, total)
     place = tl.load(places + row).to(tl.int64)
     tl.store(out + (place * HEADS + head) * DIM + d, whole.to(out.dtype.element_ty), mask=d < DIM)
 
@@ -282,6 +359,18 @@ class Score:
     sinks: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Shared:
+    """Keys that decodes have in common (`attention.cascade`). own, used: [R]; members: [M]; tiles: [n, 6], a slot of
+    -1 is no tile; entries: partial results that a row can have from them."""
+
+    own: Tensor
+    used: Tensor
+    members: Tensor
+    tiles: Tensor
+    entries: int
+
+
 def decode_tuning(dim: int, dtype: torch.dtype) -> Tuning:
     wide = triton.next_power_of_2(dim) * dtype.itemsize  # bytes of a key
     return Tuning(1, 64 if wide <= 256 else 32, 4, 3 if wide <= 512 else 2)
@@ -295,6 +384,18 @@ def extend_tuning(dim: int, dtype: torch.dtype, longest: int) -> Tuning:
     if longest <= 32:
         return Tuning(32, 64 if wide <= 256 else 32, 4, 2)
     return Tuning(128, 64, 8, 2) if wide <= 256 else Tuning(64, 32, 4, 2)
+
+
+def shared_tuning(dim: int, dtype: torch.dtype) -> Tuning:
+    wide = triton.next_power_of_2(dim) * dtype.itemsize
+    if dtype == torch.float32:
+        return Tuning(32, 32, 4, 1)
+    return Tuning(128, 64, 8, 2) if wide <= 256 else Tuning(64, 32, 4, 2)
+
+
+def shared_rows(heads: int, kv_heads: int, dim: int, dtype: torch.dtype) -> int:
+    """Rows of a tile; 0: a KV head has more heads than a tile has queries."""
+    return shared_tuning(dim, dtype).queries // (heads // kv_heads)
 
 
 PROGRAMS = 1024  # about eight for each of an H200's 132 multiprocessors
@@ -315,31 +416,46 @@ def decode(
     out: Tensor,
     splits: int,
     tuning: Tuning | None = None,
+    shared: Shared | None = None,
 ) -> None:
     """Rows of one token. q: [T, heads, dim]; slots (-1: padding, which yields zeros), positions, places (in q and out,
-    [T, heads, dim], of each row's token): [R]."""
+    [T, heads, dim], of each row's token): [R]. shared: without window or chunk."""
     heads, dim = q.shape[1:]
     kv = pool.keys.shape[1]
     t = tuning or decode_tuning(dim, q.dtype)
     rows = len(slots)
     parts = norms = out
-    if splits > 1:
-        parts = torch.empty(rows, heads, splits, dim, dtype=torch.float32, device=q.device)
-        norms = torch.empty(rows, heads, splits, dtype=torch.float32, device=q.device)
+    width = splits + (shared.entries if shared else 0)
+    parted = width > 1
+    if parted:
+        parts = torch.empty(rows, heads, width, dim, dtype=torch.float32, device=q.device)
+        norms = torch.empty(rows, heads, width, dtype=torch.float32, device=q.device)
     sinks = out if score.sinks is None else score.sinks
     block_d = triton.next_power_of_2(dim)
     _decode[(rows, kv, splits)](
-        q, pool.keys, pool.values, out, parts, norms, sinks, slots, positions, places, pool.table,
-        q.stride(0), pool.table.stride(0), score.scale, score.cap, splits,
+        q, pool.keys, pool.values, out, parts, norms, sinks, slots, positions, places,
+        shared.own if shared else slots, pool.table,
+        q.stride(0), pool.table.stride(0), score.scale, score.cap, splits, width,
         GROUP=heads // kv, KV=kv, DIM=dim, PAGE=pool.page_size, WINDOW=score.window, CHUNK=score.chunk,
-        CAPPED=score.cap != 0, SINKS=score.sinks is not None, PARTED=splits > 1, PRECISION=_precision(q),
+        CAPPED=score.cap != 0, SINKS=score.sinks is not None, PARTED=parted, SHARED=shared is not None,
+        PRECISION=_precision(q),
         BLOCK_G=max(16, triton.next_power_of_2(heads // kv)), BLOCK_D=block_d, BLOCK_N=t.keys,
         num_warps=t.warps, num_stages=t.stages,
     )  # fmt: skip
-    if splits > 1:
+    if shared:
+        s = shared_tuning(dim, q.dtype)
+        _shared[(len(shared.tiles), kv)](
+            q, pool.keys, pool.values, parts, norms, shared.tiles, shared.members, places, pool.table,
+            q.stride(0), pool.table.stride(0), score.scale, score.cap, splits, width,
+            GROUP=heads // kv, KV=kv, DIM=dim, PAGE=pool.page_size, CAPPED=score.cap != 0, PRECISION=_precision(q),
+            BLOCK_M=s.queries, BLOCK_D=block_d, BLOCK_N=s.keys, num_warps=s.warps, num_stages=s.stages,
+        )  # fmt: skip
+    if parted:
+        block_s = next(size for size in MERGES if size >= width)
         _merge[(rows, heads)](
-            parts, norms, out, sinks, places, splits,
-            HEADS=heads, DIM=dim, SINKS=score.sinks is not None, BLOCK_S=MOST_SPLITS, BLOCK_D=block_d, num_warps=4,
+            parts, norms, out, sinks, places, shared.used if shared else slots, splits, width,
+            HEADS=heads, DIM=dim, SINKS=score.sinks is not None, SHARED=shared is not None,
+            BLOCK_S=block_s, BLOCK_D=block_d, num_warps=1 if block_s * block_d <= 2048 else 4,
         )  # fmt: skip
 
 

@@ -90,6 +90,35 @@ def test_a_row_with_many_new_pages_brings_its_whole_table(folder: Path) -> None:
     assert found[0] == found[1]
 
 
+def test_shared_keys_are_read_once_for_the_same_tokens(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sglang.attention import cascade
+
+    monkeypatch.setattr(cascade, "WORTH", 1)
+    monkeypatch.setattr(cascade, "LEAST_SAVED", 1)
+    monkeypatch.setattr(cascade, "KEYS", 32)
+    monkeypatch.setattr(cascade, "LEAST_KEYS", 32)
+    own = Driver(on_device(folder))
+    graphs = own.engine._graphs
+    assert graphs is not None
+    assert isinstance(own.engine._attention, TritonAttention)
+    drawn = []
+    for shares in (False, True):
+        own.engine._attention.shares = shares
+        graphs._common._slots = np.empty(0, np.int32)
+        own.step([Row(1, 0, list(range(20, 60)))], [own.seat(1, 40)])
+        for slot in (2, 3):
+            entries = own.share(slot, 1, 40)
+            own.step([Row(slot, 40, [70 + slot])], [own.seat(slot, 41)], entries)
+        found = []
+        for i in range(5):  # one leaves, and comes back to where it was
+            rows = [Row(1, 40 + i, [DRAWN]), *(Row(s, 41 + i, [DRAWN]) for s in ((2, 3) if i < 3 else (2,)))]
+            found.append(own.step(rows).tokens.tolist())
+            assert (graphs._common._found is not None) is shares
+        drawn.append(found)
+    assert drawn[0] == drawn[1]
+    assert own.engine._attention.shares, "the kernels for shared keys failed and were left"
+
+
 def test_rows_that_the_graph_cannot_draw_are_drawn_after_it(folder: Path) -> None:
     """Penalties, a mask, scores; greedy rows beside random ones."""
     kinds = [
