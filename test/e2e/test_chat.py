@@ -101,6 +101,9 @@ class Endless(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.bodies.append(body)
+        if body["messages"][-1]["content"] == "refuse this":
+            self.send_error(400)
+            return
         self._begin("text/event-stream")
         try:
             for i in range(2 if len(self.bodies) > 1 else 1_000_000):
@@ -217,6 +220,20 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(endless: str):
     assert asked == {"role": "user", "content": "go"}
     assert stopped["role"] == "assistant" and stopped["content"].startswith("piece0 piece1 piece2 piece3")
     assert more == {"role": "user", "content": "again \nand again"}
+
+
+def test_a_question_that_was_refused_is_forgotten(endless: str):
+    terminal = Terminal("--url", endless, "--system", "Be kind.")
+    terminal.wait_for("> ")
+    terminal.type("refuse this\n")
+    terminal.wait_for("error: HTTP 400")
+    terminal.wait_for("> ")
+    terminal.type("go on\n")
+    terminal.wait_for("piece1")
+    terminal.wait_for("> ")
+    terminal.type("/exit\n")
+    assert terminal.end() == 0
+    assert [m["content"] for m in Endless.bodies[1]["messages"]] == ["Be kind.", "go on"]
 
 
 @pytest.mark.parametrize(
