@@ -90,7 +90,7 @@ def test_numbers_that_are_explained_are_those_of_the_code():
     for said in (
         f"({pool.CPU_CHUNK} on a CPU, {pool.CUDA_CHUNK} on CUDA)",
         f"({pool.CPU_SLOTS} on a CPU, {pool.CUDA_SLOTS} on CUDA)",
-        f"together ({pool.CUDA_FRACTION})",
+        f"of the device ({pool.CUDA_FRACTION})",
         f"loaded ({pool.CPU_FRACTION})",
         f"at most {pool.CPU_MOST // pool.GIB} GiB",
         f"starts at {state.RATIO_BASE} ×",
