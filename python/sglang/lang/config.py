@@ -13,6 +13,7 @@ class GlobalConfig:
     eager_fill_image: bool = False  # read and encode an image when it is appended, not when its turn comes
     enable_precache_with_tracing: bool = True  # run_batch sends the programs' common prefix once, first
     enable_fusion: bool = True  # gens that are not read in between travel as one request where the server can
+    fusion_idle_s: float = 0.001  # how long a gen waits for others to travel with while its program does nothing
 
     # Programs set these by tradition and they change nothing: forks always run at the same time, join with
     # "concate_and_append" always concatenates, and the server has flags of its own.

@@ -9,8 +9,7 @@ import asyncio
 import logging
 import sys
 import threading
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from contextvars import ContextVar
 from types import TracebackType
@@ -19,6 +18,7 @@ from typing import Any, cast
 from sglang.base.chat import ChatTemplate
 from sglang.lang import loop
 from sglang.lang.backends.base import BaseBackend, NotFused
+from sglang.lang.config import global_config
 from sglang.lang.interpreter import (
     Ask,
     Chain,
@@ -39,7 +39,6 @@ from sglang.lang.ir import Expr, Fork, Gen, Select, SglSamplingParams, VarEnd
 
 log = logging.getLogger("sglang.lang")
 
-IDLE_S = 0.001  # how long gens wait for others to travel with while the program does nothing
 inside: ContextVar[tuple["Run", ...]] = ContextVar("inside", default=())  # the runs whose bodies are running here
 
 
@@ -66,13 +65,14 @@ class Run:
         self.tasks: set[asyncio.Task[None]] = set()
         self.cancelled: Exception | None = None
         self.body_error: BaseException | None = None
-        self.touched = 0.0
+        self.count = 0  # of nodes
+        self.flushed = 0  # the number of the last one that does not wait
 
     def flush(self) -> None:
-        """Send what is held back. With the lock."""
+        """Send what is held back, and hold back nothing that is there by now. With the lock."""
+        self.flushed = self.count
         for executor in [*self.held]:
             if executor in self.held:
-                executor.urgent = executor.submitted
                 executor.pump(None)
 
     def flush_idle(self) -> None:
@@ -102,31 +102,34 @@ class Run:
 
 
 class _Ticker:
-    """Flushes runs whose programs have not added anything for IDLE_S. Sleeps while nothing is held anywhere."""
+    """Flushes runs to which nothing was added between two ticks. Sleeps while nothing is held anywhere.
+
+    The loop sleeps between ticks, so that a program is not taken for idle while we keep it from running.
+    """
 
     def __init__(self) -> None:
-        self._runs: dict[Run, None] = {}
+        self._runs: dict[Run, int] = {}  # what `count` was at the last tick
         self._awake = False
 
     def watch(self, run: Run) -> None:
-        run.touched = time.monotonic()
-        self._runs[run] = None
+        self._runs.setdefault(run, -1)
         if not self._awake:
             self._awake = True
             loop.get().call_soon_threadsafe(self._tick)
 
     def _tick(self) -> None:
-        limit = time.monotonic() - IDLE_S
-        for run in list(self._runs):
+        for run, seen in list(self._runs.items()):
             if not run.held:
                 self._runs.pop(run, None)
-            elif run.touched <= limit:
+            elif run.count == seen:
                 self._runs.pop(run, None)
                 run.flush_idle()
+            else:
+                self._runs[run] = run.count
         self._awake = False
         if self._runs:  # also what came in between the last two lines
             self._awake = True
-            asyncio.get_running_loop().call_later(IDLE_S, self._tick)
+            asyncio.get_running_loop().call_later(global_config.fusion_idle_s, self._tick)
 
 
 _ticker = _Ticker()
@@ -169,6 +172,10 @@ class Executor(Transcript):
             self.run, self.backend, self.chat_template, self.sampling, self.fuse, self.num_api_spec_tokens, False
         )
 
+    @property
+    def hurried(self) -> bool:
+        return self.pending[0][2] <= self.run.flushed
+
     def branch(self, child: Transcript) -> None:
         super().branch(child)
         child = cast(Executor, child)
@@ -179,8 +186,8 @@ class Executor(Transcript):
 
     # From the program's thread
 
-    def submit(self, node: Expr) -> None:
-        """Put `node` behind what is pending; what needs nobody's answer is done at once."""
+    def submit(self, *nodes: Expr) -> None:
+        """Put `nodes` behind what is pending; what needs nobody's answer is done at once."""
         where = _where()
         with self.run.lock:
             if self.closed:
@@ -188,20 +195,25 @@ class Executor(Transcript):
             if self.run.cancelled is not None:
                 raise Cancelled(str(self.run.cancelled)) from self.run.cancelled
             if self.error_ is not None:
-                if isinstance(node, Fork):
-                    for child in node.children:
-                        child.fail(self.error_, quiet=True)
+                self._drop(nodes, self.error_)
                 return
-            if isinstance(node, Gen | Select | VarEnd) and node.name is not None:
-                self.promised[node.name] = self.promised.get(node.name, 0) + 1
-            self.pending.append((node, where))
-            self.submitted += 1
-            if self in self.run.held:
-                self.run.touched = time.monotonic()
-                if fusable(node):
-                    return
+            for node in nodes:
+                if isinstance(node, Gen | Select | VarEnd) and node.name is not None:
+                    self.promised[node.name] = self.promised.get(node.name, 0) + 1
+                self.run.count += 1
+                self.pending.append((node, where, self.run.count))
+            self.submitted += len(nodes)
+            if self in self.run.held and all(map(fusable, nodes)):
+                return
             if self.started and not self._busy:
                 self.pump(None)
+
+    def _drop(self, nodes: Iterable[Expr], error: Exception) -> None:
+        """What will not be done: states that were to be forked off have failed too."""
+        for node in nodes:
+            if isinstance(node, Fork):
+                for child in node.children:
+                    child.fail(error, quiet=True)
 
     def sync(self) -> None:
         """Wait for what has been submitted; outside of a running body, for the body too."""
@@ -308,7 +320,7 @@ class Executor(Transcript):
         if not quiet and self.pending and (where := self.pending[0][1]) is not None:
             error = error.with_traceback(TracebackType(error.__traceback__, *where))
         self.error_ = error
-        dropped = [*self.pending]
+        dropped = [node for node, *_ in self.pending]
         self.pending.clear()
         self.lost, self.promised = self.promised, {}
         self._busy = False
@@ -316,10 +328,7 @@ class Executor(Transcript):
         self.run.working.pop(self, None)
         if not quiet:
             log.warning("Error in stream_executor: %s: %s", type(error).__name__, error)
-        for node, _ in dropped:
-            if isinstance(node, Fork):
-                for child in node.children:
-                    child.fail(error, quiet=True)
+        self._drop(dropped, error)
         self.news()
 
     def news(self) -> None:

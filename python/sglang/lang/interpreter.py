@@ -130,12 +130,11 @@ class Transcript:
         self.variables: dict[str, Any] = {}
         self.meta_info: dict[str | None, Meta | None] = {}
         self.partial: dict[str | None, tuple[str, Meta | None]] = {}  # what is being generated, for streams
-        self.pending: deque[tuple[Expr, Where | None]] = deque()
+        self.pending: deque[tuple[Expr, Where | None, int]] = deque()  # node, its line, its number in the run
         self.promised: dict[str, int] = {}  # variables that pending nodes will set
         self.history: list[Expr] = []  # what has been done
         self.submitted = 0
         self.executed = 0
-        self.urgent = 0  # nodes up to this one do not wait for company
         self.awaited = 0  # the program waits for nodes up to this one
         self.error_: Exception | None = None
         self._role_start = 0
@@ -152,6 +151,11 @@ class Transcript:
     @property
     def settled(self) -> bool:
         return self.error_ is not None or self.executed == self.submitted
+
+    @property
+    def hurried(self) -> bool:
+        """Whether the node at the head must not wait for others to go along."""
+        return True
 
     def params(self, gen: Gen) -> SglSamplingParams:
         params = self.sampling.but(gen.sampling)
@@ -229,7 +233,7 @@ class Transcript:
         self.append(self.chat_template.image_token)
 
     def done(self) -> None:
-        node, _ = self.pending.popleft()
+        node = self.pending.popleft()[0]
         self.history.append(node)
         self.executed += 1
 
@@ -317,7 +321,7 @@ def _answer(s: Transcript) -> Flow:
     may_fuse = s.fuse and s.backend.fuses and not s.images_ and s.sampling.n == 1 and fusable(s.pending[0][0])
     while may_fuse:
         chain, full = _chain(s)
-        if full or s.executed < s.urgent:
+        if full or s.hurried:
             if chain.outputs > 1 or isinstance(s.pending[0][0], Select):
                 try:
                     yield from _follow(s, chain)
@@ -348,7 +352,7 @@ def _chain(s: Transcript) -> tuple[Chain, bool]:
     segments: list[Segment] = []
     text, outputs, full = "", 0, False
     role, roles = s.cur_role, [{"role": m["role"]} for m in s.messages_]
-    for node, _ in s.pending:
+    for node, *_ in s.pending:
         if not fusable(node) or outputs == CHAIN:
             full = True
             break
@@ -447,11 +451,11 @@ def _speculate(s: Transcript, node: Gen, params: SglSamplingParams) -> Flow:
 
 def _speculate_chat(s: Transcript) -> Flow:
     """An assistant message of a chat model: one request, whose text is matched against the message's pattern."""
-    while not any(isinstance(node, RoleEnd) for node, _ in s.pending):
+    while not any(isinstance(node, RoleEnd) for node, *_ in s.pending):
         if s.executed < s.awaited:
             raise RuntimeError("with num_api_spec_tokens a variable is readable after its assistant message ends")
         yield MORE
-    nodes = [node for node, _ in s.pending]
+    nodes = [node for node, *_ in s.pending]
     nodes = nodes[1 : next(i for i, node in enumerate(nodes) if isinstance(node, RoleEnd))]
     if bad := [node for node in nodes if not isinstance(node, Text | Gen | VarBegin | VarEnd)]:
         raise RuntimeError(f"num_api_spec_tokens: {type(bad[0]).__name__} cannot stand in an assistant message")

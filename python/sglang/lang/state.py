@@ -21,7 +21,8 @@ class State:
         self._role = role  # the open one, as far as appended: a nested role fails where it is written
 
     def __iadd__(self, other: Any) -> Self:
-        for node in parts(as_expr(other)):
+        nodes = [*parts(as_expr(other))]
+        for i, node in enumerate(nodes):
             match node:
                 case RoleBegin(role):
                     assert self._role is None, f"{role} begins inside of {self._role}: roles cannot be nested"
@@ -30,10 +31,10 @@ class State:
                     assert self._role == role, f"{role} ends, but the open role is {self._role}"
                     self._role = None
                 case Image(str() | Path() as path) if global_config.eager_fill_image:
-                    node = Image(Path(path).read_bytes())
+                    nodes[i] = Image(Path(path).read_bytes())
                 case _:
                     pass
-            self.stream_executor.submit(node)
+        self.stream_executor.submit(*nodes)
         return self
 
     def __setitem__(self, name: str, value: Any) -> None:

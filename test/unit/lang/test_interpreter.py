@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -306,6 +307,15 @@ def test_what_cannot_be_appended_is_refused() -> None:
             sgl.function(lambda s, value=value: s.__iadd__(value)).run(backend=Scripted())
 
 
+@pytest.fixture
+def patient() -> Iterator[None]:
+    """Gens wait longer for company: on a busy machine a program may be idle for a millisecond."""
+    sgl.global_config.fusion_idle_s, usual = 0.3, sgl.global_config.fusion_idle_s
+    yield
+    sgl.global_config.fusion_idle_s = usual
+
+
+@pytest.mark.usefixtures("patient")
 def test_a_chain_is_one_request_and_changes_nothing() -> None:
     @sgl.function
     def program(s: Any) -> None:
@@ -325,6 +335,7 @@ def test_a_chain_is_one_request_and_changes_nothing() -> None:
     assert refused.requests == ["chain", "generate", "select", "generate"]
 
 
+@pytest.mark.usefixtures("patient")
 def test_reading_splits_a_chain_and_the_switches_turn_it_off() -> None:
     def body(s: Any) -> None:
         s += "1" + sgl.gen("a")
@@ -354,6 +365,7 @@ def test_a_slow_body_does_not_hold_its_gens_back() -> None:
     assert program.run(backend=backend).ret_value is True
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_custom_method_is_not_part_of_a_chain() -> None:
     def method(**kwargs: Any) -> Any: ...
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sglang.base.chat import ChatTemplate, get_chat_template
+from sglang.base.chat import ChatTemplate, get_chat_template, get_chat_template_by_model_path
 
 _USER, _ASSISTANT, _SYSTEM = "{user says}", "{assistant says}", "{system says}"
 
@@ -29,10 +29,13 @@ def template_of_model(source: str | None, folder: str) -> ChatTemplate | None:
             return get_chat_template(source)
         except KeyError:
             return None
-    return from_jinja(source, _token(config.get("bos_token")), _token(config.get("eos_token")))
+    template = from_jinja(source, _token(config.get("eos_token")))
+    if template is not None:  # its image token is known of the model only
+        template.image_token = get_chat_template_by_model_path(folder).image_token
+    return template
 
 
-def from_jinja(source: str, bos: str = "", eos: str = "") -> ChatTemplate | None:
+def from_jinja(source: str, eos: str = "") -> ChatTemplate | None:
     """The template's roles, found by rendering messages that can be recognised; None where it does not write each
     message once, between a fixed prefix and a fixed suffix."""
     try:
@@ -51,11 +54,12 @@ def from_jinja(source: str, bos: str = "", eos: str = "") -> ChatTemplate | None
     def render(*roles: str, reply: bool = False) -> str:
         says = {"user": _USER, "assistant": _ASSISTANT, "system": _SYSTEM}
         messages = [{"role": role, "content": says[role]} for role in roles]
-        return template.render(messages=messages, add_generation_prompt=reply, bos_token=bos, eos_token=eos)
+        # The token that begins a text is the tokenizer's business.
+        return template.render(messages=messages, add_generation_prompt=reply, bos_token="", eos_token=eos)
 
     try:
         template = environment.from_string(source)
-        alone, asked = render("user"), render("user", reply=True)
+        alone, asked, answered = render("user"), render("user", reply=True), render("user", "assistant")
         turns = render("user", "assistant", "user")
     except (TemplateError, TypeError):
         return None
@@ -63,49 +67,32 @@ def from_jinja(source: str, bos: str = "", eos: str = "") -> ChatTemplate | None
     if not found or not asked.startswith(alone):
         return None
     assistant = asked[len(alone) :]
-    start = before + _USER + user_end + assistant + _ASSISTANT
-    if not turns.startswith(start) or not turns.endswith(_USER + user_end):
+    start = alone + assistant + _ASSISTANT
+    if not (answered.startswith(start) and turns.startswith(answered) and turns.endswith(_USER + user_end)):
         return None
-    between = turns[len(start) : len(turns) - len(_USER + user_end)]  # the answer's end, and the user's beginning
-    default, user = _split_default(before, between)
-    assistant_end = between.removesuffix(user)
+    assistant_end = answered[len(start) :]
+    user = turns[len(answered) : len(turns) - len(_USER + user_end)]
+    if not before.endswith(user):
+        return None
+    default = before[: len(before) - len(user)]
     system = ("", "")
     try:
-        with_system = render("system", "user")
+        head, found, tail = render("system", "user").partition(_SYSTEM)
     except (TemplateError, TypeError):  # a model without system messages
-        with_system = ""
-    head, found, tail = with_system.partition(_SYSTEM)
-    if found and tail.endswith(user + _USER + user_end):
-        system = (head.removeprefix(bos) if bos else head, tail.removesuffix(user + _USER + user_end))
-    elif found:
-        return None
-    prompt: str | None = None
-    if default:
-        default = default.removeprefix(bos) if bos else default
-        if not default.startswith(system[0]) or not default.endswith(system[1]):
+        found = ""
+    else:
+        if not found or not tail.endswith(user + _USER + user_end):
             return None
-        prompt = default[len(system[0]) : len(default) - len(system[1])] or None
+        system = (head, tail.removesuffix(user + _USER + user_end))
+    if default and not (found and default.startswith(system[0]) and default.endswith(system[1])):
+        return None
     stop = assistant_end.strip()
     return ChatTemplate(
         "tokenizer",
-        prompt,
+        default.removeprefix(system[0]).removesuffix(system[1]) or None,
         {"system": system, "user": (user, user_end), "assistant": (assistant, assistant_end)},
         (stop,) if stop else (),
     )
-
-
-def _split_default(before: str, between: str) -> tuple[str, str]:
-    """What stands before the first user message: what comes once (bos, a default system message), and the prefix that
-    every user message has, which is how `between` ends."""
-    size = 0
-    while size < min(len(before), len(between)) and before[-size - 1] == between[-size - 1]:
-        size += 1
-    user = before[len(before) - size :]
-    # What both have in common may reach into the end of a message before (a system's and an assistant's end alike).
-    for mark in ("<|im_end|>\n", "<|eot_id|>", "<end_of_turn>\n", "<|END_OF_TURN_TOKEN|>"):
-        if mark in user:
-            user = user.rpartition(mark)[2]
-    return before[: len(before) - len(user)], user
 
 
 def _token(value: Any) -> str:

@@ -40,15 +40,14 @@ class RuntimeEndpoint(NativeBackend):
         self.fusion = fusion
         key = api_key or auth_token
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._verify: bool | ssl.SSLContext = (
-            ssl.create_default_context(cafile=verify) if isinstance(verify, str) else verify is not False
-        )
+        self._verify = _tls(verify) if base_url.startswith("https") else False
         self.model_info: Body = self._ask("GET", "/get_model_info").json()
         self.segments = self.model_info.get("segments") is True
         self.chat_template = (
             get_chat_template(chat_template_name) if chat_template_name else self._template_of(self.model_info)
         )
-        self._client: httpx.AsyncClient | None = None
+        # A client for each request under way: the pool inside of one takes time for every connection it has.
+        self._clients: list[httpx.AsyncClient] = []
         self._slots = asyncio.Semaphore(CONNECTIONS)
 
     def get_model_name(self) -> str:
@@ -110,17 +109,11 @@ class RuntimeEndpoint(NativeBackend):
 
     @asynccontextmanager
     async def _sent(self, body: Body) -> AsyncIterator[httpx.Response]:
-        if self._client is None:
-            self._client = httpx.AsyncClient(
-                headers=self._headers,
-                verify=self._verify,
-                timeout=httpx.Timeout(None, connect=60.0),
-                limits=httpx.Limits(max_connections=None, max_keepalive_connections=CONNECTIONS),
-            )
         url = f"{self.base_url}/generate"
         async with self._slots:
+            client = self._clients.pop() if self._clients else self._new_client()
             try:
-                async with self._client.stream("POST", url, json=body) as answer:
+                async with client.stream("POST", url, json=body) as answer:
                     if answer.status_code != 200:
                         text = (await answer.aread()).decode(errors="replace")
                         if "segments" in body and self._not_known(answer.status_code, text):
@@ -130,6 +123,12 @@ class RuntimeEndpoint(NativeBackend):
                     yield answer
             except httpx.HTTPError as error:
                 raise RuntimeError(f"{url}: {type(error).__name__}: {error}") from error
+            finally:
+                self._clients.append(client)
+
+    def _new_client(self) -> httpx.AsyncClient:
+        timeout = httpx.Timeout(None, connect=60.0)  # an answer may take as long as it takes
+        return httpx.AsyncClient(headers=self._headers, verify=self._verify, timeout=timeout)
 
     @staticmethod
     def _not_known(status: int, text: str) -> bool:
@@ -144,6 +143,13 @@ class RuntimeEndpoint(NativeBackend):
 
     def __repr__(self) -> str:
         return f"RuntimeEndpoint({self.base_url!r})"
+
+
+def _tls(verify: bool | str | None) -> bool | ssl.SSLContext:
+    """Made once: reading the certificates of the system takes tens of milliseconds."""
+    if verify is False:
+        return False
+    return ssl.create_default_context(cafile=verify if isinstance(verify, str) else None)
 
 
 def _told(text: str) -> str:
