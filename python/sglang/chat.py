@@ -26,6 +26,7 @@ HELP = """\
 /exit          end (so does Ctrl-D)
 Ctrl-C stops an answer. A line that ends in \\ goes on in the next one."""
 CONNECT_S = 10
+REDRAW_S = 0.05  # reading Markdown anew for every token would take longer than the token
 # Settings of a listening server: chat has none.
 OF_HTTP = ("host", "port", "ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "ssl_keyfile_password", "log_level_http")
 
@@ -212,6 +213,7 @@ class Chat:
         body = {"model": self.model, "messages": self.messages, "stream": True, **self.sampling}
         body["stream_options"] = {"include_usage": True}
         began = time.monotonic()
+        self.tokens, self.seconds = 0, 0.0
         try:
             with self.client.stream("POST", "chat/completions", json=body) as answer:
                 if not answer.is_success:
@@ -314,24 +316,29 @@ def show(console: "Console", chat: Chat, text: str) -> None:
     from rich.markdown import Markdown
 
     console.print()
-    rest, stopped = "", False
-    with Live(console=console, auto_refresh=False, transient=True) as live:
-        try:
-            with contextlib.closing(chat.answer(text)) as pieces:
-                for piece in pieces:
-                    rest += piece
-                    if cut := settled(rest):
-                        live.update("", refresh=True)
-                        console.print(Markdown(rest[:cut]), "")
-                        rest = rest[cut:]
+    rest, stopped, drawn = "", False, 0.0
+    try:
+        with (
+            Live(console=console, auto_refresh=False, transient=True) as live,
+            contextlib.closing(chat.answer(text)) as pieces,
+        ):
+            for piece in pieces:
+                rest += piece
+                if cut := settled(rest):
+                    live.update("", refresh=True)
+                    console.print(Markdown(rest[:cut]), "")
+                    rest = rest[cut:]
+                if time.monotonic() - drawn > REDRAW_S:
                     live.update(Markdown(rest), refresh=True)
-        except KeyboardInterrupt:
-            stopped = True
-    if rest.strip():
-        console.print(Markdown(rest))
+                    drawn = time.monotonic()
+    except KeyboardInterrupt:
+        stopped = True
+    finally:  # also what came before an error
+        if rest.strip():
+            console.print(Markdown(rest))
     if stopped:
         console.print("[dim](stopped)[/dim]")
-    elif chat.seconds > 0:
+    elif chat.tokens:
         console.print(f"[dim]{chat.tokens} tokens, {chat.tokens / chat.seconds:.0f} a second[/dim]")
 
 

@@ -42,7 +42,7 @@ def show(title: str, rows: Rows) -> None:
     print(title)
     for name, value in rows:
         first, *more = value.splitlines() or [""]
-        print(f"  {name:<26}{first}", *(" " * 28 + line for line in more), sep="\n")
+        print(f"  {name:<26}{first}".rstrip(), *(" " * 28 + line for line in more), sep="\n")
     sys.stdout.flush()
 
 

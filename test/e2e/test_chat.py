@@ -101,11 +101,16 @@ class Endless(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.bodies.append(body)
-        if body["messages"][-1]["content"] == "refuse this":
+        asked = body["messages"][-1]["content"]
+        if asked == "refuse this":
             self.send_error(400)
             return
         self._begin("text/event-stream")
         try:
+            if asked == "fail half way":
+                self.wfile.write(b'data: {"choices": [{"delta": {"content": "half an answer"}}]}\n\n')
+                self.wfile.write(b'data: {"error": {"message": "the worker is gone"}}\n\n')
+                return
             for i in range(2 if len(self.bodies) > 1 else 1_000_000):
                 event = {"choices": [{"delta": {"content": f"piece{i} "}}]}
                 self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
@@ -222,18 +227,27 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(endless: str):
     assert more == {"role": "user", "content": "again \nand again"}
 
 
-def test_a_question_that_was_refused_is_forgotten(endless: str):
+def test_a_refused_question_is_forgotten_and_half_an_answer_is_not(endless: str):
     terminal = Terminal("--url", endless, "--system", "Be kind.")
     terminal.wait_for("> ")
     terminal.type("refuse this\n")
     terminal.wait_for("error: HTTP 400")
+    terminal.wait_for("> ")
+    terminal.type("fail half way\n")
+    terminal.wait_for("half an answer")
+    terminal.wait_for("error: the worker is gone")
     terminal.wait_for("> ")
     terminal.type("go on\n")
     terminal.wait_for("piece1")
     terminal.wait_for("> ")
     terminal.type("/exit\n")
     assert terminal.end() == 0
-    assert [m["content"] for m in Endless.bodies[1]["messages"]] == ["Be kind.", "go on"]
+    assert [m["content"] for m in Endless.bodies[2]["messages"]] == [
+        "Be kind.",
+        "fail half way",
+        "half an answer",
+        "go on",
+    ]
 
 
 @pytest.mark.parametrize(
