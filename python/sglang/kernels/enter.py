@@ -1,4 +1,4 @@
-# pyright: reportCallIssue=false
+# pyright: reportCallIssue=false, reportIndexIssue=false
 # Launch options are beyond the types of Triton's decorators.
 """The first kernel of a decode step: page-table entries that are new, and tokens that only the device knows."""
 

@@ -1,4 +1,4 @@
-# pyright: reportCallIssue=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
+# pyright: reportCallIssue=false, reportIndexIssue=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
 # Launch options and compile-time branches are beyond the types of Triton's decorators.
 """Logits -> tokens without sorting a vocabulary, in two kernels.
 
