@@ -38,7 +38,9 @@ class ServerConfig:
     )
     trust_remote_code: bool = flag(False, "Run Python code that a model folder brings. Off unless you trust it.")
     context_length: int | None = flag(None, "Longest sequence in tokens; the model's own limit by default.")
-    quantization: str | None = flag(None, "Weight format, where the checkpoint's config does not say.")
+    quantization: str | None = flag(
+        None, "int8, int4 (CPU) or fp8 (CUDA): round the weights while they load. Else the checkpoint's own format."
+    )
     chat_template: str | None = flag(None, "Built-in name, .jinja or .json file; the tokenizer's own by default.")
     tool_call_parser: Literal["hermes", "qwen", "qwen25", "mistral", "llama3"] | None = flag(
         None, "How the model writes tool calls; by its chat template where not given."
@@ -168,7 +170,7 @@ class ServerConfig:
         for name in ("tp_size", "dp_size", "nnodes"):
             if getattr(self, name) != 1:
                 raise ConfigError(f"{spell(name)} {getattr(self, name)} is not supported yet; leave it at 1")
-        for name in ("nccl_init_addr", "quantization", "enable_p2p_check"):
+        for name in ("nccl_init_addr", "enable_p2p_check"):
             if getattr(self, name):
                 raise ConfigError(f"{spell(name)} is not supported yet")
 

@@ -1,5 +1,6 @@
 """Engine: a loaded model, its KV pool, and `launch(plan)`."""
 
+import logging
 import time
 from typing import TYPE_CHECKING
 
@@ -22,11 +23,13 @@ from sglang.layers.linear import bfloat16_arithmetic
 from sglang.models import config as hf
 from sglang.models.checkpoint import folder_of, load
 from sglang.models.decoder import Model
+from sglang.models.quantized import chosen, quantize, weight_bytes
 from sglang.models.spec import FAMILIES, Decoder, Family
 
 if TYPE_CHECKING:
     from sglang.engine.graphs import DecodeGraphs
 
+log = logging.getLogger("sglang.engine")
 WARM_TOKENS = 64
 WARM_ROWS, WARM_SHARED = 32, 1024  # decodes, and keys they have in common: worth reading once
 DTYPES = {
@@ -70,7 +73,9 @@ class Engine:
         self.pages, self.page_size, self.kv_bytes = pool.pages, pool.page_size, pool.bytes
         shape = Shape(spec.heads, spec.kv_heads, spec.head_dim, spec.scale, spec.value_dim if spec.latent else None)
         self._model = model
-        self._tables = Tables(self.slots, -(-context // pool.page_size), pool.page_size, device, model.routes.cheapest)
+        longest = min(-(-context // pool.page_size), pool.pages)  # pages of one sequence
+        model.reach(min(context, longest * pool.page_size))
+        self._tables = Tables(self.slots, longest, pool.page_size, device, model.routes.cheapest)
         self._sampler = Sampler(self.slots, spec.vocab, eos_ids, device)
         self._landing = Landing(self.slots, device) if device.type == "cuda" else None
         self._attention: AttentionBackend
@@ -104,15 +109,17 @@ class Engine:
         family = _family(raw)
         raw = family.defaults | raw
         spec = _spec(family, raw)
-        packed = raw.get("quantization_config")
-        if packed is not None and packed.get("quant_method") not in family.formats:
-            raise ConfigError(f"{folder}: quantised checkpoints are not supported yet (quantization_config)")
+        kind, form = chosen(hf.quantization(folder, raw), config.quantization, device.type, family.formats)
         dtype = _dtype(config.dtype, raw, device)
         context = config.context_length or spec.context or hf.context_length(raw)
         with torch.inference_mode():
             model = Model(spec, context, device, dtype)
+            became = quantize(model, kind, form)
             parameters = sum(t.numel() for t in model.places().values())
-            load(model, family, folder, config.load_format, progress)
+            load(model, family, folder, config.load_format, progress, form)
+            if became:
+                counts = " ".join(f"{name}={count}" for name, count in became.items())
+                log.info("quantization=%s maps: %s", kind, counts)
             engine = cls(config, model, context, hf.eos_ids(folder, raw), device)
         engine.warm()
         engine.ready = Ready(
@@ -126,7 +133,7 @@ class Engine:
             page_size=engine.page_size,
             max_running=engine.slots,
             parameters=parameters,
-            weight_bytes=parameters * dtype.itemsize,
+            weight_bytes=weight_bytes(model, parameters),
             kv_bytes=engine.kv_bytes,
             load_s=time.monotonic() - began,
             eos_ids=engine.eos_ids,

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sglang.layers.linear import Linear
+from sglang.quant.dense import Dense
 
 
 class Embedding:
@@ -28,5 +29,6 @@ def head(embedding: Embedding, tied: bool, bias: bool = False) -> Linear:
     parts = {"head": 0 if tied else vocab}
     made = Linear(hidden, parts, split="out", bias=bias, device=weight.device, dtype=weight.dtype)
     if tied:
+        assert isinstance(made.store, Dense)
         made.store.weight = weight
     return made

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sglang.parallel.group import ALONE, Group
 from sglang.quant import dense
-from sglang.quant.base import Act
+from sglang.quant.base import Act, Store
 from sglang.quant.dense import Dense, Routes
 
 bfloat16_arithmetic = dense.bfloat16_arithmetic
@@ -33,7 +33,8 @@ class Linear:
         gated: bool = False,
         group: Group = ALONE,
     ):
-        self.store = Dense(inputs, parts, bias, device, dtype)
+        # Another store may take its place before memory is filled: see models.quantized.
+        self.store: Store = Dense(inputs, parts, bias, device, dtype)
         self.split: Split = split
         self.group = group
         self._gated = gated
@@ -62,4 +63,5 @@ class Linear:
 
 def measure(linears: list[Linear]) -> Routes:
     """What is fastest here. linears: finished ones, as many as a model has, in its order."""
-    return dense.measure([linear.store for linear in linears])
+    stores = [linear.store for linear in linears if isinstance(linear.store, Dense)]
+    return dense.measure(stores) if len(stores) == len(linears) else Routes()

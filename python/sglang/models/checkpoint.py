@@ -19,7 +19,10 @@ from tqdm import tqdm
 from sglang.base.errors import ConfigError
 from sglang.models.decoder import Model
 from sglang.models.layout import Cut, Names, Packed
+from sglang.models.quantized import Takers, takers
 from sglang.models.spec import Decoder, Family
+from sglang.quant.base import Grid
+from sglang.quant.formats import NARROW, Format
 
 PLAIN = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 CODES = {"U8": torch.uint8}  # types of tensors that are no numbers by themselves
@@ -44,42 +47,86 @@ def folder_of(model_path: str, revision: str | None, download_dir: str | None, p
 
 @dataclass(frozen=True)
 class _Job:
-    """Tensors of the files that fill places: one and one, or what a `Packed` makes of them."""
+    """Tensors of the files that fill places: one and one, or what a `Packed` makes of them.
+
+    module: whose weight in few bits the sources are.
+    """
 
     sources: tuple[tuple[Path, str], ...]
     places: tuple[str, ...]
     cut: Cut
+    module: str | None = None
 
     def parts(self, found: Sequence[Tensor], targets: Sequence[Tensor], spec: Decoder) -> Sequence[Tensor]:
         return self.cut(found, [t.shape for t in targets], spec)
 
+    def grids(self, found: Sequence[Tensor], targets: Sequence[Tensor], spec: Decoder, form: Format) -> list[Grid]:
+        """The weights for the places. Raises ConfigError."""
+        assert self.module is not None
+        start = len(self.module) + 1
+        try:
+            grid = form.read(self.module, {name[start:]: t for (_, name), t in zip(self.sources, found, strict=True)})
+        except ValueError as error:
+            raise ConfigError(f"{self.sources[0][0].name}: {self.module}: {error}") from None
+        if self.cut is _whole:
+            return [grid]
+        return [grid.rows(index) for index in self._rows(grid.shape[0], targets, spec)]
 
-def load(model: Model, family: Family, folder: Path, load_format: str, progress: bool = True) -> None:
-    """Fill all places of `model` from the files in `folder`. Raises ConfigError naming file and tensor."""
+    def _rows(self, rows: int, targets: Sequence[Tensor], spec: Decoder) -> list[Tensor]:
+        """Which rows go to each place, found by cutting their numbers; weights that are cut otherwise are refused."""
+        numbers = torch.arange(2 * rows).view(rows, 2)
+        try:
+            parts = self.cut([numbers], [torch.Size((t.shape[0], 2)) for t in targets], spec)
+        except (RuntimeError, IndexError, ValueError):
+            parts = []
+        if len(parts) != len(targets) or any(p.shape[1:] != (2,) or (p[:, 1] != p[:, 0] + 1).any() for p in parts):
+            raise ConfigError(f"{self.sources[0][0].name}: {self.module} is laid out in a way not read in few bits")
+        return [part[:, 0] // 2 for part in parts]
+
+
+def load(
+    model: Model, family: Family, folder: Path, load_format: str, progress: bool = True, form: Format | None = None
+) -> None:
+    """Fill all places of `model` from the files in `folder`. Raises ConfigError naming file and tensor.
+
+    form: how weights in few bits are stored, where some are.
+    """
     places = model.places()
+    takes = takers(model)
     if load_format == "dummy":
-        _fill_dummy(places, model.spec.norm == "rms+1")
+        _fill_dummy(places, takes, model.spec.norm == "rms+1")
         model.finish()
         return
-    jobs = _jobs(_files(folder, load_format), places, model.spec, family, folder)
+    jobs = _jobs(_files(folder, load_format), places, model.spec, family, folder, form)
     total = sum(t.numel() * t.element_size() for t in places.values())
     with tqdm(total=total, unit="B", unit_scale=True, desc="weights", disable=not progress or total < 2**26) as bar:
         for job, found in _read(jobs):
             targets = [places[place] for place in job.places]
-            for target, part in zip(targets, job.parts(found, targets, model.spec), strict=True):
-                target.copy_(part)
+            if job.module is None:
+                parts = job.parts(found, targets, model.spec)
+            else:
+                assert form is not None
+                parts = job.grids(found, targets, model.spec, form)
+            for place, target, part in zip(job.places, targets, parts, strict=True):
+                if place in takes:
+                    takes[place](part)
+                else:
+                    target.copy_(part.dense() if isinstance(part, Grid) else part)
                 bar.update(target.numel() * target.element_size())
     places.clear()
     model.finish()
 
 
-def _jobs(files: list[Path], places: dict[str, Tensor], spec: Decoder, family: Family, folder: Path) -> list[_Job]:
+def _jobs(
+    files: list[Path], places: dict[str, Tensor], spec: Decoder, family: Family, folder: Path, form: Format | None
+) -> list[_Job]:
     """What to read for each place, every name and shape checked. Raises ConfigError."""
-    headers = {}
+    headers: dict[str, Header] = {}
     for file, name, shape, dtype in _headers(files):
         if name in headers:
             raise ConfigError(f"{file.name}: {name} is also in {headers[name][0].name}")
         headers[name] = file, shape, dtype
+    modules = {} if form is None else _modules(headers, form)
     jobs: list[_Job] = []
     filled: dict[str, str] = {}  # place -> tensor
     unexpected: list[str] = []
@@ -98,9 +145,10 @@ def _jobs(files: list[Path], places: dict[str, Tensor], spec: Decoder, family: F
             names.append(name.removesuffix(beside[0]) + beside[1])
             if names[1] not in headers:
                 raise ConfigError(f"{folder}: 1 tensors are missing: {names[1]}")
-        elif dtype not in PLAIN:
+        elif dtype not in PLAIN and name not in modules:
             raise ConfigError(f"{file.name}: {name} has type {dtype}; known: {', '.join(PLAIN)}")
-        made = _Job(tuple((headers[n][0], n) for n in names), wanted, cut)
+        module = name.removesuffix(".weight") if name in modules else None
+        made = _Job(modules.get(name) or tuple((headers[n][0], n) for n in names), wanted, cut, module)
         targets = [places[place] for place in wanted]
         _check_shapes(made, [headers[n][1:] for n in names], targets, spec)
         for place in wanted:
@@ -113,6 +161,30 @@ def _jobs(files: list[Path], places: dict[str, Tensor], spec: Decoder, family: F
     if missing := list(dict.fromkeys(name_of(place, family.names) for place in places if place not in filled)):
         raise ConfigError(f"{folder}: {len(missing)} tensors are missing: {_some(missing)}")
     return jobs
+
+
+def _modules(headers: "dict[str, Header]", form: Format) -> dict[str, tuple[tuple[Path, str], ...]]:
+    """Replace the tensors of each weight in few bits by one header, as it would be in floating point.
+
+    Returns that header's name -> the tensors. Raises ConfigError.
+    """
+    found: dict[str, tuple[tuple[Path, str], ...]] = {}
+    mark = f".{form.mark}"
+    for name in [n for n in headers if n.endswith(mark)]:
+        file, _, dtype = headers[name]
+        if form.mark == "weight" and dtype not in NARROW:
+            continue
+        module = name.removesuffix(mark)
+        parts = {part: headers.pop(n) for part in form.parts if (n := f"{module}.{part}") in headers}
+        if lacking := [part for part in form.needed if part not in parts]:
+            raise ConfigError(f"{file.name}: {name} lacks {module}.{lacking[0]} ({form.name})")
+        try:
+            shape = form.shape(module, {part: header[1] for part, header in parts.items()})
+        except (ValueError, IndexError) as error:
+            raise ConfigError(f"{file.name}: {module}: {error} ({form.name})") from None
+        headers[f"{module}.weight"] = file, shape, "F32"
+        found[f"{module}.weight"] = tuple((header[0], f"{module}.{part}") for part, header in parts.items())
+    return found
 
 
 def _check_shapes(job: _Job, found: list[tuple[tuple[int, ...], str]], targets: list[Tensor], spec: Decoder) -> None:
@@ -237,6 +309,9 @@ def _indexed(folder: Path, name: str) -> list[Path]:
     return [folder / n for n in names]
 
 
+Header = tuple[Path, tuple[int, ...], str]  # file, shape, type in safetensors' words
+
+
 def _headers(files: list[Path]) -> Iterator[tuple[Path, str, tuple[int, ...], str]]:
     """File, name, shape and safetensors' word for the type of every tensor."""
     words = {dtype: word for word, dtype in PLAIN.items()}
@@ -278,7 +353,7 @@ def _pickled(file: Path) -> dict[str, Tensor]:
     return found
 
 
-def _fill_dummy(places: dict[str, Tensor], plus_one: bool) -> None:
+def _fill_dummy(places: dict[str, Tensor], takes: Takers, plus_one: bool) -> None:
     """Random weights of a trained model's scale: norms 1, maps N(0, 1 / fan-in), embeddings N(0, 0.02)."""
     device = next(iter(places.values())).device
     generator = torch.Generator(device).manual_seed(0)
@@ -287,7 +362,11 @@ def _fill_dummy(places: dict[str, Tensor], plus_one: bool) -> None:
             tensor.fill_(0.0 if place.endswith(".bias") or plus_one else 1.0)
         else:
             std = 0.02 if place in ("embed.weight", "positions.weight") else tensor.shape[1] ** -0.5
-            tensor.normal_(0.0, std, generator=generator)
+            taker = takes.get(place)
+            whole = tensor if taker is None else torch.empty_like(tensor, device=device)
+            whole.normal_(0.0, std, generator=generator)
+            if taker is not None:
+                taker(whole)
 
 
 def _some(names: list[str]) -> str:

@@ -32,6 +32,21 @@ def read(folder: Path, overrides: str = "{}") -> HFConfig:
     return config
 
 
+# Where older files say what newer ones say in config.json.
+OLDER = {"quant_config.json": "awq", "quantize_config.json": "gptq"}
+
+
+def quantization(folder: Path, config: HFConfig) -> HFConfig | None:
+    """How the weights are stored, where not in floating point: `quantization_config`, or a file of its own."""
+    found = config.get("quantization_config") or config.get("compression_config")
+    if isinstance(found, dict):
+        return found
+    for name, method in OLDER.items():
+        if (folder / name).is_file():
+            return {"quant_method": method, **_object((folder / name).read_text("utf-8"), str(folder / name))}
+    return None
+
+
 def _object(text: str, source: str) -> HFConfig:
     try:
         value = json.loads(text)

@@ -135,7 +135,7 @@ class Model:
     """Parameters and forward pass. Parameters are empty until `places` have been filled and `finish` was called."""
 
     def __init__(self, spec: Decoder, length: int, device: torch.device, dtype: torch.dtype):
-        """length: longest sequence that will be computed; rotary tables reach that far."""
+        """length: longest sequence that will be computed. Beyond 128k, `reach` says how far positions really go."""
         if spec.learned_positions and length > spec.learned_positions:
             raise ConfigError(f"--context-length {length}: the model has learned {spec.learned_positions} positions")
         self.spec = spec
@@ -148,9 +148,14 @@ class Model:
         self.head = head(self.embed, spec.tied, spec.head_bias)
         ropes: list[Rope | None] = [spec.rope_in(i) for i in range(spec.layers)]
         self._ropes = list(dict.fromkeys(r for r in ropes if r is not None))
-        self._tables = [tables(rope, length, device, dtype) for rope in self._ropes]
+        self._length = length
+        self.reach(min(length, 2**17))
         self._turn_of = [None if rope is None else self._ropes.index(rope) for rope in ropes]
         self.routes = Routes()
+
+    def reach(self, positions: int) -> None:
+        """Make rotary tables for that many positions, of sequences that may be as long as `length`."""
+        self._tables = [tables(rope, self._length, self.device, self.dtype, positions) for rope in self._ropes]
 
     @property
     def capturable(self) -> bool:

@@ -1,7 +1,9 @@
-"""Store: what a weight format must do for a linear map."""
+"""Store: what a weight format must do for a linear map. Grid: a weight in few bits, as files and quantisers give it."""
 
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 Act = Literal["silu", "gelu", "gelu_tanh"]
@@ -10,8 +12,16 @@ Act = Literal["silu", "gelu", "gelu_tanh"]
 class Store(Protocol):
     """The weight of y = x W^T + b, in some format. x: [tokens, inputs] -> [tokens, rows]; all are new tensors."""
 
+    @property
+    def bytes(self) -> int:
+        """What the weight takes, in the layout that all products can use."""
+        ...
+
     def places(self, prefix: str) -> dict[str, Tensor]:
-        """Place name (`prefix.part.weight`, ...) -> the tensor, or the view of one, that a checkpoint fills."""
+        """Place name (`prefix.part.weight`, ...) -> the tensor, or the view of one, that a checkpoint fills.
+
+        On the meta device: only its shape is meant, and `take` gets what is loaded (see `late.Late`).
+        """
         ...
 
     def finish(self, gated: bool, keep: bool) -> None:
@@ -34,3 +44,87 @@ class Store(Protocol):
     def multiply_gated(self, x: Tensor, act: Act) -> Tensor:
         """act(first half of the rows) * second half."""
         ...
+
+
+@dataclass(frozen=True)
+class Grid:
+    """W[n, k] = (codes[n, k] - zeros[n, g]) * scales[n, g], where g is the group of column k.
+
+    codes: uint8, int8 or float8, [rows, inputs]. scales: float, [rows, groups]; zeros: the same, None for 0.
+    size: columns of a group, of which the last may have fewer; or `group_of`, int64 [inputs], says each column's.
+    bits: of a code. input_scale: of inputs that are rounded to the same type with one scale for all, where a file says.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    bits: int
+    size: int
+    zeros: Tensor | None = None
+    group_of: Tensor | None = None
+    input_scale: float | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.codes.shape
+
+    def dense(self) -> Tensor:
+        """float32 [rows, inputs]."""
+        inputs = self.codes.shape[1]
+        values = self.codes.float()
+        groups = self.group_of
+        if groups is None and self.scales.shape[1] > 1:
+            groups = torch.arange(inputs, device=values.device) // self.size
+
+        def spread(one: Tensor) -> Tensor:
+            return one.float() if groups is None else one.float()[:, groups]
+
+        if self.zeros is not None:
+            values -= spread(self.zeros)
+        return values.mul_(spread(self.scales))
+
+    def rows(self, index: Tensor) -> "Grid":
+        """Some rows, in the order of `index`, int64 [n]."""
+        zeros = None if self.zeros is None else self.zeros[index]
+        # float8 cannot be indexed everywhere; its bytes can.
+        codes = self.codes.view(torch.uint8)[index].view(self.codes.dtype)
+        return replace(self, codes=codes, scales=self.scales[index], zeros=zeros)
+
+    def in_runs(self) -> tuple["Grid", Tensor | None] | None:
+        """The same with columns ordered by group, and that order, int64 [inputs] (None: as they are).
+
+        None where groups have unequal sizes.
+        """
+        if self.group_of is None:
+            return self, None
+        groups, inputs = self.scales.shape[1], self.codes.shape[1]
+        if inputs % groups or not (torch.bincount(self.group_of, minlength=groups) == inputs // groups).all():
+            return None
+        order = self.group_of.argsort(stable=True)
+        plain = replace(self, codes=self.codes[:, order], group_of=None, size=inputs // groups)
+        return plain, None if torch.equal(order, torch.arange(inputs)) else order
+
+
+def joined(grids: list[Grid]) -> Grid | None:
+    """Rows of all, one after another; None where their groups differ."""
+    first = grids[0]
+    for other in grids[1:]:
+        same = (
+            other.codes.dtype == first.codes.dtype
+            and other.bits == first.bits
+            and other.size == first.size
+            and other.scales.shape[1] == first.scales.shape[1]
+            and (other.group_of is None) == (first.group_of is None)
+            and (other.zeros is None) == (first.zeros is None)
+            and (first.group_of is None or other.group_of is None or torch.equal(first.group_of, other.group_of))
+        )
+        if not same:
+            return None
+    scales = [g.input_scale for g in grids if g.input_scale is not None]
+    zeros = [g.zeros for g in grids if g.zeros is not None]
+    return replace(
+        first,
+        codes=torch.cat([g.codes.view(torch.uint8) for g in grids]).view(first.codes.dtype),
+        scales=torch.cat([g.scales for g in grids]),
+        zeros=torch.cat(zeros) if zeros else None,
+        input_scale=max(scales) if len(scales) == len(grids) else None,
+    )

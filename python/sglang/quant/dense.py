@@ -10,6 +10,7 @@ import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -37,21 +38,26 @@ class Dense:
         rows = sum(parts.values())
         self.inputs = inputs
         self.dtype = dtype
-        self.weight = torch.empty(rows, inputs, device=device, dtype=dtype)
-        self._bias = torch.empty(rows, device=device, dtype=dtype) if bias else None
-        self._parts = parts
+        self.device = device
+        self.bias = torch.empty(rows, device=device, dtype=dtype) if bias else None
+        self.parts = parts
         self._rows = rows
         self._single = False  # one row goes to the plain weight
         self._packed: Tensor | None = None
         self._halves: tuple[Tensor, Tensor] | None = None  # packed apart: a gated product runs one into the other
 
+    @cached_property
+    def weight(self) -> Tensor:
+        """[rows, inputs]; memory is taken when it is first asked for, which another store in its place never does."""
+        return torch.empty(self._rows, self.inputs, device=self.device, dtype=self.dtype)
+
     def places(self, prefix: str) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         at = 0
-        for name, rows in self._parts.items():
+        for name, rows in self.parts.items():
             found[f"{prefix}.{name}.weight"] = self.weight[at : at + rows]
-            if self._bias is not None:
-                found[f"{prefix}.{name}.bias"] = self._bias[at : at + rows]
+            if self.bias is not None:
+                found[f"{prefix}.{name}.bias"] = self.bias[at : at + rows]
             at += rows
         return found
 
@@ -83,13 +89,13 @@ class Dense:
 
     def multiply(self, x: Tensor) -> Tensor:
         if self._packed is not None and not (self._single and x.shape[0] == 1):
-            return torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
+            return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         return self._plain(x)
 
     def multiply_add(self, x: Tensor, other: Tensor) -> Tensor:
         if self._packed is not None and not (self._single and x.shape[0] == 1):
-            return torch.ops.mkldnn._linear_pointwise.binary(x, other, self._packed, self._bias, "add")
-        if self._bias is None and x.is_cuda:
+            return torch.ops.mkldnn._linear_pointwise.binary(x, other, self._packed, self.bias, "add")
+        if self.bias is None and x.is_cuda:
             return other.addmm_(x, self.weight.t())  # the product's own kernel adds
         return self._plain(x).add_(other)
 
@@ -97,10 +103,14 @@ class Dense:
         half = self._rows // 2
         if self._halves is not None and not (self._single and x.shape[0] == 1):
             gate, up = self._halves
-            b, c = (None, None) if self._bias is None else (self._bias[:half], self._bias[half:])
+            b, c = (None, None) if self.bias is None else (self.bias[:half], self.bias[half:])
             name, kind = EPILOGUES[act]
             opened = torch.ops.mkldnn._linear_pointwise(x, gate, b, name, [], kind)
             return torch.ops.mkldnn._linear_pointwise.binary(x, opened, up, c, "mul")
+        if self._alone(x):
+            from sglang.kernels.matvec import matvec_gated
+
+            return matvec_gated(x, self.weight, self.bias, act)
         both = self._plain(x)
         if both.is_cuda and triton_works():
             from sglang.kernels.pointwise import gate
@@ -108,13 +118,25 @@ class Dense:
             return gate(both, act)
         return ACTS[act](both[:, :half]).mul_(both[:, half:])
 
+    def _alone(self, x: Tensor) -> bool:
+        """Whether this is one row on a device where our own kernels multiply it."""
+        if x.shape[0] != 1 or not x.is_cuda or not triton_works():
+            return False
+        from sglang.kernels.matvec import wanted
+
+        return wanted(x, self.weight)
+
     def _plain(self, x: Tensor) -> Tensor:
+        if self._alone(x):
+            from sglang.kernels.matvec import matvec
+
+            return matvec(x, self.weight, self.bias)
         if not self._single:
-            return F.linear(x, self.weight, self._bias)
+            return F.linear(x, self.weight, self.bias)
         # Left on, oneDNN would take the product and lay the weight out anew each time.
         torch._C._set_mkldnn_enabled(False)
         try:
-            return F.linear(x, self.weight, self._bias)
+            return F.linear(x, self.weight, self.bias)
         finally:
             torch._C._set_mkldnn_enabled(True)
 

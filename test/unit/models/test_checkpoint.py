@@ -348,3 +348,11 @@ def test_learned_positions_bound_the_context(tmp_path: Path) -> None:
     assert load(path, load_format="dummy").context_length == 40
     message = refused(path, load_format="dummy", context_length=41)
     assert "--context-length 41" in message and "40 positions" in message
+
+
+def test_a_context_of_millions_takes_no_more_memory_than_the_pool_has_positions(tmp_path: Path) -> None:
+    path = folder(tmp_path, {}, config={"max_position_embeddings": 10**12})
+    engine = load(path, load_format="dummy", max_total_tokens=48)
+    assert engine.context_length == 10**12
+    assert [len(t) for table in engine._model._tables for t in table] == [48, 48]
+    assert engine._tables.pages.shape[1] == 48

@@ -26,6 +26,7 @@ def command_r(c: HFConfig) -> Decoder:
         qk_norm="heads" if c.get("use_qk_norm") else None,
         logit_scale=c.get("logit_scale", 0.0625),
         tied=c.get("tie_word_embeddings", True),
+        context=c.get("model_max_length"),
     )
 
 

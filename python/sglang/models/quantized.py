@@ -1,0 +1,55 @@
+"""Linear maps whose weights come in few bits: which of a model's there are, and the stores that take them."""
+
+from collections import Counter
+from collections.abc import Callable
+
+from sglang.layers.linear import Linear
+from sglang.models.decoder import Model
+from sglang.quant.dense import Dense
+from sglang.quant.formats import KINDS, Format, chosen
+from sglang.quant.late import Late, Weight
+
+__all__ = ["chosen", "linears", "quantize", "takers", "weight_bytes"]
+Takers = dict[str, Callable[[Weight], None]]
+
+
+def linears(model: Model) -> dict[str, Linear]:
+    """Place prefix -> map, of all layers; the head is `head`."""
+    found = {f"layers.{i}.{name}": one for i, layer in enumerate(model.layers) for name, one in layer.linears().items()}
+    return found | {"head": model.head}
+
+
+def quantize(model: Model, kind: str, form: Format | None) -> Counter[str]:
+    """Let all maps take weights in few bits, before any memory is filled. kind, form: of `formats.chosen`.
+
+    Returns what counts the weights by what they became, while they are loaded.
+    """
+    seen: Counter[str] = Counter()
+    if form is None and kind not in KINDS:
+        return seen
+    for prefix, linear in linears(model).items():
+        old = linear.store
+        assert isinstance(old, Dense)
+        tied = old.weight if prefix == "head" and model.spec.tied else None
+        if tied is not None and form is not None:
+            continue
+        rounding = kind if form is None else None
+        if prefix == "head" and rounding == "int4":
+            rounding = "int8"  # every error of the head shows in the next token
+        linear.store = Late(old.inputs, old.parts, old.bias, old.device, old.dtype, rounding, seen, tied)
+    return seen
+
+
+def takers(model: Model) -> Takers:
+    """Place name -> who gets its weight, of the maps that `quantize` has changed."""
+    found: Takers = {}
+    for prefix, linear in linears(model).items():
+        if isinstance(linear.store, Late):
+            found |= linear.store.takers(prefix)
+    return found
+
+
+def weight_bytes(model: Model, parameters: int) -> int:
+    """Of all, in the layout that all products can use, when they are loaded."""
+    late = [one.store for one in linears(model).values() if isinstance(one.store, Late)]
+    return parameters * model.dtype.itemsize - sum(store.saved for store in late)
