@@ -16,6 +16,7 @@ from sglang.attention import cascade
 from sglang.attention.base import Feature, Ints, Look, Rows, Shape
 from sglang.kernels import attention as kernels
 from sglang.kernels.cells import file_cells
+from sglang.kernels.matvec import early
 from sglang.kernels.staging import Stager
 
 log = logging.getLogger("sglang.attention")
@@ -111,15 +112,17 @@ class TritonAttention:
         step, pool = self._step, self._pools[layer]
         assert step is not None, "plan() first"
         n = step.tokens
+        chained = early(n)
         file_cells(
-            q[:n], k[:n], v[:n], turn, pool.keys, pool.values, step.slots, step.positions, pool.table, pool.page_size
-        )
+            q[:n], k[:n], v[:n], turn, pool.keys, pool.values, step.slots, step.positions, pool.table, pool.page_size,
+            chained,
+        )  # fmt: skip
         out = q.new_empty(q.shape) if n == len(q) else q.new_zeros(q.shape)
         score = kernels.Score(self._shape.scale, look.window or 0, look.chunk or 0, look.softcap or 0.0, look.sinks)
         if step.decodes is not None:
             shared = None if look.window or look.chunk else step.shared
             try:
-                kernels.decode(q, pool, score, *step.decodes, out, step.splits, shared=shared)
+                kernels.decode(q, pool, score, *step.decodes, out, step.splits, shared=shared, early=chained)
             except Exception as error:
                 if shared is None:
                     raise

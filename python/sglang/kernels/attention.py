@@ -1,4 +1,4 @@
-# pyright: reportCallIssue=false, reportPossiblyUnboundVariable=false, reportAssignmentType=false
+# pyright: reportCallIssue=false, reportIndexIssue=false, reportPossiblyUnboundVariable=false, reportAssignmentType=false
 # Launch options and compile-time branches are beyond the types of Triton's decorators.
 """Attention over the paged pool: decodes by parts of a sequence (split KV), longer rows by tiles of queries.
 
@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 MOST_SPLITS = 64
 MERGES = (4, 16, 64, 128)  # parts that a merge has room for: few, because each is a kernel to compile
@@ -32,10 +33,12 @@ def _nearest(position, WINDOW: tl.constexpr, CHUNK: tl.constexpr):
 @triton.jit
 def _scores(q, k, scale, cap, CAPPED: tl.constexpr, PRECISION: tl.constexpr):
     """q: [M, D], k: [N, D] -> [M, N], in log 2."""
-    s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+    s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     if CAPPED:
-        s = cap * (1.0 - 2.0 / (tl.exp2(s / cap * 2.0 * LOG2E) + 1.0))  # cap tanh(s / cap)
-    return s * LOG2E
+        s = cap * (1.0 - 2.0 / (tl.exp2(s * (scale / cap * 2.0 * LOG2E)) + 1.0))  # cap tanh(s / cap)
+        return s * LOG2E
+    else:
+        return s * (scale * LOG2E)
 
 
 @triton.jit
@@ -85,7 +88,11 @@ def _decode(
     BLOCK_G: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     row = tl.program_id(0)
     kv = tl.program_id(1)
     split = tl.program_id(2)
@@ -220,7 +227,11 @@ def _merge(
     SHARED: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     d = tl.arange(0, BLOCK_D)
@@ -383,6 +394,8 @@ def extend_tuning(dim: int, dtype: torch.dtype, longest: int) -> Tuning:
         return Tuning(32 if wide <= 512 else 16, 32, 4, 1)
     if longest <= 32:
         return Tuning(32, 64 if wide <= 256 else 32, 4, 2)
+    if longest <= 64:
+        return Tuning(64, 64 if wide <= 256 else 32, 4, 2)
     return Tuning(128, 64, 8, 2) if wide <= 256 else Tuning(64, 32, 4, 2)
 
 
@@ -417,9 +430,10 @@ def decode(
     splits: int,
     tuning: Tuning | None = None,
     shared: Shared | None = None,
+    early: bool = False,
 ) -> None:
     """Rows of one token. q: [T, heads, dim]; slots (-1: padding, which yields zeros), positions, places (in q and out,
-    [T, heads, dim], of each row's token): [R]. shared: without window or chunk."""
+    [T, heads, dim], of each row's token): [R]. shared: without window or chunk. early: see `matvec`."""
     heads, dim = q.shape[1:]
     kv = pool.keys.shape[1]
     t = tuning or decode_tuning(dim, q.dtype)
@@ -440,7 +454,7 @@ def decode(
         CAPPED=score.cap != 0, SINKS=score.sinks is not None, PARTED=parted, SHARED=shared is not None,
         PRECISION=_precision(q),
         BLOCK_G=max(16, triton.next_power_of_2(heads // kv)), BLOCK_D=block_d, BLOCK_N=t.keys,
-        num_warps=t.warps, num_stages=t.stages,
+        EARLY=early, num_warps=t.warps, num_stages=t.stages, launch_pdl=early,
     )  # fmt: skip
     if shared:
         s = shared_tuning(dim, q.dtype)
@@ -455,7 +469,8 @@ def decode(
         _merge[(rows, heads)](
             parts, norms, out, sinks, places, shared.used if shared else slots, splits, width,
             HEADS=heads, DIM=dim, SINKS=score.sinks is not None, SHARED=shared is not None,
-            BLOCK_S=block_s, BLOCK_D=block_d, num_warps=1 if block_s * block_d <= 2048 else 4,
+            BLOCK_S=block_s, BLOCK_D=block_d, EARLY=early, num_warps=1 if block_s * block_d <= 2048 else 4,
+            launch_pdl=early,
         )  # fmt: skip
 
 

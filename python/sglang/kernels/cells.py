@@ -1,10 +1,11 @@
-# pyright: reportCallIssue=false, reportPossiblyUnboundVariable=false, reportAssignmentType=false
+# pyright: reportCallIssue=false, reportIndexIssue=false, reportPossiblyUnboundVariable=false, reportAssignmentType=false
 # Launch options and compile-time branches are beyond the types of Triton's decorators.
 """Rotary embedding and filing of keys and values in the pool, in one pass over a step's tokens."""
 
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 HEADS_A_PROGRAM = 8
 
@@ -43,7 +44,11 @@ def _file(
     BLOCK_H: tl.constexpr,
     BLOCK_I: tl.constexpr,  # >= ROTARY / 2
     BLOCK_D: tl.constexpr,  # >= DIM
+    EARLY: tl.constexpr,
 ):
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     token = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     Q_PARTS: tl.constexpr = (HEADS + BLOCK_H - 1) // BLOCK_H if ROTARY > 0 else 0
@@ -97,12 +102,13 @@ def file_cells(
     positions: Tensor,
     table: Tensor,
     page_size: int,
+    early: bool = False,
 ) -> None:
     """Rotate q in place and k on its way, if `turn` says how; write k and v to their cells.
 
     q: [T, heads, dim]; k, v: [T, kv_heads, dim], heads side by side. turn: cos and signed sin of the tokens
     (`layers/rope.py`), each [T, 1, rotary dim]. keys, values: [cells, kv_heads, dim]. slots: [T], -1 is filed nowhere;
-    positions: [T]; table: [slots, pages].
+    positions: [T]; table: [slots, pages]. early: see `matvec`.
     """
     tokens, heads, dim = q.shape
     kv = k.shape[1]
@@ -115,5 +121,5 @@ def file_cells(
         q.stride(0), k.stride(0), v.stride(0), table.stride(0),
         HEADS=heads, KV=kv, DIM=dim, ROTARY=rotary, PAGE=page_size,
         BLOCK_H=block_h, BLOCK_I=triton.next_power_of_2(max(rotary // 2, 1)), BLOCK_D=triton.next_power_of_2(dim),
-        num_warps=4,
+        EARLY=early, num_warps=4, launch_pdl=early,
     )  # fmt: skip

@@ -33,9 +33,10 @@ class RMSNorm:
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._fused:
+            from sglang.kernels.matvec import early
             from sglang.kernels.pointwise import rms_norm
 
-            return rms_norm(x, self.weight, self._eps)
+            return rms_norm(x, self.weight, self._eps, early(x.shape[0]))
         return (unit(x.float(), self._eps_tensor)).mul_(self.weight).to(x.dtype)
 
 

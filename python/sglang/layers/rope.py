@@ -48,10 +48,16 @@ class Turn:
         return rotate(x, self.cos, self.sin, self.interleaved)
 
 
-def tables(rope: Rope, length: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and signed sin, each [length, dim], so that rotated = x * cos + (x with its pairs swapped) * sin."""
+def tables(
+    rope: Rope, length: int, device: torch.device, dtype: torch.dtype, positions: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """cos and signed sin, each [positions, dim], so that rotated = x * cos + (x with its pairs swapped) * sin.
+
+    length: of the longest sequence, which decides about frequencies; positions: rows, `length` if None.
+    """
+    rows = length if positions is None else positions
     inverse, scale = frequencies(rope, length)
-    angles = torch.outer(torch.arange(length, dtype=torch.float32), inverse)  # [length, dim / 2]
+    angles = torch.outer(torch.arange(rows, dtype=torch.float32), inverse)  # [positions, dim / 2]
     cos, sin = angles.cos() * scale, angles.sin() * scale
     if rope.interleaved:
         signed = torch.stack((-sin, sin), -1).flatten(1)
