@@ -1,0 +1,381 @@
+"""Programs on our runtime beside the same calls one by one: `python benchmark/language.py [-- server flags]`.
+
+Two servers are started: one as it is, one with --disable-radix-cache. Each of eight kinds of program runs, in turn,
+
+    ours      over RuntimeEndpoint, gens fused, forks and batches at once
+    client    over the first server through the `openai` client, one call after another
+    plain     over the second server, fusion off: no cache, one request for each gen
+
+with an empty cache before each. Shown: the median wall time, how many times faster `ours` is, and how much of what the
+prompts have in common came from the cache. `--overhead` measures the interpreter alone, over a backend that answers at
+once: microseconds per primitive, and 10,000 programs in a batch.
+"""
+
+import argparse
+import contextlib
+import os
+import resource
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+from results_file import add_flag, save
+
+import sglang as sgl
+from sglang.lang.backends.native import Body, sampling_body
+from sglang.lang.ir import SglSamplingParams
+
+FACTS = "The sea is wide and blue. Rivers run into it, day and night, and it is never full. "
+TOPICS = ["capitals of Europe", "the planets", "old rivers", "good bread", "tall trees", "short stories"]
+RECORD = r'\{"name": "[A-Za-z ]{1,12}", "age": [0-9]{1,2}, "city": "[A-Za-z ]{1,12}"\}'
+
+
+@sgl.function
+def chat(s: Any, topic: str) -> None:
+    s += sgl.system("You are a helpful assistant who knows much about " + topic + ".")
+    for turn in range(4):
+        s += sgl.user(f"Question {turn}: what else about {topic}?")
+        s += sgl.assistant(sgl.gen(f"answer_{turn}", max_tokens=16))
+
+
+@sgl.function
+def few_shot(s: Any, question: str) -> None:
+    s += "".join(f"Q: What is {i} + {i}?\nA: {2 * i}\n" for i in range(1, 40))
+    s += "Q: " + question + "\nA:" + sgl.gen("answer", max_tokens=8)
+
+
+@sgl.function
+def tree_of_thought(s: Any, topic: str) -> None:
+    s += f"A plan to learn about {topic}. {FACTS * 4}\n"
+    plans = s.fork(3)
+    for i, plan in enumerate(plans):
+        plan += f"Plan {i}:" + sgl.gen("plan", max_tokens=12)
+        steps = plan.fork(2)
+        steps += lambda k: f"\nStep {k}:" + sgl.gen("step", max_tokens=12) + " Good? " + sgl.gen("score", max_tokens=2)
+        steps.join()
+    plans.join()
+
+
+@sgl.function
+def skeleton_of_thought(s: Any, topic: str) -> None:
+    s += f"An essay on {topic}. {FACTS * 3}\nPoints:" + sgl.gen("points", max_tokens=16)
+    forks = s.fork(4)
+    forks += lambda i: f"\nPoint {i} at length:" + sgl.gen("text", max_tokens=24)
+    forks.join("concate_and_append")
+    s += "\nIn summary" + sgl.gen("summary", max_tokens=16)
+
+
+@sgl.function
+def judge(s: Any, topic: str) -> None:
+    s += f"Judge this essay on {topic}.\n{FACTS * 6}\n"
+    forks = s.fork(3)
+    for fork, dimension in zip(forks, ("clarity", "content", "style"), strict=True):
+        fork += f"As to {dimension}:" + sgl.gen("opinion", max_tokens=16) + "\nScore:" + sgl.gen("score", max_tokens=2)
+    forks.join()
+    s += "Opinions:" + "".join(s["opinion"]) + "\nVerdict: " + sgl.select("verdict", ["good", "fair", "poor"])
+
+
+@sgl.function
+def react(s: Any, topic: str) -> None:
+    s += f"Answer with a calculator or a search engine. The question is about {topic}.\n"
+    for i in range(3):
+        s += f"Thought {i}:" + sgl.gen("thought", max_tokens=12)
+        s += "\nAction: " + sgl.select("tool", ["calculator", "search engine"]) + " ["
+        s += sgl.gen("argument", max_tokens=6) + f"]\nObservation {i}: {len(s['argument'])} results\n"
+    s += "Answer:" + sgl.gen("answer", max_tokens=8)
+
+
+@sgl.function
+def documents(s: Any, topic: str) -> None:
+    s += f"Documents on {topic}.\n" + "".join(f"Document {i}: {FACTS}\n" for i in range(8))
+    forks = s.fork(4)
+    forks += lambda i: f"Q: What does document {i} say?\nA:" + sgl.gen("answer", max_tokens=12)
+    forks.join()
+
+
+@sgl.function
+def record(s: Any, topic: str) -> None:
+    s += f"Somebody who knows about {topic}, as a record:\n" + sgl.gen(
+        "json", max_tokens=48, regex=RECORD, ignore_eos=False
+    )
+    s += "\nand in words:" + sgl.gen("words", max_tokens=12)
+
+
+def single(program: sgl.SglFunction) -> Callable[[Any, int, bool], list[sgl.ProgramState]]:
+    """One program after another, as somebody who waits for each."""
+
+    def run(backend: Any, salt: int, batched: bool) -> list[sgl.ProgramState]:
+        states = []
+        for topic in TOPICS[:2]:
+            states.append(program.run(f"{topic} ({salt})", backend=backend, temperature=0, ignore_eos=True))
+            states[-1].sync()
+        return states
+
+    return run
+
+
+def questions(backend: Any, salt: int, batched: bool) -> list[sgl.ProgramState]:
+    items = [(f"What is {salt % 90} + {i}?",) for i in range(16)]
+    threads: Any = "auto" if batched else 1
+    return few_shot.run_batch(items, backend=backend, num_threads=threads, temperature=0, ignore_eos=True)
+
+
+KINDS: dict[str, Callable[[Any, int, bool], list[sgl.ProgramState]]] = {
+    "multi-turn chat": single(chat),
+    "few-shot questions, 16": questions,
+    "tree of thought": single(tree_of_thought),
+    "skeleton of thought": single(skeleton_of_thought),
+    "judge, 3 dimensions": single(judge),
+    "react agent": single(react),
+    "questions on documents": single(documents),
+    "JSON record": single(record),
+}
+
+
+class OneByOne(sgl.BaseBackend):
+    """The `openai` client, one call at a time: what a script without a language would do."""
+
+    def __init__(self, url: str, endpoint: sgl.RuntimeEndpoint):
+        import threading
+
+        self._client = openai.OpenAI(base_url=url + "/v1", api_key="EMPTY", max_retries=0, timeout=600)
+        self._template = endpoint.get_chat_template()
+        self._turn = threading.Lock()
+
+    def get_chat_template(self) -> Any:
+        return self._template
+
+    def generate(self, s: Any, sampling_params: SglSamplingParams) -> tuple[str, Any]:
+        known = ("max_new_tokens", "temperature", "top_p", "frequency_penalty", "presence_penalty", "stop")
+        extra = {k: v for k, v in sampling_body(sampling_params).items() if k not in known}
+        with self._turn:
+            answer = self._client.completions.create(
+                model="default",
+                prompt=s.text_,
+                max_tokens=sampling_params.max_new_tokens,
+                temperature=sampling_params.temperature,
+                stop=list(sampling_params.stop) or None,
+                extra_body=extra,
+            )
+        return answer.choices[0].text, {}
+
+    def select(self, s: Any, choices: list[str], temperature: float = 0.0, choices_method: Any = None) -> Any:
+        scores = []
+        for choice in choices:
+            with self._turn:
+                answer = self._client.completions.create(
+                    model="default", prompt=s.text_ + choice, max_tokens=0, temperature=0, echo=True, logprobs=1
+                )
+            found = answer.choices[0].logprobs
+            assert found is not None and found.token_logprobs and found.text_offset
+            reach = [
+                lp
+                for lp, at in zip(found.token_logprobs, found.text_offset, strict=True)
+                if at >= len(s.text_) and lp is not None
+            ]
+            scores.append(sum(reach) / max(len(reach), 1))
+        return sgl.ChoicesDecision(choices[scores.index(max(scores))], {})
+
+
+class Counting(sgl.RuntimeEndpoint):
+    """Keeps the prompts it sends, and how many of their tokens were computed."""
+
+    prompts: list[str]
+    computed: int
+
+    async def _post(self, body: Body) -> Any:
+        answer = await super()._post(body)
+        if "segments" in body:
+            text = ""
+            for segment in body["segments"]:
+                if "text" in segment:
+                    text += segment["text"]
+                    continue
+                said = answer["segments"][
+                    sum("text" not in s for s in body["segments"][: body["segments"].index(segment)])
+                ]
+                self.prompts += [text + c for c in segment["choices"]] if "select" in segment else [text]
+                text += said["text"]
+            metas = [answer["meta_info"]]
+        else:
+            texts = body.get("text", [])
+            self.prompts += [texts] if isinstance(texts, str) else texts
+            metas = [item["meta_info"] for item in (answer if isinstance(answer, list) else [answer])]
+        self.computed += sum(meta["prompt_tokens"] - meta["cached_tokens"] for meta in metas)
+        return answer
+
+    def begin(self) -> None:
+        self.prompts, self.computed = [], 0
+
+    def shared(self) -> tuple[int, float]:
+        """Tokens that prompts have in common with others before, and the share of them that was not computed."""
+        tokens = httpx.post(self.base_url + "/tokenize", json={"prompt": self.prompts}, timeout=60).json()["tokens"]
+        nodes = {tuple(ids[: i + 1]) for ids in tokens for i in range(len(ids))}
+        total = sum(map(len, tokens))
+        common = total - len(nodes)
+        return common, min(1.0, (total - self.computed) / common) if common else 1.0
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@contextlib.contextmanager
+def server(*flags: str) -> Iterator[str]:
+    port = free_port()
+    root = Path(__file__).parents[1] / "python"
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sglang.launch_server", "--port", str(port), *flags],
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "PYTHONPATH": str(root)},
+        )
+        url = f"http://127.0.0.1:{port}"
+        try:
+            while True:
+                with contextlib.suppress(httpx.HTTPError):
+                    if httpx.get(url + "/health").is_success:
+                        break
+                if process.poll() is not None:
+                    log.seek(0)
+                    raise SystemExit(f"the server did not start:\n{log.read().decode(errors='replace')}")
+                time.sleep(0.1)
+            yield url
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def measure(rounds: int, kinds: Sequence[str], flags: Sequence[str]) -> list[dict[str, Any]]:
+    with server(*flags) as first, server(*flags, "--disable-radix-cache") as second:
+        ours, plain = Counting(first), sgl.RuntimeEndpoint(second, fusion=False)
+        client = OneByOne(first, ours)
+        ways: dict[str, tuple[Any, bool]] = {"ours": (ours, True), "client": (client, False), "plain": (plain, True)}
+        rows = []
+        for kind in kinds:
+            times: dict[str, list[float]] = {way: [] for way in ways}
+            texts: dict[str, list[str]] = {}
+            common, served = 0, 1.0
+            for i in range(rounds + 1):
+                for way, (backend, batched) in ways.items():
+                    ours.flush_cache()
+                    ours.begin()
+                    began = time.perf_counter()
+                    states = KINDS[kind](backend, i, batched)
+                    for state in states:
+                        if (error := state.error()) is not None:
+                            raise SystemExit(f"{kind}, {way}: {error}")
+                    if i:  # the first round warms up
+                        times[way].append(time.perf_counter() - began)
+                    if way == "ours":
+                        common, served = ours.shared()
+                    texts[way] = [state.text() for state in states]
+            median = {way: statistics.median(found) for way, found in times.items()}
+            row = {
+                "program": kind,
+                **{f"{way} (s)": median[way] for way in ways},
+                "over client": median["client"] / median["ours"],
+                "over plain": median["plain"] / median["ours"],
+                "shared tokens": common,
+                "from cache": served,
+                "same text": texts["ours"] == texts["plain"],
+            }
+            rows.append(row)
+            print(
+                "  ".join(f"{k}: {v:.3f}" if isinstance(v, float) else f"{k}: {v}" for k, v in row.items()), flush=True
+            )
+    return rows
+
+
+class AtOnce(sgl.AsyncBackend):
+    async def async_generate(self, s: Any, sampling_params: Any) -> tuple[str, Any]:
+        return "x", None
+
+
+@sgl.function
+def trivial(s: Any, q: str) -> None:
+    s += "Q: " + q + "\nA:" + sgl.gen("a")
+
+
+def overhead() -> list[dict[str, Any]]:
+    backend, rows = AtOnce(), []
+
+    def body(step: Callable[[Any], Any]) -> Any:
+        def program(s: Any, n: int) -> None:
+            for _ in range(n):
+                step(s)
+
+        return sgl.function(program)
+
+    def fork(s: Any) -> None:
+        group = s.fork(2)
+        group += sgl.gen("x")
+        group.join()
+
+    steps: dict[str, tuple[Callable[[Any], Any], int]] = {
+        "text": (lambda s: s.__iadd__("x"), 5000),
+        "gen": (lambda s: s.__iadd__(sgl.gen("x")), 2000),
+        "gen and read": (lambda s: (s.__iadd__(sgl.gen("x")), s["x"]), 2000),
+        "user message": (lambda s: s.__iadd__(sgl.user("x")), 2000),
+        "fork of 2, gens, join": (fork, 300),
+    }
+    for name, (step, count) in steps.items():
+        found = []
+        for _ in range(5):
+            began = time.perf_counter()
+            body(step).run(count, backend=backend).sync()
+            found.append((time.perf_counter() - began) / count * 1e6)
+        rows.append({"what": name, "time": min(found), "unit": "us"})
+    sizes = []
+    items = [(str(i),) for i in range(10_000)]
+    for _ in range(5):
+        began = time.perf_counter()
+        for state in trivial.run_batch(items, backend=backend, generator_style=True):
+            assert state["a"] == "x"
+        rows.append({"what": "batch of 10,000", "time": time.perf_counter() - began, "unit": "s"})
+        sizes.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    rows.append({"what": "memory after the first batch", "time": sizes[0], "unit": "MiB"})
+    rows.append({"what": "memory after the fifth", "time": sizes[-1], "unit": "MiB"})
+    for row in rows:
+        print(f"{row['what']:30} {row['time']:10.2f} {row['unit']}")
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each kind and way, after one to warm up")
+    parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=list(KINDS), metavar="KIND")
+    parser.add_argument("--overhead", action="store_true", help="the interpreter alone")
+    parser.add_argument("flags", nargs="*", help="flags of the server, after --")
+    add_flag(parser, "language")
+    args = parser.parse_args()
+    if args.overhead:
+        rows = overhead()
+        if args.save:
+            save(args.save, rows, title="Interpreter of the language", note="Over a backend that answers at once.")
+        return
+    rows = measure(args.rounds, args.kinds, args.flags)
+    if args.save:
+        save(
+            args.save,
+            rows,
+            title="Programs beside the same calls one by one",
+            units={"from cache": "share of shared tokens"},
+            note="Medians of alternating runs with an empty cache; see benchmark/language.py for the three ways.",
+            plots=[{"x": "program", "y": ["over client", "over plain"], "kind": "bar", "title": "times faster"}],
+        )
+
+
+if __name__ == "__main__":
+    main()
