@@ -1,20 +1,16 @@
-"""Whole programs on API models, over the wire: those of the project's description, kept as they stand there in `seed/`
-(one bracket that it lacks is closed), and what the documentation says of speculation and errors."""
+"""Whole programs on API models, over the wire: those of the project's description (on local ones they are run by
+test/e2e/test_seed_programs.py), and what the documentation says of speculation and errors."""
 
-import contextlib
-import io
-import runpy
 import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+import seed_programs
 from wire_model import vocabulary
 from wire_server import WireServer
 
 import sglang as sgl
-
-SEED = Path(__file__).parent / "seed"
 
 
 @pytest.fixture
@@ -29,8 +25,9 @@ def api(wire: WireServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[WireServe
 
 
 @pytest.fixture
-def features() -> dict:
-    return runpy.run_path(str(SEED / "language_features.py"))
+def feature(tmp_path) -> Callable[[str, str], Any]:
+    """feature(heading, name): what the block below that heading calls so."""
+    return lambda heading, name: seed_programs.feature(heading, tmp_path)[name]
 
 
 def instruct() -> sgl.OpenAI:
@@ -43,10 +40,9 @@ def anthropic() -> sgl.Anthropic:
 
 
 class TestSeed:
-    def test_the_multi_turn_question(self, api):
-        with contextlib.redirect_stdout(io.StringIO()) as out:
-            runpy.run_path(str(SEED / "openai_multi_turn.py"))
-        assert out.getvalue() == (
+    def test_the_multi_turn_question(self, api, tmp_path, capsys):
+        seed_programs.run(seed_programs.programs()["Using OpenAI Models"], tmp_path)
+        assert capsys.readouterr().out == (
             "system : You are a helpful assistant.\n"
             "user : What is the capital of the United States?\n"
             "assistant : Washington, D.C.\n"
@@ -57,9 +53,8 @@ class TestSeed:
         assert [m["role"] for m in api.bodies[1]["messages"]] == ["system", "user", "assistant", "user"]
         assert [body["max_tokens"] for body in api.bodies] == [256, 256]
 
-    def test_the_multi_turn_question_on_anthropic(self, api):
-        with contextlib.redirect_stdout(io.StringIO()):
-            program = runpy.run_path(str(SEED / "openai_multi_turn.py"))["multi_turn_question"]
+    def test_the_multi_turn_question_on_anthropic(self, api, tmp_path):
+        program = seed_programs.run(seed_programs.programs()["Using OpenAI Models"], tmp_path)["multi_turn_question"]
         state = program.run(
             "What is the capital of the United States?", "List two local attractions.", backend=anthropic()
         )
@@ -67,56 +62,54 @@ class TestSeed:
         assert state.messages()[0] == {"role": "system", "content": "You are a helpful assistant."}
 
     @pytest.mark.parametrize("tool, name", [("calculator", "expression"), ("search engine", "word")])
-    def test_tool_use(self, api, features, tool, name):
+    def test_tool_use(self, api, feature, tool, name):
         api.model.answers |= {"I need to use a ": tool, "expression is": " 7 + 8", "search is": " Paris"}
-        state = features["tool_use"].run("What is 7 + 8?", backend=instruct())
+        state = feature("Control Flow", "tool_use").run("What is 7 + 8?", backend=instruct())
         assert state["tool"] == tool
         assert state[name] == {"expression": " 7 + 8", "word": " Paris"}[name]
 
-    def test_tips_in_parallel(self, api, features):
+    def test_tips_in_parallel(self, api, feature):
         api.model.answers |= {
             "expand tip 1 into a paragraph:\n": "Eat well.\n\nX",
             "expand tip 2 into a paragraph:\n": "Move.\n\nX",
             "In summary": ", live well.",
         }
-        text = features["tip_suggestion"].run(backend=instruct()).text()
+        text = feature("Parallelism", "tip_suggestion").run(backend=instruct()).text()
         assert text.endswith("Tip 1:Eat well.\nTip 2:Move.\nIn summary, live well.")
 
-    def test_an_image_for_a_chat_model(self, api, features, tmp_path):
+    def test_an_image_for_a_chat_model(self, api, feature, tmp_path):
         image = tmp_path / "cat.jpg"
         image.write_bytes(b"\xff\xd8\xff\xe0 a picture")
         api.model.answers["What is this?"] = "A cat."
-        state = features["image_qa"].run(str(image), "What is this?", backend=sgl.OpenAI("gpt-4o"))
+        image_qa = feature(seed_programs.UNCLOSED, "image_qa")
+        state = image_qa.run(str(image), "What is this?", backend=sgl.OpenAI("gpt-4o"))
         assert state["answer"] == "A cat."
         assert [part["type"] for part in api.bodies[0]["messages"][0]["content"]] == ["image_url", "text"]
 
-    def test_a_regex_is_refused_at_its_line(self, api, features):
-        state = features["regular_expression_gen"].run(backend=instruct())
+    @pytest.mark.parametrize(
+        "heading, name, arguments",
+        [("Constrained Decoding", "regular_expression_gen", ()), ("JSON Decoding", "character_gen", ("Harry Potter",))],
+    )
+    def test_a_regex_is_refused_at_its_line(self, api, feature, heading, name, arguments):
+        state = feature(heading, name).run(*arguments, backend=instruct())
         error = state.error()
         assert isinstance(error, ValueError) and "regex" in str(error) and "sgl.Runtime" in str(error)
         assert not api.requests
 
-    def test_a_batch_in_order(self, api, features):
+    def test_a_batch_in_order(self, api, feature):
         api.model.answers |= {
             "United Kingdom?\nA:": " London\nQ",
             "France?\nA:": " Paris\nQ",
             "Japan?\nA:": " Tokyo\nQ",
         }
-        places = ["the United Kingdom", "France", "Japan"]
-        states = features["text_qa"].run_batch(
-            [{"question": f"What is the capital of {place}?"} for place in places],
-            backend=instruct(),
-            progress_bar=False,
-        )
-        assert [state["answer"] for state in states] == [" London", " Paris", " Tokyo"]
+        sgl.set_default_backend(instruct())
+        assert [state["answer"] for state in feature("Batching", "states")] == [" London", " Paris", " Tokyo"]
 
-    def test_a_stream(self, api, features):
+    def test_a_stream(self, api, feature, capsys):
         api.model.answers["France?\nA:"] = " Paris it is, on the river Seine\nQ"
-        state = features["text_qa"].run(
-            question="What is the capital of France?", temperature=0.1, stream=True, backend=instruct()
-        )
-        text = "".join(state.text_iter())
-        assert text == "Q: What is the capital of France?\nA: Paris it is, on the river Seine"
+        sgl.set_default_backend(instruct())
+        assert feature("Streaming", "state")["answer"] == " Paris it is, on the river Seine"
+        assert capsys.readouterr().out == "Q: What is the capital of France?\nA: Paris it is, on the river Seine"
         assert api.bodies[0]["stream"] is True and api.bodies[0]["temperature"] == 0.1
 
 
