@@ -12,6 +12,7 @@ The file `benchmark/results/NAME.json` holds: name, title, date (UTC), commit, m
 """
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -100,6 +101,7 @@ def rounded(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
+@functools.cache
 def commit() -> str:
     """Short hash of the checkout; "+" where tracked files under python/ were changed since; "" outside git."""
 
@@ -113,6 +115,7 @@ def commit() -> str:
         return ""
 
 
+@functools.cache
 def machine() -> str:
     """The GPU, CPU, cores this process may use, memory. A script that has imported torch has the GPU torch sees."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""

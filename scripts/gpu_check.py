@@ -3,6 +3,7 @@
     python scripts/gpu_check.py demo                      # same text as the CPU for 50 prompts, up to near-ties
     python scripts/gpu_check.py kernels                   # each kernel against float64, then its time
     python scripts/gpu_check.py graphs                    # steps of an 8B model: graphs on and off, time by batch
+    python scripts/gpu_check.py table --out-dir DIR       # a server of that shape under every workload, beside others
     python scripts/gpu_check.py serve --model-path DIR    # a server with dummy weights: correctness and first figures
 
 Each part ends in a table and exits non-zero where a bound is broken. `--out FILE` keeps the figures as JSON.
@@ -10,6 +11,7 @@ Each part ends in a table and exits non-zero where a bound is broken. `--out FIL
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "python"))
+sys.path[:0] = [str(ROOT / "python"), str(ROOT / "benchmark")]
 
 COUNTRIES = [
     "France",
@@ -214,9 +216,19 @@ def graphs() -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["demo", "kernels", "graphs", "serve"])
-    parser.add_argument("--model-path", default="", help="Folder with config.json and tokenizer (part serve).")
+    parser.add_argument("part", choices=["demo", "kernels", "graphs", "serve", "table"])
+    parser.add_argument("--model-path", default="", help="Folder with config.json and tokenizer (parts serve, table).")
     parser.add_argument("--out", help="Write the figures here as JSON.")
+    more = parser.add_argument_group("part table")
+    more.add_argument("--out-dir", type=Path, default=Path("table"), help="Folder for figures, log and model.")
+    more.add_argument("--name", default="h200_llama8b_bf16", help="Of the files in it, and of the result.")
+    more.add_argument("--shape", default="llama8b", help="Of the model: llama8b, qwen3-0.6b or tiny.")
+    more.add_argument("--workloads", default="", help="Which, in this order; all by default.")
+    more.add_argument("--server-flags", default="", help='More flags for the server, e.g. "--quantization fp8".')
+    more.add_argument("--total-s", type=float, default=420, help="Seconds for all of it.")
+    more.add_argument("--each-s", type=float, default=60, help="Seconds for one workload.")
+    more.add_argument("--scale", type=float, default=1, help="Of lengths and numbers of requests.")
+    more.add_argument("--processes", type=int, default=min(8, max(1, (os.cpu_count() or 2) // 2)))
     args = parser.parse_args()
     match args.part:
         case "demo":
@@ -225,6 +237,14 @@ def main() -> int:
             figures = kernels()
         case "graphs":
             figures = graphs()
+        case "table":
+            import gpu_table
+
+            names = [name for name in (args.workloads or gpu_table.ORDER).split(",") if name]
+            figures = gpu_table.run(
+                args.model_path, args.shape, args.server_flags, names, args.out_dir, args.name, args.total_s,
+                args.each_s, args.scale, args.processes,
+            )  # fmt: skip
         case _:
             figures = serve(args.model_path)
     if args.out:
