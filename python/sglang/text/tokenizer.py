@@ -8,6 +8,7 @@ from typing import Any
 from sglang.base.errors import ConfigError, FieldError
 from sglang.text.engines import Engine, FastEngine, open_file, open_with_transformers
 from sglang.text.pieces import Table
+from sglang.text.released import open_released
 from sglang.text.templates import Messages, Template, choose
 
 FILES = ["tokenizer*", "special_tokens_map.json", "*.model", "*.tiktoken", "*.jinja", "chat_template.json",
@@ -35,6 +36,8 @@ def load(
     engine: Engine
     if mode == "auto" and file.is_file():
         engine = open_file(file)
+    elif mode == "auto" and not trust_remote_code and (released := open_released(folder, config)) is not None:
+        engine = released
     else:
         engine = open_with_transformers(folder, mode, trust_remote_code)
     if isinstance(engine, FastEngine):
