@@ -176,9 +176,10 @@ def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 async def _serve(config: ServerConfig, worker: WorkerHandle) -> None:
     from sglang.offline import load_tokenizer
-    from sglang.server.app import build_app, serve
+    from sglang.server.app import build_app, check_tls, serve
     from sglang.server.front import Front
 
+    check_tls(config)
     listener = _bind(config)
     front = Front(worker.link, load_tokenizer(config), config)
     worker.watch(front.fail_soon)

@@ -56,7 +56,7 @@ class ServerConfig:
     api_key: str | None = flag(None, "Key that requests must carry (Authorization: Bearer or X-API-Key).")
     ssl_keyfile: str | None = flag(None, "TLS private key; with --ssl-certfile the server speaks HTTPS.")
     ssl_certfile: str | None = flag(None, "TLS certificate chain.")
-    ssl_ca_certs: str | None = flag(None, "CA file to check client certificates against.")
+    ssl_ca_certs: str | None = flag(None, "CA file: clients must show a certificate that it vouches for.")
     ssl_keyfile_password: str | None = flag(None, "Password of the TLS private key.")
     log_level: Literal["debug", "info", "warning", "error"] = flag("info", "How much is logged.")
     log_level_http: Literal["debug", "info", "warning", "error"] | None = flag(None, "Same for HTTP; as --log-level.")
@@ -154,6 +154,8 @@ class ServerConfig:
 
     def _check_types(self) -> None:
         """What argparse checks of flags, for records built in Python."""
+        if self.ssl_ca_certs and not self.ssl_certfile:
+            raise ConfigError("--ssl-ca-certs needs --ssl-certfile and --ssl-keyfile")
         for f in dataclasses.fields(self):
             value, kinds = getattr(self, f.name), kinds_of(f)
             choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]

@@ -140,8 +140,11 @@ class Ready(Struct, tag=True, array_like=True, frozen=True, gc=False):
 
 
 class Step(Struct, tag=True, array_like=True, gc=False):
+    """`waited`: seconds in the queue, of each sequence that was admitted since the last Step."""
+
     pieces: list[Piece]
     stats: Stats
+    waited: list[float] = []
 
 
 class Flushed(Struct, tag=True, array_like=True, frozen=True, gc=False):

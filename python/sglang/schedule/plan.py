@@ -107,6 +107,7 @@ def _admit(state: State, draft: "_Draft", left: int, now: float) -> None:
         state.waiting.remove(seq)
         state.running.append(seq)
         promised = wanted
+            state.waited.append(now - seq.since)
         prefill_left -= need
         left -= draft.fill(seq, left)
 

@@ -162,6 +162,7 @@ class State:
     jump: Jump | None = None  # how text that a constraint forces becomes tokens; None: token by token
 
     def __post_init__(self) -> None:
+    waited: list[float] = field(default_factory=list)  # seconds in the queue, of those admitted; whoever tells, clears
         b = self.budget
         self.tree = RadixTree(b.page_size)
         self.free = list(range(b.pages - 1, -1, -1))

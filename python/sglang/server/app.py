@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import signal
 import socket
+import ssl
 from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,7 +21,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sglang.base.config import ServerConfig
-from sglang.base.errors import WorkerDied
+from sglang.base.errors import ConfigError, WorkerDied
 from sglang.server.front import Front
 from sglang.server.http import Operation, error_response
 from sglang.server.native import Native
@@ -107,6 +108,25 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
+def check_tls(config: ServerConfig) -> None:
+    """Read the files of --ssl-… as they will be read later, while what is wrong with them is still a setting.
+
+    Raises ConfigError.
+    """
+    if config.ssl_certfile is None:
+        return
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    flag = f"--ssl-certfile {config.ssl_certfile}, --ssl-keyfile {config.ssl_keyfile}"
+    try:
+        # Without a password of ours OpenSSL would ask for one on the terminal.
+        context.load_cert_chain(config.ssl_certfile, config.ssl_keyfile, config.ssl_keyfile_password or "")
+        if config.ssl_ca_certs is not None:
+            flag = f"--ssl-ca-certs {config.ssl_ca_certs}"
+            context.load_verify_locations(config.ssl_ca_certs)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise ConfigError(f"{flag}: {getattr(error, 'strerror', None) or error}") from None
+
+
 async def serve(app: ASGIApp, front: Front, config: ServerConfig, sockets: list[socket.socket]) -> None:
     """Serve until a signal or the worker's end.
 
@@ -132,6 +152,7 @@ async def serve(app: ASGIApp, front: Front, config: ServerConfig, sockets: list[
             ssl_keyfile=config.ssl_keyfile,
             ssl_certfile=config.ssl_certfile,
             ssl_ca_certs=config.ssl_ca_certs,
+            ssl_cert_reqs=ssl.CERT_REQUIRED if config.ssl_ca_certs else ssl.CERT_NONE,
             ssl_keyfile_password=config.ssl_keyfile_password,
         ),
         front,

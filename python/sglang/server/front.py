@@ -508,6 +508,8 @@ class Front:
                 now = time.monotonic()
                 streams, metrics = self._streams, self.metrics
                 metrics.step(message.stats, now)
+                for waited_s in message.waited:
+                    metrics.queued.observe(waited_s)
                 for piece in message.pieces:
                     stream = streams.get(piece.id)
                     if stream is None:

@@ -63,6 +63,7 @@ class Metrics:
         self.stats = Stats()
         self.requests = 0
         self.aborted = 0
+        self.queued = Histogram(FIRST_TOKEN_S)
         self.first_token = Histogram(FIRST_TOKEN_S)
         self.between_tokens = Histogram(BETWEEN_TOKENS_S)
         self.request = Histogram(REQUEST_S)
@@ -119,6 +120,7 @@ class Metrics:
             counter.add_metric([self._model], value)
             yield counter
         for histogram, name, help in (
+            (self.queued, "queue_time_seconds", "From the arrival of a sequence at the scheduler to its admission."),
             (self.first_token, "time_to_first_token_seconds", "From the arrival of a request to its first token."),
             (self.between_tokens, "inter_token_latency_seconds", "Between two tokens of a sequence."),
             (self.request, "e2e_request_latency_seconds", "From the arrival of a request to its last token."),

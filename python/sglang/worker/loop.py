@@ -80,7 +80,8 @@ def serve(
         if pieces or messages or landed is not None:
             stats = state.stats()
             stats.compiling = grammars.waiting if grammars is not None else 0
-            link.send(Step(pieces, stats))
+            waited, state.waited = state.waited, []
+            link.send(Step(pieces, stats, waited))
 
 
 def last_words(link: Link[ToWorker, FromWorker], reason: str, setting: bool = False) -> None:

@@ -25,6 +25,7 @@ class Report:
         self._decodes = 0
         self._since: tuple[float, int] | None = None  # time and generated tokens at the last decode line
         self._retractions = 0
+        self._cached = 0  # prompt tokens that the cache had given by the last prefill line
         self._beat = time.monotonic()
         self._busy = False
         if on_hang is not None:
@@ -47,13 +48,16 @@ class Report:
         if prefill > 0 and log.isEnabledFor(logging.INFO):
             share = stats.prompt_cached_tokens / max(stats.prompt_tokens, 1)
             log.info(
-                "Prefill batch. #new-seq: %d, #new-token: %d, cache hit rate: %.2f%%, #running-req: %d, #queue-req: %d",
+                "Prefill batch. #new-seq: %d, #new-token: %d, #cached-token: %d, cache hit rate: %.2f%%, "
+                "#running-req: %d, #queue-req: %d",
                 len(plan.seats),
                 prefill,
+                stats.prompt_cached_tokens - self._cached,
                 100 * share,
                 stats.running,
                 stats.waiting,
             )
+            self._cached = stats.prompt_cached_tokens
             return
         self._decodes += 1
         if self._decodes % self._interval:

@@ -44,7 +44,7 @@ FROM_WORKER: list[Any] = [
     Ready("llama", "L", "float32", "cpu", 10, 20, 30, 1, 4, 5, 6, 7, 0.5, (1, 2)),
     Step([Piece(1, [2], Finish("stop", 2), [SCORE], [Score(1, None), SCORE], 7), Piece(2, [])], Stats(running=1)),
     Step([Piece(1, [], Finish("abort", None, "why", 503))], Stats()),
-    Step([Piece(1, [3], Finish("stop", "text"))], Stats()),
+    Step([Piece(1, [3], Finish("stop", "text"))], Stats(), [0.25, 3.0]),
     Flushed(3, True),
     Failed("why", True),
 ]

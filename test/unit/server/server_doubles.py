@@ -110,6 +110,7 @@ class EchoWorker:
         self._known: dict[tuple[int, ...], int] = {}  # prompts that came before: all but the last token is cached
         self._cached: dict[int, int] = {}
         self._stats = Stats(total_tokens=10_000)
+        self._waited: list[float] = []  # of sequences that nobody was told of
         self._last_words: str | None = None
         self._paused = threading.Event()
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -162,7 +163,8 @@ class EchoWorker:
                 self._stats.steps += 1
                 self._stats.generated_tokens += sum(len(p.tokens) for p in pieces)
                 self._stats.running = len(self._open)
-                self.link.send(Step(pieces, self._stats))
+                self.link.send(Step(pieces, self._stats, self._waited))
+                self._waited = []
                 if self.step_s:
                     time.sleep(self.step_s)
 
@@ -181,6 +183,7 @@ class EchoWorker:
         self._open[submit.id] = (submit, self.script(submit), 0)
         self._cached[submit.id] = known
         self._stats.prompt_tokens += len(submit.tokens)
+        self._waited.append(0.25)
 
     def _next(self, id: int) -> Piece:
         submit, script, at = self._open[id]

@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ import pytest
 from server_doubles import EchoWorker, eventually
 
 from sglang.base.config import ServerConfig
-from sglang.base.errors import WorkerDied
+from sglang.base.errors import ConfigError, WorkerDied
 from sglang.base.link import pair
 from sglang.base.messages import Stop
-from sglang.server.app import build_app, serve
+from sglang.server.app import build_app, check_tls, serve
 from sglang.server.front import Front
 from sglang.text import tokenizer as text
 
@@ -165,6 +166,7 @@ class Served:
         self.listener = socket.create_server(("127.0.0.1", 0))
         scheme = "https" if self.config.ssl_certfile else "http"
         self.url = f"{scheme}://127.0.0.1:{self.listener.getsockname()[1]}"
+        self.trust = ssl.create_default_context()
         self._ours = ours
 
     def run(self, scenario: Any) -> float:
@@ -174,7 +176,7 @@ class Served:
 
         def act() -> None:
             try:
-                assert httpx.get(self.url + "/health", timeout=10, verify=False).status_code == 200
+                assert httpx.get(self.url + "/health", timeout=10, verify=self.trust).status_code == 200
                 scenario(self)
             except BaseException as error:
                 failures.append(error)
@@ -281,23 +283,58 @@ def test_answers_do_not_wait_for_acknowledgements(tokenizer_folder: Path) -> Non
     assert sorted(times)[5] < 0.03
 
 
-def test_with_a_certificate_it_speaks_https(tokenizer_folder: Path, tmp_path: Path) -> None:
-    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
-    command = (
-        "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1 -days 1"
+def certify(folder: Path, *more: str) -> tuple[str, str]:
+    """(key, certificate): files for 127.0.0.1, made by openssl with `more` arguments."""
+    key, certificate = str(folder / "key.pem"), str(folder / "cert.pem")
+    command = "openssl req -x509 -newkey rsa:2048 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1 -days 1"
+    subprocess.run(
+        [*command.split(), *(more or ("-nodes",)), "-keyout", key, "-out", certificate], check=True, capture_output=True
     )
-    files = ["-keyout", str(key), "-out", str(certificate)]
-    subprocess.run([*command.split(), *files], check=True, capture_output=True)
-    config = ServerConfig(model_path="m", random_seed=1, ssl_keyfile=str(key), ssl_certfile=str(certificate))
+    return key, certificate
+
+
+@pytest.mark.parametrize("with_clients_known", [False, True])
+def test_with_a_certificate_it_speaks_https(tokenizer_folder: Path, tmp_path: Path, with_clients_known: bool) -> None:
+    key, certificate = certify(tmp_path)
+    config = ServerConfig(
+        model_path="m", random_seed=1, ssl_keyfile=key, ssl_certfile=certificate,
+        ssl_ca_certs=certificate if with_clients_known else None,
+    )  # fmt: skip
+    check_tls(config)
     served = Served(tokenizer_folder, 1, config)
+    served.trust.load_verify_locations(certificate)
+    if with_clients_known:
+        served.trust.load_cert_chain(certificate, key)
 
     def scenario(server: Served) -> None:
-        trust = ssl.create_default_context(cafile=str(certificate))
-        answer = httpx.post(server.url + "/generate", json={"text": "one"}, verify=trust)
+        answer = httpx.post(server.url + "/generate", json={"text": "one"}, verify=server.trust)
         assert answer.json()["text"] == "one"
+        stranger = ssl.create_default_context(cafile=certificate)
+        try:
+            assert httpx.get(server.url + "/health", verify=stranger).status_code == 200
+            assert not with_clients_known
+        except httpx.HTTPError:
+            assert with_clients_known
         os.kill(os.getpid(), signal.SIGTERM)
 
     served.run(scenario)
+
+
+def test_certificates_that_cannot_be_read_are_settings(tmp_path: Path) -> None:
+    key, certificate = certify(tmp_path, "-passout", "pass:secret")
+    (tmp_path / "no.pem").write_text("no certificate")
+    good = ServerConfig(ssl_keyfile=key, ssl_certfile=certificate, ssl_keyfile_password="secret")
+    check_tls(good)
+    for change, flag in (
+        ({"ssl_keyfile_password": None}, "--ssl-keyfile"),
+        ({"ssl_keyfile_password": "wrong"}, "--ssl-keyfile"),
+        ({"ssl_certfile": "/nowhere"}, "--ssl-certfile /nowhere"),
+        ({"ssl_certfile": str(tmp_path / "no.pem")}, "--ssl-certfile"),
+        ({"ssl_ca_certs": "/nowhere"}, "--ssl-ca-certs /nowhere"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            check_tls(replace(good, **change))
+        assert flag in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_an_idle_server_stops_at_the_first_signal(tokenizer_folder: Path) -> None:

@@ -53,6 +53,14 @@ def test_counters_and_gauges_are_the_workers(metrics: Metrics) -> None:
     assert {name: found[name] for name in expected} == expected
 
 
+def test_time_in_the_queue_is_told_by_the_worker(metrics: Metrics) -> None:
+    for waited_s in (0.5, 0.002):
+        metrics.queued.observe(waited_s)
+    found = samples(metrics)
+    assert found["queue_time_seconds_count", ""] == 2
+    assert found["queue_time_seconds_bucket", "0.005"] == 1
+
+
 def test_throughput_is_of_the_last_seconds_and_falls_to_zero_when_idle(metrics: Metrics) -> None:
     for i in range(31):
         metrics.step(Stats(generated_tokens=50 * i), 100 + i / 10)

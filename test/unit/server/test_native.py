@@ -355,6 +355,8 @@ def test_metrics_count_what_was_served(serving: Any) -> None:
         assert value("prompt_tokens_total") == value("generation_tokens_total") == 3 * tokens
         assert value("time_to_first_token_seconds_count") == value("e2e_request_latency_seconds_count") == 3
         assert value("inter_token_latency_seconds_count") == 3 * (tokens - 1)
+        assert value("queue_time_seconds_count") == 3
+        assert value("queue_time_seconds_sum") == 0.75
         assert value("num_aborted_requests_total") == 0
         for name in ("num_running_reqs", "num_queue_reqs", "token_usage", "cache_hit_rate", "gen_throughput"):
             value(name)

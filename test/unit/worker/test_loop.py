@@ -100,6 +100,8 @@ def test_a_sequence_is_served_token_by_token(overlap: bool) -> None:
         assert token == next_token(known)
         known.append(token)
     assert len(tokens) == 5
+    [waited_s] = [s for m in messages for s in m.waited]
+    assert 0 <= waited_s < 20
     running.stop()
 
 

@@ -27,10 +27,21 @@ def test_prefills_and_decodes_are_told(caplog: pytest.LogCaptureFixture) -> None
     run.send(submit(1, [1, 2, 3, 4], 8))
     run.send(submit(2, [5, 6], 8))
     lines = follow(run, Report(2), caplog)
-    assert lines[0].startswith("Prefill batch. #new-seq: 2, #new-token: 6, cache hit rate: 0.00%")
+    assert lines[0].startswith("Prefill batch. #new-seq: 2, #new-token: 6, #cached-token: 0, cache hit rate: 0.00%")
     decodes = [line for line in lines if line.startswith("Decode batch. #running-req: 2")]
     assert decodes
     assert all("token usage: 0." in line and "gen throughput (token/s): 200.00" in line for line in decodes)
+
+
+def test_a_prefill_line_tells_what_the_cache_gave_since_the_last_one(caplog: pytest.LogCaptureFixture) -> None:
+    run = Run()
+    report = Report(1000)
+    for id in (1, 2):
+        run.send(submit(id, [1, 2, 3, 4, 5, 6], 1))
+        follow(run, report, caplog)
+    lines = [record.getMessage() for record in caplog.records]
+    assert "#new-token: 6, #cached-token: 0," in lines[0]
+    assert "#cached-token: 5," in lines[1]
 
 
 def test_retractions_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
