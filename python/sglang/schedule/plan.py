@@ -102,12 +102,12 @@ def _admit(state: State, draft: "_Draft", left: int, now: float) -> None:
             seq.cached = min(seq.computed, seq.first)  # a constraint may have put tokens behind the prompt
             state.count.prompt_tokens += seq.first
             state.count.prompt_cached_tokens += seq.cached
+            state.waited.append(now - seq.since)
         seq.slot = state.slots.pop()
         seq.status = Status.RUNNING
         state.waiting.remove(seq)
         state.running.append(seq)
         promised = wanted
-            state.waited.append(now - seq.since)
         prefill_left -= need
         left -= draft.fill(seq, left)
 

@@ -159,10 +159,10 @@ class State:
     held: dict[int, Seq] = field(default_factory=dict)  # status HELD, oldest first
     flights: deque[Flown] = field(default_factory=deque)
     count: Counters = field(default_factory=Counters)
+    waited: list[float] = field(default_factory=list)  # seconds in the queue, of those admitted; whoever tells, clears
     jump: Jump | None = None  # how text that a constraint forces becomes tokens; None: token by token
 
     def __post_init__(self) -> None:
-    waited: list[float] = field(default_factory=list)  # seconds in the queue, of those admitted; whoever tells, clears
         b = self.budget
         self.tree = RadixTree(b.page_size)
         self.free = list(range(b.pages - 1, -1, -1))
