@@ -149,13 +149,13 @@ class ServerConfig:
             raise ConfigError(f"--node-rank must be in [0, --nnodes = {self.nnodes}), got {self.node_rank}")
         if bool(self.ssl_keyfile) != bool(self.ssl_certfile):
             raise ConfigError("--ssl-keyfile and --ssl-certfile go together")
+        if self.ssl_ca_certs and not self.ssl_certfile:
+            raise ConfigError("--ssl-ca-certs needs --ssl-certfile and --ssl-keyfile")
         self._refuse_what_is_not_built()
         return dataclasses.replace(self, **new)
 
     def _check_types(self) -> None:
         """What argparse checks of flags, for records built in Python."""
-        if self.ssl_ca_certs and not self.ssl_certfile:
-            raise ConfigError("--ssl-ca-certs needs --ssl-certfile and --ssl-keyfile")
         for f in dataclasses.fields(self):
             value, kinds = getattr(self, f.name), kinds_of(f)
             choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
