@@ -20,6 +20,7 @@ from sglang.base.errors import ConfigError
 from sglang.models.decoder import Model
 from sglang.models.layout import Cut, Names, Packed
 from sglang.models.quantized import Takers, takers
+from sglang.models.shards import check_ranks, joined, rank_of
 from sglang.models.spec import Decoder, Family
 from sglang.quant.base import Grid
 from sglang.quant.formats import NARROW, Format
@@ -122,7 +123,15 @@ def _jobs(
 ) -> list[_Job]:
     """What to read for each place, every name and shape checked. Raises ConfigError."""
     headers: dict[str, Header] = {}
+    pieces: dict[str, list[Path]] = {}  # of tensors that were cut for ranks: their files
+    check_ranks(files, folder)
     for file, name, shape, dtype in _headers(files):
+        if rank_of(file) is not None:
+            pieces.setdefault(name, []).append(file)
+            headers.setdefault(name, (file, shape, dtype))
+            if headers[name][1:] != (shape, dtype):
+                raise ConfigError(f"{file.name}: {name} has shape {list(shape)}, in {headers[name][0].name} another")
+            continue
         if name in headers:
             raise ConfigError(f"{file.name}: {name} is also in {headers[name][0].name}")
         headers[name] = file, shape, dtype
@@ -149,6 +158,11 @@ def _jobs(
             raise ConfigError(f"{file.name}: {name} has type {dtype}; known: {', '.join(PLAIN)}")
         module = name.removesuffix(".weight") if name in modules else None
         made = _Job(modules.get(name) or tuple((headers[n][0], n) for n in names), wanted, cut, module)
+        if len(files_of := pieces.get(name, [])) > 1:
+            if module is not None or beside is not None:
+                raise ConfigError(f"{file.name}: {name} is cut for ranks, and not in floating point")
+            made = _Job(tuple((one, name) for one in files_of), wanted, joined(cut))
+            names = names * len(files_of)
         targets = [places[place] for place in wanted]
         _check_shapes(made, [headers[n][1:] for n in names], targets, spec)
         for place in wanted:
@@ -288,6 +302,7 @@ def _files(folder: Path, load_format: str) -> list[Path]:
         if load_format == "safetensors":
             raise ConfigError(f"{folder}: no *.safetensors there (--load-format safetensors)")
     found = _indexed(folder, "pytorch_model.bin.index.json") or sorted(folder.glob("pytorch_model*.bin"))
+    found = found or sorted(file for file in folder.glob("*.bin") if rank_of(file) is not None)
     if not found:
         raise ConfigError(f"{folder}: no weights there; --load-format dummy serves random ones")
     return found
