@@ -9,6 +9,7 @@ import asyncio
 import logging
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from contextvars import ContextVar
@@ -35,7 +36,7 @@ from sglang.lang.interpreter import (
     execute,
     fusable,
 )
-from sglang.lang.ir import Expr, Fork, Gen, Select, SglSamplingParams, VarEnd
+from sglang.lang.ir import Expr, Fork, Gen, Join, Select, SglSamplingParams, VarEnd
 
 log = logging.getLogger("sglang.lang")
 
@@ -56,8 +57,9 @@ class Run:
     open: the body still runs while others may read (a streaming run); they wait for what it has not said yet.
     """
 
-    def __init__(self, stream: bool = False):
+    def __init__(self, stream: bool = False, name: str = ""):
         self.stream = stream
+        self.name = name
         self.open = False
         self.lock = threading.Lock()
         self.held: dict[Executor, None] = {}  # those that hold a gen back, for others to come along
@@ -165,6 +167,8 @@ class Executor(Transcript):
         self._busy = False  # with a request; the flow waits for its events
         self._until: Until | None = None
         self._waiters: list[tuple[Callable[[], bool], Callable[[], None]]] = []
+        self.stamps: dict[int, float] = {}  # when forks and joins of the history were done
+        self._since = 0.0
         self._flow = execute(self)
 
     def child(self) -> "Executor":
@@ -175,6 +179,15 @@ class Executor(Transcript):
     @property
     def hurried(self) -> bool:
         return self.pending[0][2] <= self.run.flushed
+
+    def lap(self) -> float:
+        before, self._since = self._since, time.monotonic()
+        return self._since - before
+
+    def done(self) -> None:
+        if isinstance(self.pending[0][0], Fork | Join):
+            self.stamps[self.executed] = time.monotonic()
+        super().done()
 
     def branch(self, child: Transcript) -> None:
         super().branch(child)
@@ -358,6 +371,7 @@ class Executor(Transcript):
                     cast(Executor, child)._waiters.append((lambda child=child: child.settled, self._child_settled))
             case _:
                 self._work()
+                self._since = time.monotonic()
                 if loop.here():
                     self._begin(ask)
                 else:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 from sglang.base.chat import ChatTemplate
 from sglang.base.choices import METHODS
@@ -98,6 +98,12 @@ Flow = Generator[Ask, Any, None]
 MORE, HOLD, NEXT = More(), More(patient=True), Next()
 
 
+class Outcome(NamedTuple):
+    value: str | list[str]
+    meta: Meta | None
+    seconds: float
+
+
 @dataclass(slots=True)
 class ChainGen:
     name: str | None
@@ -133,6 +139,7 @@ class Transcript:
         self.pending: deque[tuple[Expr, Where | None, int]] = deque()  # node, its line, its number in the run
         self.promised: dict[str, int] = {}  # variables that pending nodes will set
         self.history: list[Expr] = []  # what has been done
+        self.outcomes: dict[int, Outcome] = {}  # what gens and selects came to, by their place in the history
         self.submitted = 0
         self.executed = 0
         self.awaited = 0  # the program waits for nodes up to this one
@@ -169,11 +176,17 @@ class Transcript:
             self.spare = self.spare.removeprefix(text) if self.spare.startswith(text) else ""
 
     def bind(self, name: str | None, value: str | list[str], meta: Meta | None) -> None:
+        """The gen or select at the head has come to `value`."""
+        self.outcomes[self.executed] = Outcome(value, meta, self.lap())
         self.meta_info[name] = meta
         self.partial[name] = (value if isinstance(value, str) else value[0], meta)
         if name is not None:
             self.variables[name] = value
             self._keep(name)
+
+    def lap(self) -> float:
+        """Seconds since the last lap or request; whoever drives the flow has a clock."""
+        return 0.0
 
     def _keep(self, name: str) -> None:
         left = self.promised.get(name, 0) - 1

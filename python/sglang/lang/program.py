@@ -139,7 +139,7 @@ class SglFunction:
             results[i] = state
         return results
 
-    def trace(self, *, backend: Any = None, **kwargs: Any) -> "tracer.Trace":
+    def trace(self, backend: Any = None, **kwargs: Any) -> "tracer.Trace":
         """The program's graph: what it does with these arguments, and with unknown values where none are given, as
         far as that does not depend on what is generated. Never asks a backend for anything but its chat template."""
         return tracer.trace(self, kwargs, _template_of(backend))
@@ -188,7 +188,7 @@ class SglFunction:
         assert not (stream and self.num_api_spec_tokens and found.spec == "chat"), (
             "num_api_spec_tokens does not stream with chat models: variables are known when the message ends"
         )
-        run = Run(stream)
+        run = Run(stream, self.__name__)
         fuse = global_config.enable_fusion if self.fuse is None else self.fuse
         params = SglSamplingParams().but(overrides(sampling))
         root = Executor(run, found, found.get_chat_template(), params, fuse, self.num_api_spec_tokens)

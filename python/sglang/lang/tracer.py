@@ -10,6 +10,8 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Self
 
 from sglang.base.chat import ChatTemplate
+from sglang.base.choices import token_length_normalized
+from sglang.lang.drawing import Step, lines, svg
 from sglang.lang.ir import (
     Expr,
     Gen,
@@ -234,21 +236,18 @@ class Trace:
                     break
         return text
 
-    def lines(self) -> list[str]:
-        """The graph as text, one node a line."""
-        found = [f"program {self.name}", *(f"  {line}" for line in _lines(self.state))]
-        return [*found, f"  ... {self.ended}"] if self.ended else found
+    def steps(self) -> list[Step]:
+        found = _steps(self.state)
+        return [*found, Step(f"... {self.ended}")] if self.ended else found
 
     def print_graph_dfs(self) -> None:
         print(self)
 
     def __str__(self) -> str:
-        return "\n".join(self.lines())
+        return "\n".join([f"program {self.name}", *(f"  {line}" for line in lines(self.steps()))])
 
     def _repr_svg_(self) -> str:
-        from sglang.lang.explain import svg
-
-        return svg(self.lines())
+        return svg(f"program {self.name}", self.steps())
 
 
 def tracing() -> bool:
@@ -293,20 +292,19 @@ def _step(body: Any) -> Any:
     raise TypeError("the program waits for something that is not known while it is traced")
 
 
-def _lines(state: TraceState) -> Iterator[str]:
+def _steps(state: TraceState) -> list[Step]:
+    steps = []
     for node in state.nodes:
         match node:
             case ForkNode(states=states):
-                yield f"fork {len(states)}"
-                for i, child in enumerate(states):
-                    last = i == len(states) - 1
-                    yield f"{'└' if last else '├'}─ [{i}]"
-                    for line in _lines(child):
-                        yield f"{' ' if last else '│'}    {line}"
+                steps.append(Step(f"fork {len(states)}", branches=[_steps(child) for child in states]))
+            case JoinNode(mode=mode):
+                steps.append(Step(f"join {mode}", joins=True))
             case CallNode(trace=inner):
-                yield from inner.lines()
+                steps.append(Step(f"program {inner.name}", branches=[inner.steps()]))
             case _:
-                yield describe(node)
+                steps.append(Step(describe(node), asks=isinstance(node, Gen | Select)))
+    return steps
 
 
 def describe(node: Expr) -> str:
@@ -320,7 +318,8 @@ def describe(node: Expr) -> str:
             settings = "".join(f" {key}={value!r}" for key, value in sampling.items())
             return f"gen {name or '-'}{settings}"
         case Select(name, choices, _, method):
-            return f"select {name or '-'} of {choices} by {getattr(method, '__name__', method)}"
+            by = "" if method is token_length_normalized else f" by {getattr(method, '__name__', method)}"
+            return f"select {name or '-'} of {choices}{by}"
         case Image():
             return "image"
         case Video(path, frames):
@@ -333,8 +332,6 @@ def describe(node: Expr) -> str:
             return f"variable {name} begins"
         case VarEnd(name):
             return f"variable {name} ends"
-        case JoinNode(mode=mode):
-            return f"join {mode}"
         case _:
             return type(node).__name__
 

@@ -197,6 +197,7 @@ def _count(meta: ChainMeta, output: Output, known: int) -> None:
 
 async def _select(front: Front, chain: Chain, select: Select, text: str, meta: ChainMeta) -> ChainPart:
     """Score every choice behind `text` in one batch, which shares the text's KV, and let the method pick."""
+    began, before = time.monotonic(), (meta.prompt_tokens, meta.cached_tokens)
     prefix_tokens = len(await front.encode(text)) if text else 0
     rows = await _score(front, chain, [text + choice for choice in select.choices], max(prefix_tokens - 2, 0), meta)
     given = [choice_tokens(text, prefix_tokens, triples, total) for triples, total in rows]
@@ -206,9 +207,13 @@ async def _select(front: Front, chain: Chain, select: Select, text: str, meta: C
         ids = [[token for _, token, _ in row] for row in given]
         alone = [triples for triples, _ in await _score(front, chain, ids, 0, meta)]
     decision = decide(method, select.choices, given, alone=alone)
-    return ChainPart(
-        name=select.name, text=decision.decision, decision=decision.decision, meta_info=decision.meta_info or {}
-    )
+    cost = {
+        "prompt_tokens": meta.prompt_tokens - before[0],
+        "cached_tokens": meta.cached_tokens - before[1],
+        "e2e_latency": time.monotonic() - began,
+    }
+    told = {**(decision.meta_info or {}), **cost}
+    return ChainPart(name=select.name, text=decision.decision, decision=decision.decision, meta_info=told)
 
 
 async def _score(

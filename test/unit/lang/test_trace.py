@@ -8,6 +8,7 @@ import pytest
 from lang_doubles import Scripted
 
 import sglang as sgl
+from sglang.lang.explain import main as explain_main
 
 
 class Silent(Scripted):
@@ -39,7 +40,7 @@ def test_the_graph_goes_as_far_as_nothing_is_looked_at() -> None:
     assert lines[0] == "program program"
     assert "  gen a max_new_tokens=5" in lines
     assert "  fork 2" in lines and sum("gen p" in line for line in lines) == 2
-    assert "  select c of ['x', 'y'] by token_length_normalized" in lines
+    assert "  select c of ['x', 'y']" in lines
     assert "never seen" not in str(graph)
 
 
@@ -113,14 +114,86 @@ def test_async_and_nested_programs_are_traced_too() -> None:
     assert "text 'inner '" in text and "text 'end'" in text and "..." not in text
 
 
-def test_explain_prints_and_draws(tmp_path: Path) -> None:
-    def answer(text: str, params: Any) -> str:
-        return "<b> & co"
+def letters(text: str, params: Any) -> str:
+    return "<b> & co"
 
+
+def words(svg: str) -> list[str]:
+    """What a drawing says, without its tooltips."""
+    root = ElementTree.fromstring(svg)
+    return [element.text or "" for element in root.iter("{http://www.w3.org/2000/svg}text")]
+
+
+def test_explain_prints_and_draws_a_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = sgl.explain(program, plot=tmp_path / "plan.svg")
-    assert "fork 2" in str(plan)
-    assert "gen p" in "".join(ElementTree.parse(tmp_path / "plan.svg").getroot().itertext())
-    done = sgl.explain(program.run("mice", backend=Scripted(answer)))
-    assert "gen a max_new_tokens=5 -> '<b> & co'  [prompt " in str(done)
-    assert "└─ [1]" in str(done)
-    assert ElementTree.fromstring(done._repr_svg_()) is not None
+    assert capsys.readouterr().out == f"{plan}\n"
+    assert str(plan).splitlines()[0] == "program program" and "  fork 2" in str(plan).splitlines()
+    drawn = words((tmp_path / "plan.svg").read_text())
+    assert drawn == words(plan._repr_svg_())
+    assert drawn[0] == "program program" and drawn.count("gen p") == 2 and "join gather_variable" in drawn
+
+
+def test_explain_tells_what_each_answer_of_a_run_was_and_cost(capsys: pytest.CaptureFixture[str]) -> None:
+    class Costly(Scripted):
+        async def async_generate(self, s: Any, sampling_params: Any) -> Any:
+            text, _ = await super().async_generate(s, sampling_params)
+            n = len(self.requests)
+            return f"{text} {n}", {"prompt_tokens": 60, "cached_tokens": 40, "completion_tokens": n, "e2e_latency": n}
+
+    @sgl.function
+    def loop(s: Any) -> None:
+        for _ in range(2):
+            s += sgl.gen("same")
+
+    done = sgl.explain(loop.run(backend=Costly(letters)))
+    assert capsys.readouterr().out == f"{done}\n"
+    assert str(done).splitlines() == [
+        "run of loop",
+        "  gen same -> '<b> & co 1'  [40 cached, 20 computed, 1 generated, 1.000 s]",
+        "  gen same -> '<b> & co 2'  [40 cached, 20 computed, 2 generated, 2.000 s]",
+    ]
+    assert "40 cached, 20 computed, 2 generated, 2.000 s" in words(done._repr_svg_())
+    colors = [r.get("fill") for r in ElementTree.fromstring(done._repr_svg_()).iter("{http://www.w3.org/2000/svg}rect")]
+    assert [colors.count(color) for color in ("#9fc5e8", "#0b5394", "#38761d")] == [3, 3, 3]  # each answer, the legend
+
+
+def test_explain_measures_what_the_backend_does_not_tell_and_shows_where_a_run_ended() -> None:
+    @sgl.function
+    def forks(s: Any) -> None:
+        group = s.fork(2)
+        group += sgl.gen("p")
+        group.join()
+        s += sgl.gen("bad")
+
+    class Two(Scripted):
+        async def async_generate(self, s: Any, sampling_params: Any) -> Any:
+            if len(self.requests) == 2:
+                raise RuntimeError("broken")
+            return await super().async_generate(s, sampling_params)
+
+    lines = str(sgl.explain(forks.run(backend=Two(letters, delay=0.05)))).splitlines()
+    assert lines[1:3] == ["  fork 2", "  ├─ [0]"] and lines[4] == "  └─ [1]"
+    for line in (lines[3], lines[5], lines[6]):  # a gen of each state, the join
+        seconds = float(line.rpartition(" s]")[0].split()[-1].lstrip("["))
+        assert 0.04 < seconds < 5, line
+    assert lines[-1] == "  ... RuntimeError: broken"
+
+
+def test_explain_from_a_shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import sglang as sgl\n@sgl.function\ndef tell(s, topic):\n    s += 'On ' + topic + sgl.gen('a')\n"
+        "if __name__ == '__main__':\n    raise SystemExit('it was run')\n"
+    )
+    assert explain_main([f"{file}:tell", "topic=mice", "--plot", str(tmp_path / "a.svg")]) == 0
+    assert capsys.readouterr().out == "program tell\n  text 'On mice'\n  gen a\n"
+    assert words((tmp_path / "a.svg").read_text())[-1] == "gen a"
+    for bad, says in (
+        ([f"{file}:tel"], "programs there: tell"),
+        ([f"{tmp_path}/no.py:tell"], "no file"),
+        ([f"{file}:tell", "mice"], "ARGUMENT=VALUE"),
+        ([f"{file}:tell", "topics=mice"], "topics"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            explain_main(bad)
+        assert caught.value.code == 2 and says in capsys.readouterr().err
