@@ -95,6 +95,10 @@ class Dense:
     def multiply_add(self, x: Tensor, other: Tensor) -> Tensor:
         if self._packed is not None and not (self._single and x.shape[0] == 1):
             return torch.ops.mkldnn._linear_pointwise.binary(x, other, self._packed, self.bias, "add")
+        if self._alone(x) and other.is_contiguous():
+            from sglang.kernels.matvec import matvec
+
+            return matvec(x, self.weight, self.bias, other)
         if self.bias is None and x.is_cuda:
             return other.addmm_(x, self.weight.t())  # the product's own kernel adds
         return self._plain(x).add_(other)
