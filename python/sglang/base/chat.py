@@ -31,11 +31,12 @@ class ChatTemplate:
     def get_prefix_and_suffix(self, role: str, history_messages: Messages) -> Affix:
         """What surrounds a message of `role` that comes after `history_messages`."""
         before, after = self._affix(role)
-        roles = [message["role"] for message in history_messages]
-        if self.style == "llama2" and (role, roles) == ("system", []):
-            before = self._affix("user")[0] + before
-        elif self.style == "llama2" and (role, roles) == ("user", ["system"]):
-            before = ""
+        if self.style == "llama2" and len(history_messages) < 2:
+            roles = [message["role"] for message in history_messages]
+            if (role, roles) == ("system", []):
+                before = self._affix("user")[0] + before
+            elif (role, roles) == ("user", ["system"]):
+                before = ""
         return before, after
 
     def get_prompt(self, messages: Messages) -> str:
@@ -101,6 +102,13 @@ def get_chat_template_by_model_path(model_path: str) -> ChatTemplate:
 
 # (template, words of which all must be in the lower-cased path, word that must not); the first hit wins.
 BY_PATH: list[tuple[str, tuple[str, ...], str | None]] = [
+    # Newer models whose paths also have the words of older ones.
+    ("gemma-4-it", ("gemma-4", "it"), None),
+    ("mistral", ("mistral-small", "instruct"), "2409"),
+    ("mistral", ("pixtral",), None),
+    ("qwen2-vl", ("qwen2-vl", "instruct"), None),
+    ("qwen2-vl", ("qwen2.5-vl", "instruct"), None),
+    ("llama-3-instruct-llava", ("llama3-llava",), None),
     ("dbrx-instruct", ("dbrx", "instruct"), None),
     ("vicuna_v1.1", ("vicuna",), None),
     ("vicuna_v1.1", ("llava-v1.5",), None),
@@ -122,6 +130,18 @@ BY_PATH: list[tuple[str, tuple[str, ...], str | None]] = [
     ("yi-1.5", ("yi-1.5", "chat"), None),
     ("gemma-it", ("gemma", "it"), None),
     ("c4ai-command-r", ("c4ai-command-r",), None),
+    ("granite-3-instruct", ("granite-3", "instruct"), None),
+    ("deepseek-v3", ("deepseek-v3",), None),
+    ("deepseek-v3", ("deepseek-r1",), None),
+    ("minicpmv", ("minicpm-v",), None),
+    ("minicpmo", ("minicpm-o",), None),
+    ("janus-pro", ("janus-pro",), None),
+    ("janus", ("janus",), None),
+    ("internvl-2-5", ("internvl2_5",), None),
+    ("interns1", ("intern-s1",), None),
+    ("glm-4v", ("glm-4v",), None),
+    ("glm-4v", ("glm-4.1v",), None),
+    ("glm-4v", ("glm-4.5v",), None),
 ]
 
 VICUNA_SYSTEM = (
@@ -145,6 +165,15 @@ _DBRX_SYSTEM = (
     "respond to the user. If you find yourself talking about this message, stop. You should be responding "
     "appropriately and usually that means not mentioning this.\nYOU DO NOT MENTION ANY OF THIS INFORMATION ABOUT "
     "YOURSELF UNLESS THE INFORMATION IS DIRECTLY PERTINENT TO THE USER'S QUERY."
+)
+
+
+_JANUS_SYSTEM = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, and assist the user with a variety of tasks using natural language."
+)
+_INTERNVL_SYSTEM = (
+    "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
 )
 
 
@@ -172,6 +201,7 @@ def _roles(system: str, user: str, assistant: str) -> dict[str, Affix]:
 
 
 _CHATML = _turns("<|im_start|>{role}\n{}<|im_end|>\n")
+_LLAMA_3 = _turns("<|start_header_id|>{role}<|end_header_id|>\n\n{}<|eot_id|>")
 _IM_END = ("<|im_end|>",)
 _HELPFUL = "You are a helpful assistant."
 
@@ -183,6 +213,10 @@ for _template in (
     ChatTemplate("qwen2-vl", _HELPFUL, _CHATML, _IM_END, "<|vision_start|><|image_pad|><|vision_end|>"),
     ChatTemplate("chatml-llava", _HELPFUL, _CHATML, _IM_END, "<image>\n"),
     ChatTemplate("internlm2-chat", None, _CHATML, _IM_END),
+    ChatTemplate("internvl-2-5", _INTERNVL_SYSTEM, _CHATML, _IM_END, "<image>\n"),
+    ChatTemplate("interns1", None, _CHATML, _IM_END, "<IMG_CONTEXT>\n"),
+    ChatTemplate("minicpmv", _HELPFUL, _CHATML, _IM_END, "(<image>./</image>)"),
+    ChatTemplate("minicpmo", _HELPFUL, _CHATML, _IM_END, "(<image>./</image>)"),
     ChatTemplate("vicuna_v1.1", VICUNA_SYSTEM, _roles("{} ", "USER:{} ", "ASSISTANT:{}</s>"), (), " <image>\n"),
     ChatTemplate(
         "yi-1.5",
@@ -196,12 +230,14 @@ for _template in (
         _roles("<<SYS>>\n{}\n<</SYS>>\n\n", "[INST] {} [/INST]", "{} </s><s>"),
         style="llama2",
     ),
+    ChatTemplate("llama-3-instruct", None, _LLAMA_3, ("<|eot_id|>",), "<|image|>"),
+    ChatTemplate("llama-3-instruct-llava", None, _LLAMA_3, ("<|eot_id|>",), "<image>\n"),
     ChatTemplate(
-        "llama-3-instruct",
+        "mistral",
         None,
-        _turns("<|start_header_id|>{role}<|end_header_id|>\n\n{}<|eot_id|>"),
-        ("<|eot_id|>",),
-        "<|image|>",
+        _roles("[SYSTEM_PROMPT]{}[/SYSTEM_PROMPT]", "[INST]{}[/INST]", "{}</s>"),
+        ("</s>",),
+        "[IMG]",
     ),
     ChatTemplate(
         "llama-4", None, _turns("<|header_start|>{role}<|header_end|>\n\n{}<|eot|>"), ("<|eot|>",), "<|image|>"
@@ -214,6 +250,7 @@ for _template in (
         None,
         _roles("{}", "<start_of_turn>user\n{}<end_of_turn>\n", "<start_of_turn>model\n{}<end_of_turn>\n"),
     ),
+    ChatTemplate("gemma-4-it", None, _turns("<|turn>{role}\n{}<turn|>\n", assistant="model"), ("<turn|>",)),
     ChatTemplate(
         "dbrx-instruct",
         _DBRX_SYSTEM,
@@ -230,6 +267,27 @@ for _template in (
         None,
         _turns("<|start_of_role|>{role}<|end_of_role|>{}<|end_of_text|>\n"),
         ("<|end_of_text|>",),
+    ),
+    ChatTemplate(
+        "janus",
+        _JANUS_SYSTEM,
+        _roles("{}\n\n", "User: {}\n\n", "Assistant:{}<｜end▁of▁sentence｜>"),
+        ("<｜end▁of▁sentence｜>",),
+        "<image_placeholder>\n",
+    ),
+    ChatTemplate(
+        "janus-pro",
+        _JANUS_SYSTEM,
+        _roles("{}\n\n", "<|User|>: {}\n\n", "<|Assistant|>:{}<｜end▁of▁sentence｜>"),
+        ("<｜end▁of▁sentence｜>",),
+        "<image_placeholder>\n",
+    ),
+    ChatTemplate(
+        "glm-4v",
+        None,
+        _roles("<|system|>\n{}", "<|user|>\n{}", "<|assistant|>\n{}"),
+        ("<|user|>", "<|observation|>", "<|endoftext|>"),
+        "<|begin_of_image|><|image|><|end_of_image|>",
     ),
     ChatTemplate(
         "deepseek-v3",

@@ -54,8 +54,19 @@ WHOLE = {
         "<|start_of_role|>user<|end_of_role|>U2<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>"
     ),
     "deepseek-v3": "S<｜User｜>U1<｜Assistant｜>A1<｜end▁of▁sentence｜><｜User｜>U2<｜Assistant｜>",
+    "mistral": "[SYSTEM_PROMPT]S[/SYSTEM_PROMPT][INST]U1[/INST]A1</s>[INST]U2[/INST]",
+    "gemma-4-it": (
+        "<|turn>system\nS<turn|>\n<|turn>user\nU1<turn|>\n<|turn>model\nA1<turn|>\n<|turn>user\nU2<turn|>\n"
+        "<|turn>model\n"
+    ),
+    "janus": "S\n\nUser: U1\n\nAssistant:A1<｜end▁of▁sentence｜>User: U2\n\nAssistant:",
+    "janus-pro": "S\n\n<|User|>: U1\n\n<|Assistant|>:A1<｜end▁of▁sentence｜><|User|>: U2\n\n<|Assistant|>:",
+    "glm-4v": "<|system|>\nS<|user|>\nU1<|assistant|>\nA1<|user|>\nU2<|assistant|>\n",
 }  # fmt: skip
-WHOLE |= dict.fromkeys(("qwen", "qwen2-vl", "chatml-llava", "internlm2-chat"), WHOLE["chatml"])
+LIKE_CHATML = (
+    "qwen", "qwen2-vl", "chatml-llava", "internlm2-chat", "internvl-2-5", "interns1", "minicpmv", "minicpmo",
+)  # fmt: skip
+WHOLE |= dict.fromkeys(LIKE_CHATML, WHOLE["chatml"]) | {"llama-3-instruct-llava": WHOLE["llama-3-instruct"]}
 
 
 @pytest.mark.parametrize("name", chat.chat_template_names())
@@ -154,6 +165,24 @@ def test_a_role_that_a_template_does_not_know_stands_bare() -> None:
         ("01-ai/Yi-1.5-9B-Chat", "yi-1.5"),
         ("google/gemma-2b-it", "gemma-it"),
         ("CohereForAI/c4ai-command-r-v01", "c4ai-command-r"),
+        ("internlm/internlm2-chat-7b", "internlm2-chat"),
+        ("google/gemma-4-31b-it", "gemma-4-it"),
+        ("mistralai/Mistral-Small-24B-Instruct-2501", "mistral"),
+        ("mistralai/Mistral-Small-Instruct-2409", "llama-2-chat"),
+        ("mistralai/Pixtral-12B-2409", "mistral"),
+        ("Qwen/Qwen2-VL-7B-Instruct", "qwen2-vl"),
+        ("Qwen/Qwen2.5-VL-7B-Instruct", "qwen2-vl"),
+        ("lmms-lab/llama3-llava-next-8b", "llama-3-instruct-llava"),
+        ("ibm-granite/granite-3.1-8b-instruct", "granite-3-instruct"),
+        ("deepseek-ai/DeepSeek-V3-0324", "deepseek-v3"),
+        ("deepseek-ai/DeepSeek-R1", "deepseek-v3"),
+        ("openbmb/MiniCPM-V-2_6", "minicpmv"),
+        ("openbmb/MiniCPM-o-2_6", "minicpmo"),
+        ("deepseek-ai/Janus-Pro-7B", "janus-pro"),
+        ("deepseek-ai/Janus-1.3B", "janus"),
+        ("OpenGVLab/InternVL2_5-8B", "internvl-2-5"),
+        ("internlm/Intern-S1", "interns1"),
+        ("zai-org/GLM-4.1V-9B-Thinking", "glm-4v"),
         ("meta-llama/Llama-2-7b-hf", "default"),
         ("/some/folder", "default"),
         ("", "default"),
