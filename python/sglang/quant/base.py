@@ -101,7 +101,7 @@ class Grid:
             return None
         order = self.group_of.argsort(stable=True)
         plain = replace(self, codes=self.codes[:, order], group_of=None, size=inputs // groups)
-        return plain, None if torch.equal(order, torch.arange(inputs)) else order
+        return plain, None if torch.equal(order, torch.arange(inputs, device=order.device)) else order
 
 
 def joined(grids: list[Grid]) -> Grid | None:

@@ -22,6 +22,11 @@ Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]  # ending of a module's tensor -> its shape
 Found = Mapping[str, Tensor]
 NARROW = {"F8_E4M3": torch.float8_e4m3fn, "I8": torch.int8}  # of a module's `weight`, in safetensors' words
+# Types that a part must have, by its ending; all others are floating point.
+WORDS = ("qweight", "qzeros", "B", "weight_packed")
+INTEGERS = ("g_idx", "weight_g_idx", "weight_shape", "workspace", "weight_zero_point")
+# Scales that keys and values were calibrated to be stored with. Here they are stored unrounded, which needs none.
+KV_SCALES = ("k_scale", "v_scale", "kv_scale", "q_scale", "prob_scale", "output_scale")
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,9 @@ def chosen(
     said = None if config is None else str(config.get("quant_method"))
     if said in own:
         said, config = None, None
-    if config is not None and said not in READERS:
-        _refuse("quant_method", config.get("quant_method"), f"known: {', '.join(READERS)}")
+    method = ALIASES.get(said or "", said)
+    if config is not None and method not in READERS:
+        _refuse("quant_method", config.get("quant_method"), f"known: {', '.join((*READERS, *ALIASES))}")
     if flag is not None and flag not in (*KINDS, *READERS, *ALIASES):
         known = ", ".join((*KINDS, *READERS, *ALIASES))
         raise ConfigError(f"--quantization {flag} is not supported; known: {known}")
@@ -70,16 +76,16 @@ def chosen(
         if flag == "fp8" and device == "cpu":
             raise ConfigError("--quantization fp8 needs --device cuda; on cpu int8 and int4 do")
         return flag or "none", None
-    assert said is not None
-    if flag is not None and ALIASES.get(flag, flag) != ALIASES.get(said, said):
+    assert said is not None and method is not None
+    if flag is not None and ALIASES.get(flag, flag) != method:
         raise ConfigError(
             f"--quantization {flag}: config.json says quantization_config.quant_method = {said!r}; leave the flag out"
         )
-    return said, READERS[said](config)
+    return said, READERS[method](config)
 
 
 KINDS = ("int8", "int4", "fp8")  # that weights are rounded to while they load
-ALIASES = {"gptq_marlin": "gptq", "awq_marlin": "awq", "fbgemm_fp8": "fp8"}
+ALIASES = {"gptq_marlin": "gptq", "awq_marlin": "awq", "fbgemm_fp8": "fp8"}  # others' names for the same files
 
 
 def _bits(config: Config, *keys: str, known: tuple[int, ...]) -> int:
@@ -126,16 +132,17 @@ def _gptq(config: Config) -> Format:
     layout = config.get("checkpoint_format") or "gptq"
     if layout not in ("gptq", "gptq_v2"):
         _refuse("checkpoint_format", layout, "known: gptq, gptq_v2, marlin")
-    rules = list((config.get("dynamic") or {}).items())
-    for rule, change in rules:
-        if not rule.startswith("-:"):
-            _bits(change, "bits", known=(2, 3, 4, 8)) if "bits" in change else None
+    rules = [(rule.removeprefix("+:"), change) for rule, change in (config.get("dynamic") or {}).items()]
+    rules = [(rule, change) for rule, change in rules if not rule.startswith("-:")]  # modules left as they are
+    for _, change in rules:
+        if "bits" in change:
+            _bits(change, "bits", known=(2, 3, 4, 8))
+
+    def own(module: str, key: str, usual: int) -> int:
+        return next((int(change.get(key, usual)) for rule, change in rules if re.match(rule, module)), usual)
 
     def bits_of(module: str) -> int:
-        for rule, change in rules:
-            if not rule.startswith("-:") and re.match(rule.removeprefix("+:"), module):
-                return int(change.get("bits", bits))
-        return bits
+        return own(module, "bits", bits)
 
     def shape(module: str, shapes: Shapes) -> tuple[int, int]:
         words, rows = shapes["qweight"]
@@ -151,24 +158,31 @@ def _gptq(config: Config) -> Format:
         return rows, inputs
 
     def read(module: str, found: Found) -> Grid:
-        own = bits_of(module)
-        codes = unpacked(found["qweight"].t().contiguous(), own)
+        few = bits_of(module)
+        codes = unpacked(found["qweight"].t().contiguous(), few)
         scales = found["scales"].t().contiguous()
-        zeros = unpacked(found["qzeros"], own)
+        zeros = unpacked(found["qzeros"], few)
         if layout == "gptq":
-            zeros = (zeros + 1) & (2**own - 1)  # stored less one, which wraps around
-        groups, inputs = scales.shape[1], codes.shape[1]
-        size = math.ceil(inputs / groups)
-        size = int(config["group_size"]) if config.get("group_size", -1) > 0 and groups > 1 else size
-        group_of = found["g_idx"].long() if "g_idx" in found else None
-        if group_of is not None:
-            if int(group_of.min()) < 0 or int(group_of.max()) >= groups:
-                raise ValueError(f"g_idx must be in [0, {groups}), got {int(group_of.min())} .. {int(group_of.max())}")
-            if torch.equal(group_of, torch.arange(inputs) // size):
-                group_of = None
-        return Grid(codes, scales, own, size, zeros.t().float().contiguous(), group_of)
+            zeros = (zeros + 1) & (2**few - 1)  # stored less one, which wraps around
+        size = own(module, "group_size", int(config.get("group_size") or -1))
+        group_of, size = _columns("g_idx", found, codes.shape[1], scales.shape[1], size)
+        return Grid(codes, scales, few, size, zeros.t().float().contiguous(), group_of)
 
     return Format("gptq", "qweight", ("qweight", "qzeros", "scales", "g_idx"), ("qzeros", "scales"), shape, read)
+
+
+def _columns(part: str, found: Found, inputs: int, groups: int, size: int) -> tuple[Tensor | None, int]:
+    """The group of each column, None where they follow each other, and their size. size: of the config, or -1."""
+    size = size if size > 0 and groups > 1 else math.ceil(inputs / groups)
+    if math.ceil(inputs / size) != groups:
+        raise ValueError(f"{groups} groups of {size} columns are not {inputs} inputs")
+    if part not in found:
+        return None, size
+    group_of = found[part].long()
+    if int(group_of.min()) < 0 or int(group_of.max()) >= groups:
+        raise ValueError(f"{part} must be in [0, {groups}), got {int(group_of.min())} .. {int(group_of.max())}")
+    plain = torch.equal(group_of, torch.arange(inputs, device=group_of.device) // size)
+    return None if plain else group_of, size
 
 
 def _marlin(config: Config) -> Format:
@@ -188,4 +202,139 @@ def _marlin(config: Config) -> Format:
     return Format("marlin", "B", ("B", "s", "workspace"), ("s",), shape, read)
 
 
-READERS: dict[str, Callable[[Config], Format]] = {"awq": _awq, "gptq": _gptq, "marlin": _marlin}
+def _fp8(config: Config) -> Format:
+    scheme = config.get("activation_scheme", "dynamic")
+    if scheme not in ("static", "dynamic"):
+        _refuse("activation_scheme", scheme, "known: static, dynamic")
+    if "e4m3" not in str(config.get("fmt", "e4m3")):
+        _refuse("fmt", config.get("fmt"), "known: e4m3")
+    return _whole("fp8", torch.float8_e4m3fn, scheme == "static", _block("weight_block_size", config))
+
+
+def _modelopt(config: Config) -> Format:
+    algorithm = config.get("quant_algo")
+    if algorithm != "FP8":
+        _refuse("quant_algo", algorithm, "known: FP8")
+    return _whole("modelopt", torch.float8_e4m3fn, True, None)
+
+
+def _block(key: str, config: Config) -> tuple[int, int] | None:
+    sides = config.get(key)
+    if sides is None:
+        return None
+    if not isinstance(sides, list) or len(sides) != 2 or not all(isinstance(n, int) and n > 0 for n in sides):
+        _refuse(key, sides, "known: two sides such as [128, 128]")
+    return sides[0], sides[1]
+
+
+def _whole(name: str, dtype: torch.dtype, static: bool, block: tuple[int, int] | None) -> Format:
+    """A byte for each weight, with one scale, one a row, or one a block of rows and columns."""
+
+    def scale_of(there: Mapping[str, Any]) -> str:
+        # DeepSeek's name says inverse; it is a factor all the same.
+        found = next((part for part in ("weight_scale_inv", "weight_scale") if part in there), None)
+        if found is None:
+            raise ValueError("weight_scale is missing")
+        return found
+
+    def shape(module: str, shapes: Shapes) -> tuple[int, int]:
+        rows, inputs = shapes["weight"]
+        scale = scale_of(shapes)
+        given = shapes[scale]
+        known: list[Shape] = [(), (1,), (rows,), (rows, 1)]
+        if block is not None:
+            known = [(math.ceil(rows / block[0]), math.ceil(inputs / block[1]))]
+        if given not in known:
+            raise ValueError(f"{scale} has shape {list(given)}, not {' or '.join(str(list(one)) for one in known)}")
+        if static and "input_scale" not in shapes and "act_scale" not in shapes:
+            raise ValueError("input_scale is missing")
+        return rows, inputs
+
+    def read(module: str, found: Found) -> Grid:
+        codes, scales = found["weight"], found[scale_of(found)].float()
+        if codes.dtype != dtype:
+            raise ValueError(f"weight has type {codes.dtype}, the config says {dtype}")
+        rows, inputs = codes.shape
+        if block is not None:
+            size = block[1]
+            scales = scales.repeat_interleave(block[0], 0)[:rows]
+        else:
+            size = inputs
+            scales = scales.reshape(-1, 1).expand(rows, 1)
+        zeros = (
+            found["weight_zero_point"].float().reshape(-1, 1).expand(rows, 1) if "weight_zero_point" in found else None
+        )
+        inputs_by = [found[part] for part in ("input_scale", "act_scale") if part in found] if static else []
+        bound = float(inputs_by[0].max()) if inputs_by else None
+        return Grid(codes, scales.contiguous(), 8, size, zeros, input_scale=bound)
+
+    parts = ("weight", "weight_scale", "weight_scale_inv", "weight_zero_point", "input_scale", "act_scale")
+    return Format(name, "weight", (*parts, "input_zero_point"), (), shape, read)
+
+
+def _compressed(config: Config) -> Format:
+    groups = config.get("config_groups") or {}
+    schemes = [{"format": config.get("format"), **one} for one in groups.values() if isinstance(one, dict)]
+    if not schemes or any(
+        (one["format"], one.get("weights")) != (schemes[0]["format"], schemes[0].get("weights")) for one in schemes
+    ):
+        _refuse("config_groups", groups, "known: one scheme for all weights")
+    for key, none in (("sparsity_config", "dense"), ("transform_config", None)):
+        if (given := config.get(key)) and given.get("format", "") != none:
+            _refuse(key, given, "known: none")
+    scheme, weights = schemes[0], schemes[0].get("weights") or {}
+    layout, kind, strategy = scheme["format"], weights.get("type", "int"), weights.get("strategy") or "tensor"
+    inputs = scheme.get("input_activations") or {}
+    if layout == "naive-quantized":
+        layout = f"{kind}-quantized"
+    if layout == "pack-quantized":
+        if kind != "int" or strategy not in ("group", "channel") or inputs:
+            _refuse(
+                "config_groups", scheme, "pack-quantized: known: int weights by group or channel, no rounded inputs"
+            )
+        return _packed(_bits(weights, "num_bits", known=(2, 4, 8)), int(weights.get("group_size") or -1))
+    narrow = {"int-quantized": torch.int8, "float-quantized": torch.float8_e4m3fn}
+    if layout not in narrow:
+        _refuse("format", layout, f"known: pack-quantized, naive-quantized, {', '.join(narrow)}")
+    _bits(weights, "num_bits", known=(8,))
+    if strategy not in ("tensor", "channel", "block"):
+        _refuse("strategy", strategy, "known: tensor, channel, block")
+    static = bool(inputs) and not inputs.get("dynamic", False) and layout == "float-quantized"
+    block = _block("block_structure", weights) if strategy == "block" else None
+    return _whole("compressed-tensors", narrow[layout], static, block)
+
+
+def _packed(bits: int, size: int) -> Format:
+    """compressed-tensors' weights in words along the inputs, stored as what they are above the least value."""
+    each = 32 // bits
+
+    def shape(module: str, shapes: Shapes) -> tuple[int, int]:
+        rows, words = shapes["weight_packed"]
+        groups = shapes["weight_scale"][1]
+        if shapes["weight_scale"] != (rows, groups):
+            raise ValueError(f"weight_scale has shape {list(shapes['weight_scale'])}, weight_packed {rows} rows")
+        wanted = (math.ceil(rows / each), groups)
+        if shapes.get("weight_zero_point", wanted) != wanted:
+            raise ValueError(f"weight_zero_point has shape {list(shapes['weight_zero_point'])}, not {list(wanted)}")
+        return rows, words * each
+
+    def read(module: str, found: Found) -> Grid:
+        codes, scales = unpacked(found["weight_packed"], bits), found["weight_scale"]
+        zeros = torch.full_like(scales, 2 ** (bits - 1), dtype=torch.float32)
+        if "weight_zero_point" in found:
+            zeros = unpacked(found["weight_zero_point"].t().contiguous(), bits).t()[: len(codes)].float().contiguous()
+        group_of, own = _columns("weight_g_idx", found, codes.shape[1], scales.shape[1], size)
+        return Grid(codes, scales, bits, own, zeros, group_of)
+
+    parts = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx")
+    return Format("compressed-tensors", "weight_packed", parts, ("weight_scale",), shape, read)
+
+
+READERS: dict[str, Callable[[Config], Format]] = {
+    "awq": _awq,
+    "gptq": _gptq,
+    "marlin": _marlin,
+    "fp8": _fp8,
+    "modelopt": _modelopt,
+    "compressed-tensors": _compressed,
+}

@@ -64,14 +64,17 @@ class Int4:
         return torch.ops.aten._weight_int4pack_mm_for_cpu(x, self._packed, self._group, self._steps)
 
 
-def fast(grid: Grid) -> Int8 | Int4 | None:
-    """The product for a weight, None where there is none for its layout or on this machine."""
+def fast(grid: Grid, narrow: bool) -> Int8 | Int4 | None:
+    """The product for a weight, None where there is none for its layout or on this machine.
+
+    narrow: inputs and outputs may be rounded to bfloat16, as all products of 4 bits do.
+    """
     rows, inputs = grid.codes.shape
     if grid.codes.device.type != "cpu":
         return None
     if grid.codes.dtype == torch.int8 and grid.zeros is None and grid.scales.shape[1] == 1 and bytes_work():
         return Int8(grid)
-    if grid.codes.dtype == torch.uint8 and grid.bits == 4 and rows % ROWS4 == 0 and nibbles_work():
+    if grid.codes.dtype == torch.uint8 and grid.bits == 4 and narrow and rows % ROWS4 == 0 and nibbles_work():
         runs = grid.in_runs()
         if runs is not None and runs[0].size in GROUPS and inputs % runs[0].size == 0:
             return Int4(*runs)

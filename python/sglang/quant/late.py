@@ -77,7 +77,7 @@ class Late:
             if self._device.type == "cuda" and Float8.fits(grid, self._dtype):
                 self._product = Float8(grid, self._device)
             else:
-                self._product = fast(grid)
+                self._product = fast(grid, self._dtype == torch.bfloat16 or self._kind is not None)
             if self._product is not None:
                 self._seen[type(self._product).__name__.lower()] += 1
                 self._dense = None

@@ -12,11 +12,11 @@ AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 def unpacked(words: Tensor, bits: int) -> Tensor:
     """int32 [n, words] -> uint8 [n, words * 32 / bits], lowest bits first. bits: 2, 3, 4, 8; 3 cross words' borders."""
     if bits == 3:
-        stream = (words[..., None] >> torch.arange(32, dtype=torch.int32)) & 1
+        stream = (words[..., None] >> torch.arange(32, dtype=torch.int32, device=words.device)) & 1
         stream = stream.flatten(-2)
         stream = stream[..., : stream.shape[-1] // 3 * 3].unflatten(-1, (-1, 3)).to(torch.uint8)
         return stream[..., 0] | stream[..., 1] << 1 | stream[..., 2] << 2
-    shifts = torch.arange(0, 32, bits, dtype=torch.int32)
+    shifts = torch.arange(0, 32, bits, dtype=torch.int32, device=words.device)
     return ((words[..., None] >> shifts) & (2**bits - 1)).to(torch.uint8).flatten(-2)
 
 
