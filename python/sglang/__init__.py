@@ -23,6 +23,7 @@ _PLACES = {
     "sglang.lang.backends.runtime": ("Runtime",),
     "sglang.lang.backends.openai": ("OpenAI",),
     "sglang.lang.backends.anthropic": ("Anthropic",),
+    "sglang.lang.backends.crusoe": ("Crusoe",),
     "sglang.lang.backends.vertexai": ("VertexAI",),
     "sglang.lang.backends.litellm": ("LiteLLM",),
     "sglang.base.choices": (
@@ -92,6 +93,7 @@ if TYPE_CHECKING:
     )
     from sglang.lang.backends.anthropic import Anthropic
     from sglang.lang.backends.base import AsyncBackend, BaseBackend
+    from sglang.lang.backends.crusoe import Crusoe
     from sglang.lang.backends.litellm import LiteLLM
     from sglang.lang.backends.openai import OpenAI
     from sglang.lang.backends.runtime import Runtime

@@ -33,8 +33,8 @@ ROOMS = {
     "engine": ("models", "layers", "attention", "parallel", "kernels", "base", "grammar"),
     "worker": ("engine", "schedule", "grammar", "parallel", "base"),
 }
-# As files beside the rooms: test tools, and folders that keep a documented `python -m sglang.X.Y` alive.
-OUTSIDE = ("srt", "test", "eval")
+# As files beside the rooms: test tools, and folders that keep a documented `sglang.X.Y` alive.
+OUTSIDE = ("srt", "test", "eval", "backend")
 TORCH_FREE = ("base", "bench", "lang", "server", "text", "schedule", "grammar")
 TORCH = {"torch", "triton", "torchvision", "flashinfer"}
 # Modules that run code found in data.

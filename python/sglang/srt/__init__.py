@@ -1,1 +1,1 @@
-"""Entry points whose documented module names begin with `sglang.srt`. The runtime itself is in the rooms beside it."""
+"""What is documented under names that begin with `sglang.srt`. The runtime itself is in the rooms beside it."""

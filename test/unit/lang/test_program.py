@@ -1,5 +1,7 @@
 """Who runs programs: batches, arguments, the module's own functions."""
 
+import json
+import re
 import subprocess
 import sys
 import time
@@ -184,6 +186,40 @@ def test_importing_sglang_imports_nothing_heavy() -> None:
         "assert isinstance(sglang.__version__, str); [getattr(sglang, n) for n in sglang.__all__ if n != 'Engine']"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(PACKAGE_ROOT)}, timeout=60)
+
+
+def test_what_programs_import_under_other_names_is_the_same() -> None:
+    from sglang.backend.anthropic import Anthropic
+    from sglang.backend.runtime_endpoint import RuntimeEndpoint
+    from sglang.lang.backend.base_backend import BaseBackend
+    from sglang.lang.backend.openai import OpenAI
+
+    from sglang.lang.chat_template import get_chat_template, get_chat_template_by_model_path
+    from sglang.lang.ir import REGEX_BOOL, REGEX_FLOAT, REGEX_INT, REGEX_STR, REGEX_STRING, SglSamplingParams
+    from sglang.srt.constrained import build_regex_from_object
+    from sglang.srt.hf_transformers_utils import get_tokenizer
+
+    assert (Anthropic, RuntimeEndpoint, BaseBackend, OpenAI) == (
+        sgl.Anthropic, sgl.RuntimeEndpoint, sgl.BaseBackend, sgl.OpenAI,
+    )  # fmt: skip
+    assert sgl.ServerArgs is sgl.ServerConfig
+    chat = [{"role": "user", "content": "Hi"}]
+    assert get_chat_template("chatml").get_prompt(chat) == "<|im_start|>user\nHi<|im_end|>\n"
+    assert get_chat_template_by_model_path("x/vicuna-7b").name == "vicuna_v1.1"
+    values = [
+        (REGEX_INT, "-12"),
+        (REGEX_FLOAT, "3.5"),
+        (REGEX_BOOL, "True"),
+        (REGEX_STR, '"a b"'),
+        (REGEX_STRING, '""'),
+    ]
+    assert all(re.fullmatch(pattern, text) for pattern, text in values)
+    assert SglSamplingParams().max_new_tokens == 128
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    for given in (schema, json.dumps(schema)):
+        assert re.fullmatch(build_regex_from_object(given), '{"n": 7}')
+    tokenizer = get_tokenizer(str(PACKAGE_ROOT / "sglang/assets/demo"))
+    assert tokenizer.decode(tokenizer("Paris")["input_ids"]) == "Paris"
 
 
 def test_functions_of_the_module_take_the_default_backend_or_none() -> None:

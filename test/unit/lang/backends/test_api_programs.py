@@ -183,6 +183,22 @@ def test_a_missing_sdk_is_named_with_its_extra(monkeypatch, module, extra, make)
         make()
 
 
+def test_crusoe_is_openai_elsewhere(api, monkeypatch):
+    monkeypatch.delenv("CRUSOE_API_KEY", raising=False)
+    with pytest.raises(ValueError, match="CRUSOE_API_KEY"):
+        sgl.Crusoe("meta-llama/Llama-3.3-70B-Instruct")
+    monkeypatch.setenv("CRUSOE_API_KEY", "c-test")
+    assert "crusoecloud" in str(sgl.Crusoe("m").client.base_url)
+
+    @sgl.function
+    def answer(s):
+        s += sgl.user("capital of the United States?") + sgl.assistant(sgl.gen("answer"))
+
+    state = answer.run(backend=sgl.Crusoe("meta-llama/Llama-3.3-70B-Instruct", base_url=api.url + "/v1"))
+    assert state["answer"] == "Washington, D.C."
+    assert api.requests[0].headers["authorization"] == "Bearer c-test"
+
+
 def test_one_item_of_a_batch_fails_alone(api):
     @sgl.function
     def answer(s, question, n):
