@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from sglang.base import config
+from sglang.base import config, known_flags
 from sglang.base.config import ServerConfig, kinds_of, spell
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -26,6 +26,14 @@ may also be named first, without `--model-path`: `sglang serve ./my-model`.
 
 An impossible setting stops the start with one line that names the flag and what would work, and exit code 2. What the
 flags for memory and scheduling do to speed is told in [hyperparameter_tuning.md](hyperparameter_tuning.md).
+"""
+
+
+OTHERS = """\
+## Flags of other releases
+
+No flag is read and then ignored. `python -m sglang.launch_server` also takes `--config FILE`, YAML or JSON that holds
+flags (`tp-size: 1`); what stands on the command line wins.
 """
 
 
@@ -61,6 +69,10 @@ def server_arguments(_: str) -> str:
     for title, fields in sections().items():
         table = "\n".join(row(f) for f in fields)
         parts.append(f"## {title}\n\n| flag | value | default | meaning |\n|---|---|---|---|\n{table}\n")
+    always = "\n".join(f"| `{flag}` | {why} |" for flag, why in known_flags.ALWAYS.items())
+    refused = "\n".join(f"| `{flag}` | {why} |" for flag, why in known_flags.REFUSED.items())
+    parts.append(f"{OTHERS}\n| accepted | for it is always so |\n|---|---|\n{always}\n")
+    parts.append(f"| refused | instead |\n|---|---|\n{refused}\n")
     return "\n".join(parts)
 
 

@@ -154,7 +154,8 @@ class Engine:
                     yield msgspec.to_builtins(part)
             return
         requests, single = parse(body, self.config.stream_interval)
-        results = [Result(r, self.tokenizer, bool(body.return_text_in_logprobs)) for r in requests]
+        deltas = self.config.incremental_streaming_output
+        results = [Result(r, self.tokenizer, bool(body.return_text_in_logprobs), deltas) for r in requests]
         async with aclosing(self._front.run(requests)) as outputs:
             async for i, output in outputs:
                 answer = results[i].add(output)

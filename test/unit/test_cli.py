@@ -1,5 +1,7 @@
 """The `sglang` command: what it starts, what it says about mistakes, and that its help costs nothing."""
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,9 +9,30 @@ from pathlib import Path
 import pytest
 
 from sglang import check_env, cli, launch_server
+from sglang.base import known_flags
 from sglang.base.config import ServerConfig
 
 PACKAGE_ROOT = Path(__file__).parents[2] / "python"
+OTHER_RELEASES = """
+--model-path --model --tokenizer-path --host --port --additional-ports --tokenizer-mode --load-format --dtype
+--trust-remote-code --context-length --quantization --chat-template --mem-fraction-static --max-prefill-tokens
+--max-running-requests --schedule-heuristic --schedule-policy --schedule-conservativeness --tp-size --tp
+--tensor-parallel-size --stream-interval --random-seed --log-level --log-level-http --log-requests --show-time-cost
+--api-key --dp-size --dp --data-parallel-size --load-balance-method --nccl-init-addr --nccl-init --dist-init-addr
+--nnodes --node-rank --disable-flashinfer --disable-radix-cache --disable-regex-jump-forward --disable-cuda-graph
+--disable-disk-cache --attention-reduce-in-fp32 --enable-p2p-check --efficient-weight-load --enable-torch-compile
+--pp-size --ep-size --chunked-prefill-size --max-total-tokens --max-queued-requests --page-size --kv-cache-dtype
+--attention-backend --sampling-backend --grammar-backend --disable-overlap-schedule --enable-mixed-chunk
+--radix-eviction-policy --enable-metrics --enable-cache-report --tool-call-parser --reasoning-parser
+--served-model-name --revision --download-dir --json-model-override-args --is-embedding --skip-tokenizer-init
+--skip-server-warmup --sampling-defaults --allow-auto-truncate --incremental-streaming-output --speculative-algorithm
+--speculative-draft-model-path --speculative-num-steps --speculative-eagle-topk --speculative-num-draft-tokens
+--enable-lora --lora-paths --max-loras-per-batch --torchao-config --cuda-graph-max-bs --enable-hierarchical-cache
+--disaggregation-mode --enable-dp-attention --moe-a2a-backend --watchdog-timeout --decode-log-interval
+--log-requests-level --device --base-gpu-id --admin-api-key --config --file-storage-path --enable-flashinfer
+--disable-log-stats --log-stats-interval --model-overide-args --triton-attention-reduce-in-fp32
+--disable-outlines-disk-cache
+"""
 HEAVY = ("torch", "transformers", "tokenizers", "numpy", "starlette", "uvicorn", "httpx", "zmq", "rich")
 
 
@@ -90,11 +113,63 @@ def test_a_wrong_command_ends_with_code_2_and_a_hint(words: str, says: str, caps
         ("--port http", "argument --port: invalid int value: 'http'"),
         ("--dtype int3", "argument --dtype: invalid choice: 'int3'"),
         ("--max 3", "ambiguous option: --max could match"),
+        ("--speculative-algorithm EAGLE", "error: --speculative-algorithm is not supported"),
+        ("--enable-lora --lora-paths a=b", "error: --enable-lora is not supported"),
+        ("--log-stats-interval 3", "--log-stats-interval is not supported: use --decode-log-interval"),
+        ("--load-format npcache", "argument --load-format: invalid choice: 'npcache'"),
+        ("--config /nowhere.yaml", "argument --config: /nowhere.yaml: "),
     ],
 )
 def test_a_wrong_flag_is_said_in_one_line(words: str, says: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as caught:
         cli.main(["serve", *words.split()])
+    assert caught.value.code == 2
+    err = capsys.readouterr().err
+    assert says in err and err.count("\n") == 1
+
+
+def test_flags_of_other_releases_are_had_or_refused_and_never_ignored():
+    """The list of what people have in their start scripts; a flag here or its refusal must exist."""
+    told = " ".join(server_parser_flags())
+    for flag in OTHER_RELEASES.split():
+        assert f"{flag} " in f"{told} " or known_flags.refusal(flag), flag
+    for flag in known_flags.REFUSED:
+        assert f"{flag} " not in f"{told} ", f"{flag} is built and refused"
+        if match := re.search(r"use (--[a-z-]+)", known_flags.REFUSED[flag]):
+            assert match[1] in told
+    assert parse(*known_flags.ALWAYS) == ServerConfig()
+
+
+def server_parser_flags() -> list[str]:
+    return [flag for action in launch_server.server_parser()._actions for flag in action.option_strings]
+
+
+def test_a_file_holds_flags_and_the_command_line_wins(tmp_path: Path):
+    (tmp_path / "flags.yaml").write_text(
+        "model-path: a/b\nport: 1234\nlog_requests: true\nenable-cache-report: false\n"
+        "json-model-override-args: {num_hidden_layers: 2}\nmem-fraction-static: 0.5\n"
+    )
+    config = parse("--config", str(tmp_path / "flags.yaml"), "--port", "5")
+    assert (config.model_path, config.port, config.log_requests, config.enable_cache_report) == ("a/b", 5, True, False)
+    assert json.loads(config.json_model_override_args) == {"num_hidden_layers": 2}
+    assert config.mem_fraction_static == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[1, 2]", "must hold flags"),
+        ("a: {", "expected"),
+        ("nonsense: 3", "unknown argument --nonsense"),
+        ("port: x", "--port"),
+    ],
+)
+def test_a_file_of_flags_that_cannot_be_read_is_one_line(
+    tmp_path: Path, text: str, says: str, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "flags.yaml").write_text(text)
+    with pytest.raises(SystemExit) as caught:
+        parse("--config", str(tmp_path / "flags.yaml"))
     assert caught.value.code == 2
     err = capsys.readouterr().err
     assert says in err and err.count("\n") == 1

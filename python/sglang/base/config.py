@@ -14,6 +14,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from sglang.base.errors import ConfigError
+from sglang.base.known_flags import ALWAYS
 
 MOST_THREADS = 1024  # OpenMP gives each a stack before it asks whether there is room
 DEMO_MODEL = Path(__file__).parent.parent / "assets" / "demo"
@@ -54,6 +55,9 @@ class ServerConfig:
     host: str = flag("127.0.0.1", "Address to listen on. 0.0.0.0 for every interface.")
     port: int = flag(30000, "Port to listen on; where it is taken, the next free one, with a warning.")
     api_key: str | None = flag(None, "Key that requests must carry (Authorization: Bearer or X-API-Key).")
+    admin_api_key: str | None = flag(
+        None, "Key that /flush_cache and /abort_request must carry instead. It opens everything else too."
+    )
     ssl_keyfile: str | None = flag(None, "TLS private key; with --ssl-certfile the server speaks HTTPS.")
     ssl_certfile: str | None = flag(None, "TLS certificate chain.")
     ssl_ca_certs: str | None = flag(None, "CA file: clients must show a certificate that it vouches for.")
@@ -63,6 +67,15 @@ class ServerConfig:
     log_requests: bool = flag(False, "Log input and output of every request.")
     enable_cache_report: bool = flag(False, "Report cached prompt tokens in OpenAI usage.")
     stream_interval: int = flag(1, "Tokens between two events of a stream; the first and the last always come.")
+    incremental_streaming_output: bool = flag(
+        False, "/generate streams what is new in each event, instead of all that there is so far."
+    )
+    sampling_defaults: Literal["model", "openai"] = flag(
+        "model", "Chats that say nothing are sampled as the model's generation_config.json says, or as OpenAI does."
+    )
+    allow_auto_truncate: bool = flag(
+        False, "Cut a prompt that is too long at its end, with a warning, instead of refusing it."
+    )
     skip_server_warmup: bool = flag(False, "Do not answer a first request of our own before reporting ready.")
     drain_timeout: float = flag(30.0, "Seconds that running requests get to finish after SIGTERM.", metavar="S")
     watchdog_timeout: float = flag(300.0, "Seconds one step may take before the server gives up.", metavar="S")
@@ -78,8 +91,10 @@ class ServerConfig:
     max_prefill_tokens: int = flag(16384, "Most prompt tokens admitted in one step; never less than the chunk size.")
     chunked_prefill_size: int | None = flag(None, "Most prompt tokens computed in a step; -1: no chunking.")
     page_size: int = flag(1, "KV cells per page; prefixes are shared in whole pages.")
-    schedule_policy: Literal["lpm", "dfs-weight", "fcfs", "random"] = flag(
-        "lpm", "Order of the queue: longest cached prefix, tree order, arrival, random.", "--schedule-heuristic"
+    schedule_policy: Literal["lpm", "dfs-weight", "fcfs", "random", "lof"] = flag(
+        "lpm",
+        "Order of the queue: longest cached prefix, tree order, arrival, random, longest output.",
+        "--schedule-heuristic",
     )
     schedule_conservativeness: float = flag(1.0, "Above 1 reserves more memory per request: fewer retractions.")
     disable_radix_cache: bool = flag(False, "Share no prefixes between requests.")
@@ -201,6 +216,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             options["type"] = kind
             options["metavar"] = f.metadata["metavar"] or {int: "N", float: "F"}.get(kind, "TEXT")
         parser.add_argument(spell(f.name), *f.metadata["aliases"], **options)
+    for name, why in ALWAYS.items():
+        parser.add_argument(name, action="store_true", help=f"Accepted: {why}.", dest="always")
 
 
 def from_args(args: argparse.Namespace) -> ServerConfig:

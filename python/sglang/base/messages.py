@@ -137,6 +137,7 @@ class Ready(Struct, tag=True, array_like=True, frozen=True, gc=False):
     kv_bytes: int
     load_s: float
     eos_ids: tuple[int, ...]
+    sampling: dict[str, float] = {}  # how the model's own generation_config.json wants it sampled
 
 
 class Step(Struct, tag=True, array_like=True, gc=False):

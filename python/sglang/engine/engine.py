@@ -137,6 +137,7 @@ class Engine:
             kv_bytes=engine.kv_bytes,
             load_s=time.monotonic() - began,
             eos_ids=engine.eos_ids,
+            sampling=hf.sampling(folder) if config.sampling_defaults == "model" else {},
         )
         return engine
 

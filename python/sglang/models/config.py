@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from sglang.base.errors import ConfigError
+from sglang.base.errors import ConfigError, FieldError
+from sglang.base.sampling import parse_sampling
 from sglang.layers.linear import Act
 from sglang.layers.rope import KINDS, Rope
 from sglang.models.spec import HFConfig
@@ -68,6 +69,29 @@ def eos_ids(folder: Path, config: HFConfig) -> tuple[int, ...]:
         value = source.get("eos_token_id")
         ids += value if isinstance(value, list) else [] if value is None else [value]
     return tuple(dict.fromkeys(ids))
+
+
+# generation_config.json has more, which nobody means when they say how a model should be sampled.
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+def sampling(folder: Path) -> dict[str, float]:
+    """What generation_config.json says of sampling, in our words; nothing where it decodes greedily.
+
+    Raises ConfigError for what is no such setting.
+    """
+    file = folder / "generation_config.json"
+    said = _object(file.read_text("utf-8"), str(file)) if file.is_file() else {}
+    if said.get("do_sample") is False:
+        return {}
+    found = {name: said[name] for name in SAMPLING if said.get(name) is not None}
+    if found.get("top_k") == 0:  # transformers' way to turn it off
+        del found["top_k"]
+    try:
+        parse_sampling(found, str(file))
+    except FieldError as error:
+        raise ConfigError(f"{error}; --sampling-defaults openai does without") from None
+    return found
 
 
 def context_length(config: HFConfig) -> int:

@@ -10,11 +10,12 @@ PATIENCE_S = 10.0  # whoever waited longer goes first, whatever the policy: nobo
 def order(state: State, now: float) -> list[Seq]:
     """The queue, best first. Retracted sequences keep their age, so they are early in every order."""
     queue = state.waiting
-    policy = state.budget.policy if state.budget.radix or state.budget.policy == "random" else "fcfs"
+    policy = state.budget.policy
+    by_prefix = policy in ("lpm", "dfs-weight")
     if len(queue) == 1:
         return list(queue)
     by_age = sorted(queue, key=lambda seq: seq.order)
-    if policy == "fcfs" or (policy != "random" and len(queue) > LONG_QUEUE):
+    if policy == "fcfs" or (by_prefix and (not state.budget.radix or len(queue) > LONG_QUEUE)):
         return by_age
     old = [seq for seq in by_age if now - seq.since > PATIENCE_S]
     rest = by_age[len(old) :]
@@ -22,6 +23,8 @@ def order(state: State, now: float) -> list[Seq]:
         state.random.shuffle(rest)
     elif policy == "lpm":
         rest.sort(key=lambda seq: -_cached(state, seq))  # stable: ties by age
+    elif policy == "lof":
+        rest.sort(key=lambda seq: seq.length - seq.last)
     elif policy == "dfs-weight":
         rest = _depth_first(state, rest)
     return old + rest

@@ -32,6 +32,7 @@ log = logging.getLogger("sglang.server")
 
 KEEP_ALIVE_S = 75  # longer than common proxies and clients keep an idle connection, so that they close it, not we
 LAST_BYTES_S = 3  # after the drain: what connections get to carry away their last events
+CONTROL_PATHS = ("/flush_cache", "/abort_request")  # what they do, others feel
 OPEN_PATHS = ("/health", "/metrics", "/ping")
 
 
@@ -71,6 +72,7 @@ class Guard:
     def __init__(self, app: ASGIApp, config: ServerConfig):
         self._app = app
         self._key = _digest(config.api_key.encode()) if config.api_key else None
+        self._admin_key = _digest(config.admin_api_key.encode()) if config.admin_api_key else None
         # Without a key and bound to this machine, only pages of this machine: a name of somebody else's that
         # resolves to 127.0.0.1 is how foreign pages reach local servers (DNS rebinding).
         self._local_pages = self._key is None and _is_loopback(config.host)
@@ -86,12 +88,14 @@ class Guard:
             host = headers.get(b"host", b"").decode("latin-1")
             if origin != host or (self._local_pages and not _is_loopback(host)):
                 return HTTPException(403, "requests from pages of another origin are refused")
-        if self._key is None or scope["path"].startswith(OPEN_PATHS):
+        controls = self._admin_key is not None and scope["path"] in CONTROL_PATHS
+        if not controls and (self._key is None or scope["path"].startswith(OPEN_PATHS)):
             return None
         scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
-        given = key.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
-        if hmac.compare_digest(_digest(given), self._key):
-            return None
+        given = _digest(key.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b""))
+        for held in (self._admin_key, None if controls else self._key):
+            if held is not None and hmac.compare_digest(given, held):
+                return None
         return HTTPException(401, "a valid API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY")
 
 

@@ -237,6 +237,7 @@ class Front:
         self.draining = False
         self._link = link
         self._log_requests = config.log_requests
+        self._truncate = config.allow_auto_truncate
         self._seeds = random.Random(config.random_seed)
         self._streams: dict[int, _Stream] = {}
         self._open = 0  # readers
@@ -317,6 +318,8 @@ class Front:
         self._open += 1
         try:
             prompts = [await self.encode(r.prompt) if isinstance(r.prompt, str) else r.prompt for r in requests]
+            if self._truncate:
+                prompts = [self._fitting(tokens) for tokens in prompts]
             for request, tokens in zip(requests, prompts, strict=True):
                 self.check(request, tokens)  # all of them before the first is sent
             for request, tokens in zip(requests, prompts, strict=True):
@@ -344,6 +347,13 @@ class Front:
                 if not stream.ended:
                     self.metrics.aborted += 1
                     self._forget(stream)
+
+    def _fitting(self, tokens: list[int]) -> list[int]:
+        """The beginning of a prompt, as much of it as leaves room for an answer."""
+        most = min(self.ready.context_length - 1, self.ready.total_tokens)
+        if len(tokens) > most:
+            log.warning("a prompt of %d tokens is cut to %d (--allow-auto-truncate)", len(tokens), most)
+        return tokens[:most]
 
     @contextmanager
     def chain(self) -> Iterator[Held]:

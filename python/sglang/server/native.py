@@ -35,7 +35,7 @@ from sglang.server.native_types import (
 )
 from sglang.server.sequences import Result, parse
 
-SECRETS = ("api_key", "ssl_keyfile_password")
+SECRETS = ("api_key", "admin_api_key", "ssl_keyfile_password")
 PROBE_S = 30.0  # how long /health_generate waits for its token
 
 
@@ -81,7 +81,8 @@ class Native:
         if body.segments is not None:
             return await self._chain(segments.parse(body, self._config.stream_interval), bool(body.stream))
         requests, single = parse(body, self._config.stream_interval)
-        results = [Result(r, self._front.tokenizer, bool(body.return_text_in_logprobs)) for r in requests]
+        deltas = bool(body.stream) and self._config.incremental_streaming_output
+        results = [Result(r, self._front.tokenizer, bool(body.return_text_in_logprobs), deltas) for r in requests]
         if body.stream:
             return self._events(requests, results, single)
         async with aclosing(self._front.run(requests)) as outputs:
@@ -147,6 +148,7 @@ class Native:
             tokenizer_path=self._config.tokenizer_path,
             model_type=ready.model_type,
             architectures=[ready.architecture],
+            preferred_sampling_params=ready.sampling or None,
             max_model_len=ready.context_length,
         )
 

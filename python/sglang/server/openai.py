@@ -136,7 +136,9 @@ class OpenAI:
             async for i, output in outputs:
                 tally.note(i, output)
                 choices[i] = self._completion_choice(job, i, output, echoes)
-        return self._completion(job, [choices[i] for i in sorted(choices)], tally.usage())
+        done = self._completion(job, [choices[i] for i in sorted(choices)], tally.usage())
+        done.metadata = oai.Metadata()
+        return done
 
     async def _completion_job(self, body: oai.CompletionRequest) -> tuple[Job, list[str]]:
         if body.best_of not in (None, body.n or 1):
@@ -224,7 +226,8 @@ class OpenAI:
         limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
         # Without a limit an answer may fill the context: the scheduler knows where that ends.
-        sampling = _sampling(body, {field: limits.MAX_NEW_TOKENS if limit is None else limit})
+        given: dict[str, int | None] = {field: limits.MAX_NEW_TOKENS if limit is None else limit}
+        sampling = _sampling(body, given, self._front.ready.sampling)
         sampling = msgspec.structs.replace(sampling, stop=(*sampling.stop, *self._tokenizer.chat_stop_strings))
         if tools.names:
             sampling = _with_tools(sampling, tools)
@@ -362,8 +365,13 @@ def _prompts(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]
     return [*id_lists("prompt", prompt)[0]]  # pyright: ignore[reportArgumentType]
 
 
-def _sampling(body: oai.SamplingFields, length: dict[str, int | None]) -> SamplingParams:
+def _sampling(
+    body: oai.SamplingFields, length: dict[str, int | None], defaults: dict[str, float] | None = None
+) -> SamplingParams:
     raw: dict[str, Any] = {name: getattr(body, name) for name in SAME_NAME} | length
+    for name, value in (defaults or {}).items():
+        if raw[name] is None:
+            raw[name] = value
     for source, fields in constraints(body):
         for name, value in fields.items():
             if raw.get(name) is not None:

@@ -4,7 +4,7 @@ they are ignored, as OpenAI ignores what it does not know. Defaults of None mean
 
 from typing import Any, Literal
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType, field
 
 from sglang.server.native_types import Refused
 
@@ -172,7 +172,12 @@ class Usage(Struct, kw_only=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    reasoning_tokens: int = 0
     prompt_tokens_details: PromptDetails | None = None
+
+
+class Metadata(Struct):
+    weight_version: str = "default"
 
 
 class CompletionLogprobs(Struct, kw_only=True):
@@ -199,6 +204,7 @@ class Completion(Struct, kw_only=True):
     model: str
     choices: list[CompletionChoice]
     usage: Usage | UnsetType | None = UNSET
+    metadata: Metadata | UnsetType = UNSET
 
 
 class TopLogprob(Struct, kw_only=True):
@@ -239,6 +245,7 @@ class ChatCompletion(Struct, kw_only=True):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+    metadata: Metadata = field(default_factory=Metadata)
 
 
 class Delta(Struct, kw_only=True, omit_defaults=True):

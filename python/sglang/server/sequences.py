@@ -98,10 +98,13 @@ def logprobs_of(on: bool, start: int, top: int, ids: list[int]) -> Logprobs | No
 
 
 class Result:
-    """The answer of one sequence so far: outputs in, the whole object out (its text and lists are cumulative)."""
+    """The answer of one sequence so far: outputs in, the whole object out. Its text and lists are cumulative, or with
+    `deltas` what the output added.
+    """
 
-    def __init__(self, request: Request, tokenizer: Tokenizer, with_text: bool):
+    def __init__(self, request: Request, tokenizer: Tokenizer, with_text: bool, deltas: bool = False):
         self._wanted = request.logprobs
+        self._deltas = deltas
         self._text = tokenizer.token_text if with_text else None
         self._before = _Scores()
         self._after = _Scores()
@@ -116,8 +119,12 @@ class Result:
             cached_tokens=output.cached_tokens,
             e2e_latency=output.latency_s,
         )
+        if self._deltas:
+            self._before, self._after = _Scores(), _Scores()
         if self._wanted is not None:
             self._score(meta, self._wanted, output)
+        if self._deltas:
+            return Generated(text=output.delta, output_ids=output.new, meta_info=meta)
         return Generated(text=output.text, output_ids=output.tokens, meta_info=meta)
 
     def _score(self, meta: MetaInfo, wanted: Logprobs, output: Output) -> None:

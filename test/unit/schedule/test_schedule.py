@@ -280,6 +280,15 @@ def test_the_longest_cached_prefix_goes_first() -> None:
     assert list(run.got) == [1, 2, 3] and run.got[3] and not run.got[2]
 
 
+@pytest.mark.parametrize("radix", [False, True])
+def test_the_longest_output_goes_first_where_told_so(radix: bool) -> None:
+    run = Run(slots=1, policy="lof", radix=radix)
+    run.send(submit(1, [1, 2, 3], 2))
+    run.send(submit(2, [4, 5], 9))
+    run.step()
+    assert run.got[2] and not run.got[1]
+
+
 def test_whoever_waited_long_is_overtaken_no_more() -> None:
     run = Run(slots=1)
     run.send(submit(1, list(range(20)), 1))
@@ -313,7 +322,8 @@ class Workload(RuleBasedStateMachine):
     @initialize(
         depth=st.integers(0, 1), page_size=st.sampled_from([1, 4]), pages=st.sampled_from([40, 64, 200]),
         slots=st.integers(1, 4), chunk=st.sampled_from([-1, 1, 5, 16]), radix=st.booleans(),
-        policy=st.sampled_from(["lpm", "dfs-weight", "fcfs", "random"]), conservative=st.sampled_from([0.01, 1.0]),
+        policy=st.sampled_from(["lpm", "dfs-weight", "fcfs", "random", "lof"]),
+        conservative=st.sampled_from([0.01, 1.0]),
     )  # fmt: skip
     def start(
         self, depth: int, page_size: int, pages: int, slots: int, chunk: int, radix: bool, policy: str,

@@ -101,6 +101,7 @@ class EchoWorker:
     step_s: float = 0.0
     queue: int = 10**9
     chunk: int = 1  # tokens a step
+    sampling: dict[str, float] = field(default_factory=dict)  # of the model's own generation config
     submits: list[Submit] = field(default_factory=list)
     aborted: list[int] = field(default_factory=list)
     stopped: bool = False
@@ -138,8 +139,11 @@ class EchoWorker:
 
     def _serve(self) -> None:
         self.link.send(
-            Ready("llama", "LlamaForCausalLM", "float32", "cpu", VOCAB, CONTEXT, 10_000, 1, 64, 1, 4, 8, 0.1, (EOS,))
-        )
+            Ready(
+                "llama", "LlamaForCausalLM", "float32", "cpu", VOCAB, CONTEXT, 10_000, 1, 64, 1, 4, 8, 0.1, (EOS,),
+                self.sampling,
+            )
+        )  # fmt: skip
         while True:
             for message in self.link.receive(0.001 if not self._open or self._paused.is_set() else 0.0):
                 match message:

@@ -63,6 +63,20 @@ def test_health_and_metrics_need_no_key(serving: Any) -> None:
             assert server.get(path).status_code == 200
 
 
+@pytest.mark.parametrize("key", [None, "s3cret"])
+def test_control_needs_the_key_of_who_controls(serving: Any, key: str | None) -> None:
+    admin = {"Authorization": "Bearer r00t"}
+    usual = {} if key is None else {"X-API-Key": key}
+    with serving(config=replace(KEYED, api_key=key, admin_api_key="r00t")) as server:
+        for path in ("/flush_cache", "/abort_request"):
+            assert server.post(path, {"abort_all": True}, headers=usual).status_code == 401
+            assert server.post(path, {"abort_all": True}, headers=admin).status_code == 200
+        for headers in (usual, admin):
+            assert server.post("/generate", {"text": "one"}, headers=headers).status_code == 200
+        assert server.post("/generate", {"text": "one"}).status_code == (200 if key is None else 401)
+        assert "r00t" not in server.get("/get_server_args", headers=admin).text
+
+
 def test_without_a_key_any_header_will_do(echo: Any) -> None:
     assert echo.get("/v1/models", headers={"Authorization": "Bearer EMPTY"}).status_code == 200
 

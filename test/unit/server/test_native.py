@@ -211,6 +211,29 @@ def test_a_stream_is_cumulative_and_ends_as_the_plain_answer(echo: Any, text: st
     assert chunks[-1] == whole
 
 
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_stream_of_what_is_new_adds_up_to_the_plain_answer(serving: Any, text: str) -> None:
+    config = ServerConfig(model_path="m", random_seed=1, incremental_streaming_output=True, stream_interval=2)
+    with serving(config=config, step_s=0.001) as server:
+        body = {"text": text, "sampling_params": PARAMS, "return_logprob": True, "logprob_start_len": 0}
+        whole = server.post("/generate", body).json()
+        chunks = events(server.post("/generate", {**body, "stream": True}))
+        assert "".join(chunk["text"] for chunk in chunks) == whole["text"]
+        assert [id for chunk in chunks for id in chunk["output_ids"]] == whole["output_ids"]
+        for name in ("input_token_logprobs", "output_token_logprobs"):
+            assert [lp for chunk in chunks for lp in chunk["meta_info"][name]] == whole["meta_info"][name]
+        assert chunks[-1]["meta_info"]["completion_tokens"] == len(whole["output_ids"])
+
+
+def test_a_long_prompt_is_cut_where_the_server_may(serving: Any) -> None:
+    config = ServerConfig(model_path="m", random_seed=1, allow_auto_truncate=True)
+    with serving(config=config) as server:
+        ids = [0, *(10 + i % 300 for i in range(CONTEXT))]
+        answer = server.post("/generate", {"input_ids": ids, "sampling_params": {"max_new_tokens": 1}})
+        assert answer.json()["meta_info"]["prompt_tokens"] == CONTEXT - 1
+        assert server.worker.submits[0].tokens == ids[: CONTEXT - 1]
+
+
 def test_a_streamed_batch_tells_its_sequences_apart(echo: Any) -> None:
     params = {"max_new_tokens": 50, "n": 2}
     chunks = events(echo.post("/generate", {"text": ["one two", "three"], "sampling_params": params, "stream": True}))
@@ -221,7 +244,7 @@ def test_a_streamed_batch_tells_its_sequences_apart(echo: Any) -> None:
 
 def test_the_stream_interval_of_the_server_spaces_events(serving: Any) -> None:
     config = ServerConfig(model_path="m", random_seed=1, stream_interval=5)
-    with serving(config=config, step_s=0.002) as server:
+    with serving(config=config, step_s=0.02) as server:
         ids = list(range(10, 33))
         chunks = events(server.post("/generate", {"input_ids": [0, *ids], "sampling_params": PARAMS, "stream": True}))
         counts = [chunk["meta_info"]["completion_tokens"] for chunk in chunks]

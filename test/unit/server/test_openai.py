@@ -160,6 +160,27 @@ def test_a_chat_without_a_limit_may_fill_the_context(echo: Any) -> None:
     assert last(echo).temperature == 1.0
 
 
+def test_a_chat_that_says_nothing_is_sampled_as_the_model_wants(serving: Any) -> None:
+    """A completion is not: there OpenAI's defaults are what clients rely on."""
+    user = [{"role": "user", "content": "hi"}]
+    with serving(sampling={"temperature": 0.6, "top_p": 0.9, "top_k": 20}) as server:
+        server.openai.chat.completions.create(model="m", messages=user, top_p=0.5)
+        assert (last(server).temperature, last(server).top_p, last(server).top_k) == (0.6, 0.5, 20)
+        server.openai.completions.create(model="m", prompt="hi")
+        assert (last(server).temperature, last(server).top_k) == (1.0, -1)
+        assert server.get("/get_model_info").json()["preferred_sampling_params"]["top_k"] == 20
+
+
+def test_answers_name_the_weights_and_count_no_reasoning(echo: Any) -> None:
+    for path, body in (
+        ("/v1/completions", {"prompt": "one"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]}),
+    ):
+        answer = echo.post(path, body).json()
+        assert answer["metadata"] == {"weight_version": "default"}
+        assert answer["usage"]["reasoning_tokens"] == 0
+
+
 def test_parts_of_text_are_joined_and_developers_speak_for_the_system(echo: Any) -> None:
     def tokens(messages: Any) -> list[int]:
         echo.openai.chat.completions.create(model="m", messages=messages, max_tokens=1)
