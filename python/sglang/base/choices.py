@@ -10,6 +10,7 @@ from typing import Any
 
 Triple = tuple[float | None, int, str | None]  # log-probability, token id, the token's text where asked for
 Rows = Sequence[Sequence[Triple]]  # [choices][tokens of that choice]
+NOISE = 0.1  # of a log-probability that is computed twice, in bf16 and in batches of different shape
 
 
 @dataclass
@@ -52,7 +53,7 @@ def greedy_token_selection(
     A choice that has run out of tokens goes on with its own mean, so that none wins or loses by its length. The first
     of those that are never told apart.
     """
-    rows = [[0.0 if lp is None else lp for lp, *_ in row] for row in input_token_logprobs]
+    rows = _alike(input_token_logprobs)
     width = max(map(len, rows))
     matrix = [row + [sum(row) / len(row) if row else 0.0] * (width - len(row)) for row in rows]
     left = list(range(len(choices)))
@@ -63,6 +64,20 @@ def greedy_token_selection(
             break
     meta = _meta(normalized_prompt_logprobs, input_token_logprobs, output_token_logprobs)
     return ChoicesDecision(choices[left[0]], {**meta, "greedy_logprob_matrix": matrix})
+
+
+def _alike(rows: Rows) -> list[list[float]]:
+    """Log-probabilities by row, where a beginning that rows share has the same ones: computed twice, the same tokens
+    come out a few bits apart, and nobody may win by these."""
+    seen: dict[tuple[int, ...], float] = {}
+    values: list[list[float]] = []
+    for row in rows:
+        values.append([])
+        for i, (lp, *_) in enumerate(row):
+            own = 0.0 if lp is None else lp
+            first = seen.setdefault(tuple(token for _, token, _ in row[: i + 1]), own)
+            values[-1].append(first if abs(first - own) < NOISE else own)
+    return values
 
 
 def unconditional_likelihood_normalized(

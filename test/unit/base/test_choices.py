@@ -51,6 +51,15 @@ def test_greedy_goes_on_with_the_mean_of_a_row_that_has_ended() -> None:
     assert decide(greedy_token_selection, ["x", "y"], rows([-1.0], [-1.0])).decision == "x"
 
 
+def test_the_same_beginning_computed_twice_decides_nothing() -> None:
+    first = [[(-1.0, 7, None), (-3.0, 8, None)], [(-1.0 + 1e-6, 7, None), (-2.0, 9, None)]]
+    second = [[(-1.0 + 1e-6, 7, None), (-3.0, 8, None)], [(-1.0, 7, None), (-2.0, 9, None)]]
+    for given_rows in (first, second):
+        assert decide(greedy_token_selection, ["worse", "better"], given_rows).decision == "better"
+    others = [[(-1.0, 7, None), (-3.0, 8, None)], [(-1.0 + 1e-6, 5, None), (-9.0, 9, None)]]
+    assert decide(greedy_token_selection, ["worse", "better"], others).decision == "better", "tokens of their own"
+
+
 def test_what_is_likely_anyway_does_not_win() -> None:
     given_rows, alone = rows([-1.0, -1.0], [-2.0, -2.0]), rows([None, -0.5], [None, -5.0])
     decision = decide(unconditional_likelihood_normalized, ["common", "rare"], given_rows, alone=alone)
@@ -95,7 +104,7 @@ def test_the_scored_tokens_are_those_that_reach_beyond_the_prefix(
 @given(st.lists(st.lists(st.floats(-50, 0), min_size=1, max_size=6), min_size=1, max_size=6))
 def test_the_formulas_agree_with_numpy(values: list[list[float]]) -> None:
     choices = [str(i) for i in range(len(values))]
-    given_rows: Any = [[(lp, 0, None) for lp in row] for row in values]
+    given_rows = rows(*values)
     means = [np.mean(row) for row in values]
     picked = int(decide(token_length_normalized, choices, given_rows).decision)
     assert means[picked] == pytest.approx(max(means))
