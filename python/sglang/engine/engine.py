@@ -13,8 +13,7 @@ from sglang.attention.torch_native import TorchAttention
 from sglang.base.config import ServerConfig
 from sglang.base.errors import ConfigError
 from sglang.base.messages import Ready
-from sglang.base.plan import Plan, Result, Seat
-from sglang.base.sampling import SamplingParams
+from sglang.base.plan import Plan, Result
 from sglang.engine.batch import Tables
 from sglang.engine.pool import chunk_of, make_pool, slots_of
 from sglang.engine.sampler import SCORE_BLOCK, Masked, Sampler, next_positions, score_drawn, score_known
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
     from sglang.engine.graphs import DecodeGraphs
 
 log = logging.getLogger("sglang.engine")
-WARM_TOKENS = 64
-WARM_ROWS, WARM_SHARED = 32, 1024  # decodes, and keys they have in common: worth reading once
 DTYPES = {
     "half": torch.float16,
     "float16": torch.float16,
@@ -191,49 +188,16 @@ class Engine:
 
     @torch.inference_mode()
     def warm(self) -> None:
-        """Compile what the first requests would wait for: a long row, a short one, a decode, decodes that share keys.
-
-        Before any real plan, since it writes to slot 0 and to the first cells.
-        """
-        if self._landing is None:
+        """Compile and run what the first requests would wait for. Before any real plan: it writes to slots, cells."""
+        if self._landing is None or not triton_works():
             return
-        nobody = Seat(0, SamplingParams(temperature=0), 0)
-        tokens = min(WARM_TOKENS, self.pages * self.page_size, self.context_length - 1)
-        pages = np.arange(-(-tokens // self.page_size), dtype=np.int32)
-        for count in (tokens, min(tokens, 2), 1):
-            self.launch(
-                Plan(
-                    step=0,
-                    slots=np.zeros(1, np.int32),
-                    starts=np.zeros(1, np.int32),
-                    counts=np.full(1, count, np.int32),
-                    samples=np.ones(1, np.bool_),
-                    tokens=np.zeros(count, np.int32),
-                    table_slots=np.zeros(len(pages), np.int32),
-                    table_index=pages,
-                    table_pages=pages,
-                    seats=[nobody],
-                )
-            ).wait()
-        if (
-            WARM_SHARED + self.page_size <= min(self.context_length, self.pages * self.page_size)
-            and self.slots >= WARM_ROWS
-        ):
-            slots, pages = np.arange(WARM_ROWS, dtype=np.int32), np.arange(WARM_SHARED // self.page_size + 1)
-            self.launch(
-                Plan(
-                    step=0,
-                    slots=slots,
-                    starts=np.full(WARM_ROWS, WARM_SHARED, np.int32),
-                    counts=np.ones(WARM_ROWS, np.int32),
-                    samples=np.ones(WARM_ROWS, np.bool_),
-                    tokens=np.zeros(WARM_ROWS, np.int32),
-                    table_slots=np.repeat(slots, len(pages)),
-                    table_index=np.tile(pages, WARM_ROWS).astype(np.int32),
-                    table_pages=np.tile(pages, WARM_ROWS).astype(np.int32),
-                    seats=[Seat(slot, nobody.sampling, 0) for slot in slots.tolist()],
-                )
-            ).wait()
+        from sglang.attention.triton import TritonAttention
+        from sglang.engine import warmup
+
+        shares = isinstance(self._attention, TritonAttention) and self._attention.shares
+        kv_heads = self._model.spec.kv_heads
+        plans = warmup.plans(self.slots, kv_heads, self.pages, self.page_size, self.context_length, shares)
+        warmup.warm(self.launch, plans, self._graphs, self._model.dtype)
 
 
 def attention_of(config: ServerConfig, device: torch.device, shape: Shape, looks: list[Look]) -> str:

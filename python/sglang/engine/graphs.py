@@ -118,9 +118,9 @@ class DecodeGraphs:
         self._places = torch.arange(most, device=device)
         self._captured: dict[tuple[int, bool, bool], _Captured] = {}
         self._common = _Common(attention, tables, most, device, self._stager)
-        self._captures = device.type == "cuda"
-        self._stream = torch.cuda.Stream(device) if self._captures else None
-        self._pool = torch.cuda.graph_pool_handle() if self._captures else None
+        self.captures = device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if self.captures else None
+        self._pool = torch.cuda.graph_pool_handle() if self.captures else None
 
     def fits(self, plan: Plan) -> bool:
         n = len(plan.slots)
@@ -161,7 +161,7 @@ class DecodeGraphs:
             captured.graph.replay()
             return captured.logits
         logits = self._step(size, draws, shares)
-        if self._captures:
+        if self.captures:
             self._capture(size, draws, shares)
         return logits
 
@@ -197,7 +197,7 @@ class DecodeGraphs:
                 self._attention.shares = False
                 return
             log.warning("CUDA graphs are off, this model's decode step cannot be captured: %s", error)
-            self._captures = False
+            self.captures = False
             return
         torch.cuda.current_stream().wait_stream(self._stream)
         self._captured[size, draws, shares] = _Captured(graph, logits)

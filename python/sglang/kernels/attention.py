@@ -419,6 +419,11 @@ def splits_for(rows: int, kv_heads: int, programs: int = PROGRAMS) -> int:
     return min(MOST_SPLITS, triton.next_power_of_2(triton.cdiv(programs, rows * kv_heads)))
 
 
+def merge_room(width: int) -> int:
+    """Parts that the merge of as many has room for; 0: one part is the whole, and nothing is merged."""
+    return next(size for size in MERGES if size >= width) if width > 1 else 0
+
+
 def decode(
     q: Tensor,
     pool: Pool,
@@ -465,7 +470,7 @@ def decode(
             BLOCK_M=s.queries, BLOCK_D=block_d, BLOCK_N=s.keys, num_warps=s.warps, num_stages=s.stages,
         )  # fmt: skip
     if parted:
-        block_s = next(size for size in MERGES if size >= width)
+        block_s = merge_room(width)
         _merge[(rows, heads)](
             parts, norms, out, sinks, places, shared.used if shared else slots, splits, width,
             HEADS=heads, DIM=dim, SINKS=score.sinks is not None, SHARED=shared is not None,

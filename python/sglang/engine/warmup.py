@@ -1,0 +1,96 @@
+"""Steps that nobody asked for, so that no request waits for a compiler: every shape that has kernels of its own, once.
+
+Rows of several tokens differ by the length of the longest (`kernels.attention.extend_tuning`), decodes by the parts
+that a sequence is cut into and how many of them are merged, and by whether they share keys. All kernels are compiled
+side by side, then every shape is run, which loads them, and those of cuBLAS.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from sglang.attention import cascade
+from sglang.base.plan import Plan, Seat
+from sglang.base.sampling import SamplingParams
+from sglang.kernels.compiling import compile_ahead
+from sglang.kernels.matvec import works
+
+if TYPE_CHECKING:
+    from sglang.engine.engine import Flight
+    from sglang.engine.graphs import DecodeGraphs
+
+log = logging.getLogger("sglang.engine")
+LONG = (128, 64, 2)  # tokens of a row
+FEW = 128  # rows that are enough to have in common what is shared
+
+
+def warm(
+    launch: Callable[[Plan], "Flight"], plans: list[Plan], graphs: "DecodeGraphs | None", dtype: torch.dtype
+) -> None:
+    """Before any real plan, since it writes to many slots and to the first cells."""
+    began = time.monotonic()
+    works(dtype)  # its kernels must run to say whether they are right
+    if graphs is not None:
+        graphs.captures, captures = False, graphs.captures
+    compiled = compile_ahead(lambda: [launch(plan) for plan in plans])
+    torch.cuda.synchronize()
+    if graphs is not None:
+        graphs.captures = captures
+    ran = time.monotonic()
+    for plan in plans:
+        launch(plan).wait()
+    log.info("kernels: %d launches compiled in %.1f s, run in %.1f s", compiled, ran - began, time.monotonic() - ran)
+
+
+def plans(slots: int, kv_heads: int, pages: int, page_size: int, context: int, shares: bool) -> list[Plan]:
+    """What fits. shares: keys in common are read once. Every sequence uses the same first pages."""
+    most = min(pages * page_size, context) - 1  # tokens of a sequence before its last
+    found = [_plan(1, 0, tokens, page_size) for tokens in dict.fromkeys(max(1, min(most, n)) for n in LONG)]
+    found += [_plan(rows, 0, 1, page_size) for rows in decodes(slots, kv_heads)]
+    common = sharing(slots, kv_heads) if shares else []
+    found += [_plan(rows, keys, 1, page_size) for rows, keys in common if keys <= most]
+    return found
+
+
+def decodes(slots: int, kv_heads: int) -> list[int]:
+    """Numbers of rows, one for each set of kernels. A single row has its own, which start early."""
+    from sglang.engine.graphs import sizes
+    from sglang.kernels import attention as kernels
+
+    found: dict[tuple[bool, int], int] = {}
+    for rows in sizes(slots):
+        found.setdefault((rows == 1, kernels.merge_room(kernels.splits_for(rows, kv_heads))), rows)
+    return list(found.values())
+
+
+def sharing(slots: int, kv_heads: int) -> list[tuple[int, int]]:
+    """The same for decodes that share keys: rows, and as many keys as are worth reading once (`attention.cascade`)."""
+    from sglang.engine.graphs import sizes
+    from sglang.kernels import attention as kernels
+
+    found: dict[int, int] = {}
+    for rows in sorted((n for n in sizes(slots) if n > 1), key=lambda n: (n > FEW, abs(FEW - n))):
+        found.setdefault(kernels.merge_room(kernels.splits_for(rows, kv_heads) + cascade.ENTRIES), rows)
+    worth = [max(cascade.LEAST_KEYS, -(-cascade.WORTH // (rows - 1))) for rows in found.values()]
+    return [(rows, -(-keys // cascade.KEYS) * cascade.KEYS) for rows, keys in zip(found.values(), worth, strict=True)]
+
+
+def _plan(rows: int, start: int, tokens: int, page_size: int) -> Plan:
+    """`rows` sequences, each with `tokens` tokens from position `start` on."""
+    slots, pages = np.arange(rows, dtype=np.int32), np.arange(-(-(start + tokens) // page_size), dtype=np.int32)
+    return Plan(
+        step=0,
+        slots=slots,
+        starts=np.full(rows, start, np.int32),
+        counts=np.full(rows, tokens, np.int32),
+        samples=np.ones(rows, np.bool_),
+        tokens=np.zeros(rows * tokens, np.int32),
+        table_slots=np.repeat(slots, len(pages)),
+        table_index=np.tile(pages, rows),
+        table_pages=np.tile(pages, rows),
+        seats=[Seat(slot, SamplingParams(temperature=0), 0) for slot in slots.tolist()],
+    )

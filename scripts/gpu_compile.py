@@ -1,0 +1,172 @@
+"""Compile the kernels of an 8B model's steps for a GPU that is not there: `python scripts/gpu_compile.py [sm]`.
+
+The launchers of `sglang.kernels` run as they do in the engine, on CPU tensors; what would be launched is compiled for
+the target instead. Printed: registers, spilled bytes, shared memory, seconds. Exits 1 where a kernel spills, or where
+one that may start early (`kernels/matvec.py`) touches what others write before it waits.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ["TRITON_INTERPRET"] = "0"
+sys.path.insert(0, str(Path(__file__).parents[1] / "python"))
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+MOST_SPILLED = 64  # bytes of a thread: a loop's counter, not a loop's tile
+
+
+class _Driver:
+    """A device to compile for."""
+
+    def __init__(self, sm: int):
+        self._target = GPUTarget("cuda", sm, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self._target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int = 0) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+class Compiler:
+    """What was compiled: name, options, resources."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self._seen: set[str] = set()
+        self._why = ""
+        run = JITFunction.run
+
+        def instead(fn: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+            began = time.perf_counter()
+            compiled = run(fn, *args, grid=grid, warmup=True, **options)
+            self._note(fn.fn.__name__, compiled, options, time.perf_counter() - began)
+            return compiled
+
+        JITFunction.run = instead  # type: ignore[method-assign]
+
+    def of(self, why: str) -> None:
+        self._why = why
+
+    def _note(self, name: str, compiled: Any, options: dict[str, Any], seconds: float) -> None:
+        if compiled.hash in self._seen:
+            return
+        self._seen.add(compiled.hash)
+        early = bool(options.get("launch_pdl"))
+        row = {"kernel": name, "for": self._why, **resources(compiled.asm["cubin"])}
+        row |= {"dynamic shared": compiled.metadata.shared, "warps": compiled.metadata.num_warps, "early": early}
+        row["ok"] = row["spilled"] <= MOST_SPILLED and early == waits(compiled.asm["ptx"]) and (
+            not early or loads_before_the_wait(compiled.asm["ptx"]) <= {"_matvec": 1, "_gated": 2}.get(name, 0)
+        )  # fmt: skip
+        self.rows.append({**row, "s": round(seconds, 2)})
+        print(self.rows[-1], flush=True)
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    import triton.backends.nvidia
+
+    [tool] = Path(triton.backends.nvidia.__path__[0], "bin").glob("cuobjdump*")
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        said = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
+        code = subprocess.run([tool, "--dump-sass", file.name], capture_output=True, text=True, check=True).stdout
+    found = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", said.stdout)}
+    local = len(re.findall(r"\b(?:STL|LDL)\b", code))
+    return {"registers": found["REG"], "spilled": found["STACK"] + found.get("LOCAL", 0), "local accesses": local}
+
+
+def waits(ptx: str) -> bool:
+    return "griddepcontrol.wait" in ptx
+
+
+def loads_before_the_wait(ptx: str) -> int:
+    """Groups of loads (of different base addresses are not told apart): 0, or how many 4 KB tiles' worth there are."""
+    before = ptx.partition("griddepcontrol.wait")[0]
+    if re.search(r"\bst\.global|\batom\.|\bred\.", before):
+        return 1 << 30
+    loads = re.findall(r"\bld\.global[^;]*\[\s*(%\w+)", before)
+    return 0 if not loads else 1 if len(loads) <= 8 else 2
+
+
+def kernels(compiler: Compiler) -> None:
+    from sglang.kernels import attention as own
+    from sglang.kernels import cells, enter, matvec, pointwise, sample
+
+    matvec._capable = lambda: True  # type: ignore[assignment]
+    bf16 = torch.bfloat16
+
+    def some(*shape: int, dtype: torch.dtype = bf16) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype)
+
+    def ints(*shape: int) -> torch.Tensor:
+        return torch.zeros(shape, dtype=torch.int64)
+
+    hidden, inter, heads, kv, dim = 4096, 14336, 32, 8, 128
+    table = some(512, 32768, dtype=torch.int32)
+    pool = own.Pool(some(64, kv, dim), some(64, kv, dim), table, 1)
+    score = own.Score(dim**-0.5)
+    compiler.of("one row")
+    x = some(1, hidden)
+    for rows, inputs, other in ((6144, hidden, None), (hidden, hidden, x), (hidden, inter, x), (128256, hidden, None)):
+        matvec.matvec(some(1, inputs), some(rows, inputs), None, other)
+    matvec.matvec_gated(x, some(2 * inter, hidden), None, "silu")
+    for rows in (1, 2, 8, 16, 32, 64, 128, 512):
+        compiler.of(f"{rows} rows")
+        early = rows == 1
+        pointwise.rms_norm(some(rows, hidden), some(hidden), 1e-5, early)
+        pointwise.gate(some(rows, 2 * inter), "silu")
+        qkv = some(rows, heads + 2 * kv, dim)
+        q, k, v = qkv.split([heads, kv, kv], 1)
+        turn = some(rows, 1, dim), some(rows, 1, dim)
+        cells.file_cells(q, k, v, turn, pool.keys, pool.values, ints(rows), ints(rows), table, 1, early)
+        out = some(rows, heads, dim)
+        splits = own.splits_for(rows, kv)
+        own.decode(q, pool, score, ints(rows), ints(rows), ints(rows), out, splits, early=early)
+        shared = own.Shared(ints(rows), ints(rows), ints(3 * rows), ints(36, 6), 8)
+        if rows > 1:
+            own.decode(q, pool, score, ints(rows), ints(rows), ints(rows), out, splits, shared=shared)
+        entries = ints(rows), ints(rows), ints(rows)
+        enter.enter(ints(rows), ints(rows), entries, ints(512), table, ints(rows))
+        for dtype in (bf16, torch.float32):
+            columns = [ints(rows) for _ in range(5)]
+            draws = sample.Draws.of(ints(rows), columns)
+            sample.draw(some(rows, 128256, dtype=dtype), draws, ints(512), ints(rows))
+    for longest in (2, 64, 128):
+        compiler.of(f"rows of {longest}")
+        q = some(256, heads + 2 * kv, dim)[:, :heads]
+        own.extend(q, pool, score, ints(4, 5), some(256, heads, dim), longest)
+
+
+def main() -> int:
+    sm = int(sys.argv[1]) if len(sys.argv) > 1 else 90
+    driver.set_active(_Driver(sm))  # type: ignore[arg-type]
+    compiler = Compiler()
+    kernels(compiler)
+    bad = [row for row in compiler.rows if not row["ok"]]
+    seconds = sum(row["s"] for row in compiler.rows)
+    print(f"\nTriton {triton.__version__}, sm_{sm}: {len(compiler.rows)} kernels in {seconds:.0f} s, {len(bad)} wrong")
+    for row in bad:
+        print(row)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""Steps before the first request leave no kernel to compile for later."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from engine_driver import load
+
+pytest.importorskip("triton")
+from sglang.attention import cascade
+from sglang.engine import warmup
+from sglang.engine.graphs import sizes
+from sglang.kernels import attention as kernels
+from sglang.kernels.compiling import compile_ahead
+
+
+def sets(rows: int, kv_heads: int) -> tuple[Any, ...]:
+    """What decides about the kernels of a decode of as many rows."""
+    return rows == 1, kernels.merge_room(kernels.splits_for(rows, kv_heads))
+
+
+@pytest.mark.parametrize("slots", [1, 3, 64, 512])
+@pytest.mark.parametrize("kv_heads", [1, 2, 8, 32])
+def test_every_kernel_of_a_decode_is_met(slots: int, kv_heads: int) -> None:
+    met = {sets(rows, kv_heads) for rows in warmup.decodes(slots, kv_heads)}
+    assert met == {sets(rows, kv_heads) for rows in sizes(slots)}
+    shared = {kernels.merge_room(kernels.splits_for(n, kv_heads) + cascade.ENTRIES) for n in sizes(slots) if n > 1}
+    found = warmup.sharing(slots, kv_heads)
+    assert {kernels.merge_room(kernels.splits_for(n, kv_heads) + cascade.ENTRIES) for n, _ in found} == shared
+
+
+@pytest.mark.parametrize("page_size", [1, 16])
+@pytest.mark.parametrize(("pages", "context"), [(40000, 32768), (64, 4096), (3, 32)])
+def test_plans_stay_within_the_pool(page_size: int, pages: int, context: int) -> None:
+    found = warmup.plans(64, 8, pages, page_size, context, True)
+    assert {int(plan.counts.max()) for plan in found} >= {1}
+    for plan in found:
+        assert len(plan.slots) <= 64
+        assert plan.table_pages.max() < pages
+        assert (plan.starts + plan.counts <= min(context, pages * page_size)).all()
+        assert plan.table_index.max() == (int(plan.starts[0]) + int(plan.counts[0]) - 1) // page_size
+        assert len(plan.tokens) == plan.counts.sum()
+
+
+def test_what_is_shared_is_worth_reading_once() -> None:
+    for rows, keys in warmup.sharing(512, 8):
+        slots, starts = np.arange(rows), np.full(rows, keys)
+        table = np.tile(np.arange(keys + 1), (rows, 1))
+        assert cascade.find(slots, starts, table, 1, 8, 32) is not None
+
+
+def test_the_plans_run(tmp_path: Path) -> None:
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32, "intermediate_size": 32,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 50,
+        "max_position_embeddings": 256, "eos_token_id": 3, "torch_dtype": "float32",
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    engine = load(tmp_path, device, load_format="dummy", max_total_tokens=256, max_running_requests=8)
+    for plan in warmup.plans(engine.slots, 2, engine.pages, engine.page_size, engine.context_length, True):
+        tokens = engine.launch(plan).wait().tokens
+        assert ((tokens >= 0) & (tokens < 50)).all()
+
+
+def test_whatever_fails_while_compiling_is_left_to_the_first_launch(caplog: pytest.LogCaptureFixture) -> None:
+    def launch() -> None:
+        raise RuntimeError("no compiler")
+
+    assert compile_ahead(launch) == 0
+    assert "no compiler" in caplog.text
+    from triton.runtime.jit import JITFunction
+
+    assert JITFunction.run.__qualname__ == "JITFunction.run"
