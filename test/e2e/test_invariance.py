@@ -63,10 +63,48 @@ def test_a_cached_prefix_changes_nothing(engine: Engine, alone: list[list[int]])
     assert ids(answers) == alone
 
 
-def test_a_stream_ends_with_the_same_text(engine: Engine) -> None:
-    whole = engine.generate(PROMPTS[2], GREEDY)
-    last = list(engine.generate(PROMPTS[2], GREEDY, stream=True))[-1]
-    assert last["text"] == whole["text"]
+@pytest.mark.parametrize("together", [False, True])
+def test_a_stream_ends_with_the_same_tokens(engine: Engine, alone: list[list[int]], together: bool) -> None:
+    last: dict[int, list[int]] = {}
+    for batch in [PROMPTS] if together else [[prompt] for prompt in PROMPTS]:
+        for event in engine.generate(batch, GREEDY, stream=True):
+            last[event["index"] if together else PROMPTS.index(batch[0])] = event["output_ids"]
+    assert [last[i] for i in range(len(PROMPTS))] == alone
+
+
+@pytest.mark.parametrize("prompt", ["Once upon a time,", "日本語と café 👋 Привет: "])
+def test_a_stop_string_cuts_the_text_wherever_token_borders_fall(engine: Engine, prompt: str) -> None:
+    """Pieces of the free text as stop strings: the stopped text is the free one up to where it first occurs."""
+    free = engine.generate(prompt, {**GREEDY, "max_new_tokens": 40, "skip_special_tokens": False})["text"]
+    stops = sorted({free[at : at + n] for at in range(0, len(free) - 7, 3) for n in (1, 3, 7)})[::3]
+    params = [{**GREEDY, "max_new_tokens": 40, "skip_special_tokens": False, "stop": stop} for stop in stops]
+    for stop, answer in zip(stops, engine.generate([prompt] * len(stops), params), strict=True):
+        assert answer["text"] == free[: free.index(stop)]
+        assert answer["meta_info"]["finish_reason"] == {"type": "stop", "matched": stop}
+    kept = engine.generate([prompt] * len(stops), [{**p, "no_stop_trim": True} for p in params])
+    for stop, answer in zip(stops, kept, strict=True):
+        assert answer["text"] == free[: free.index(stop) + len(stop)]
+
+
+def test_no_event_of_a_stream_ends_in_half_a_character() -> None:
+    """Random weights draw bytes of all kinds; what is streamed only grows, and into what the tokens spell."""
+    override = '{"num_hidden_layers": 1}'
+    hot = {"temperature": 1.5, "max_new_tokens": 60, "ignore_eos": True, "skip_special_tokens": False}
+    with start(load_format="dummy", json_model_override_args=override, random_seed=3) as noisy:
+        tokenizer = noisy.get_tokenizer()
+        broken = 0
+        for seed in range(12):
+            shown = ""
+            for event in noisy.generate("x", {**hot, "seed": seed}, stream=True):
+                assert event["text"].startswith(shown)
+                shown = event["text"]
+                spelled = b"".join(tokenizer.table(False)[id] for id in event["output_ids"])  # type: ignore[index]
+                if event["meta_info"]["finish_reason"] is None:
+                    assert spelled.decode("utf-8", "replace").startswith(shown)
+                    broken += spelled.decode("utf-8", "replace") != shown
+                else:
+                    assert shown == spelled.decode("utf-8", "replace")
+        assert broken, "no character was ever cut: this shows nothing"
 
 
 @pytest.mark.parametrize(
