@@ -1,7 +1,9 @@
 """CPU time of the front per generated token, with the model taken out: `python benchmark/front_cost.py`.
 
 A scripted worker, in a process of its own, gives each of `--streams` sequences a token every `--step-ms`; clients, in
-another, read the event streams. Printed: microseconds of CPU that the front process spent per token.
+another, read the event streams. Measured while all streams run: microseconds of CPU that the front process spent per
+token; tokens per event (more than one where the front or a client was behind); and how late tokens came, from the
+worker's sending to the client's reading. What is left of the whole run's CPU is the cost of a request.
 """
 
 import argparse
@@ -9,16 +11,20 @@ import asyncio
 import json
 import logging
 import multiprocessing as mp
+import random
+import re
 import socket
 import tempfile
 import time
+from collections.abc import Callable
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 from results_file import add_flag, save
 from tokenizers import Tokenizer as RawTokenizer
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers
 
 from sglang.base.config import ServerConfig
 from sglang.base.link import connect, listen
@@ -28,33 +34,41 @@ from sglang.server.front import Front
 from sglang.text import tokenizer as text
 
 PATHS = {"native": "/generate", "completions": "/v1/completions", "chat": "/v1/chat/completions"}
+WORDS = 10_000  # the token of step i is word i of so many, four letters each: a text tells when its tokens were sent
+FIRST = 300  # id of word 0
+LOOK_AT = 16  # one stream in so many has its tokens timed: reading them all would cost the client more than the front
+TEXTS = {"native": rb'"text":"([^"]*)"', "completions": rb'"text":"([^"]*)"', "chat": rb'"content":"([^"]*)"'}
+
+
+def word(i: int) -> str:
+    return "".join(chr(97 + i // 26**k % 26) for k in range(4))
+
+
+NUMBER = {word(i): i for i in range(WORDS)}
 
 
 def make_tokenizer(folder: Path) -> None:
-    raw = RawTokenizer(models.BPE())
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {"<s>": 0, "</s>": 1} | {c: 2 + i for i, c in enumerate(alphabet)}
+    vocab |= {word(i): FIRST + i for i in range(WORDS)}
+    raw = RawTokenizer(models.BPE(vocab=vocab, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
-    raw.train_from_iterator(
-        [Path(__file__).read_text()] * 3,
-        trainers.BpeTrainer(
-            vocab_size=600,
-            show_progress=False,
-            special_tokens=["<s>", "</s>"],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        ),
-    )
     raw.save(str(folder / "tokenizer.json"))
     template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>", "chat_template": template}))
 
 
-def work(address: str, step_s: float) -> None:
+def work(address: str, step_s: float, sent: Any, wanted: Any) -> None:
+    """`sent`: a shared array in which the time of each step is kept. `wanted`: so many sequences begin together."""
     link = connect(address)
-    link.send(Ready("llama", "L", "float32", "cpu", 600, 1 << 20, 1 << 20, 1, 4096, 1, 1, 1, 0.0, (1,)))
+    link.send(Ready("llama", "L", "float32", "cpu", FIRST + WORDS, 1 << 20, 1 << 20, 1, 4096, 1, 1, 1, 0.0, (1,)))
     left: dict[int, int] = {}
+    step = generated = 0
+    going = False
     while True:
         began = time.monotonic()
-        for message in link.receive(0.0 if left else None):
+        for message in link.receive(0.0 if going else 0.1):
             match message:
                 case Submit():
                     left[message.id] = message.sampling.max_new_tokens
@@ -64,30 +78,52 @@ def work(address: str, step_s: float) -> None:
                     return
                 case _:
                     pass
+        going = len(left) >= (1 if going else wanted.value)
         pieces: list[Piece] = []
-        for id, count in list(left.items()):
-            pieces.append(Piece(id, [300 + count % 200], Finish("length") if count == 1 else None))
+        for id, count in list(left.items()) if going else ():
+            pieces.append(Piece(id, [FIRST + step % WORDS], Finish("length") if count == 1 else None))
             left[id] = count - 1
             if count == 1:
                 del left[id]
         if pieces:
-            link.send(Step(pieces, Stats(running=len(pieces))))
-        time.sleep(max(0.0, step_s - (time.monotonic() - began)))
+            generated += len(pieces)
+            sent[step % WORDS] = time.monotonic()
+            link.send(Step(pieces, Stats(running=len(pieces), generated_tokens=generated)))
+            step += 1
+        if going:
+            time.sleep(max(0.0, step_s - (time.monotonic() - began)))
 
 
-async def read(port: int, path: str, body: bytes) -> int:
-    """Events of one stream."""
+async def read(port: int, path: str, body: bytes, seen: Callable[[bytes], None]) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 26)
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     writer.write(head.encode() + body)
-    events = 0
     while data := await reader.read(1 << 16):
-        events += data.count(b"data: ")
+        seen(data)
     writer.close()
-    return events
 
 
-def clients(port: int, api: str, streams: int, tokens: int, pipe: Any) -> None:
+class Watch:
+    """Of one stream in LOOK_AT: how late each token came."""
+
+    def __init__(self, api: str, sent: Any, late: list[float]):
+        self._text = re.compile(TEXTS[api])
+        self._grows = api == "native"  # its events hold the whole text
+        self._sent = sent
+        self._late = late
+        self._known = 0
+
+    def __call__(self, data: bytes, counts: bool) -> None:
+        now = time.monotonic()
+        for found in self._text.findall(data):
+            new = found.decode()[self._known if self._grows else 0 :]
+            self._known += len(new)
+            if counts:
+                self._late += [now - self._sent[NUMBER[new[i : i + 4]]] for i in range(0, len(new), 4)]
+
+
+def clients(port: int, api: str, streams: int, tokens: int, sent: Any, steady: Event, pipe: Any) -> None:
+    """Sends (events, seconds late in order), of what came while `steady` was set."""
     body: dict[str, Any] = {"stream": True, "temperature": 0, "ignore_eos": True, "max_tokens": tokens}
     match api:
         case "native":
@@ -97,21 +133,47 @@ def clients(port: int, api: str, streams: int, tokens: int, pipe: Any) -> None:
             body["messages"] = [{"role": "user", "content": "x"}]
         case _:
             body["prompt"] = "x"
+    content = json.dumps(body).encode()
+    events = 0
+    late: list[float] = []
 
-    async def main() -> int:
-        content = json.dumps(body).encode()
-        return sum(await asyncio.gather(*(read(port, PATHS[api], content) for _ in range(streams))))
+    async def one(i: int) -> None:
+        watch = Watch(api, sent, late) if i % LOOK_AT == 0 else None
 
-    pipe.send(asyncio.run(main()))
+        def seen(data: bytes) -> None:
+            nonlocal events
+            if watch is not None:
+                watch(data, steady.is_set())
+            if steady.is_set():
+                events += data.count(b"data: ")
+
+        await read(port, PATHS[api], content, seen)
+
+    async def main() -> None:
+        await asyncio.gather(*map(one, random.Random(0).sample(range(streams), streams)))
+
+    run(main())
+    pipe.send((events, sorted(late)))
 
 
-async def measure(options: argparse.Namespace) -> None:
+def run(work: Any) -> Any:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(work)
+    return uvloop.run(work)
+
+
+async def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         make_tokenizer(Path(folder))
         config = ServerConfig(model_path="m", random_seed=0)
         link = listen(f"ipc://{folder}/link")
         context = mp.get_context("spawn")
-        context.Process(target=work, args=(f"ipc://{folder}/link", options.step_ms / 1000), daemon=True).start()
+        sent, wanted, steady = context.Array("d", WORDS, lock=False), context.Value("i", 1), context.Event()
+        address = f"ipc://{folder}/link"
+        context.Process(target=work, args=(address, options.step_ms / 1000, sent, wanted), daemon=True).start()
         front = Front(link, text.load(folder), config)
         await front.start()
         listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
@@ -119,50 +181,71 @@ async def measure(options: argparse.Namespace) -> None:
         app = build_app(front, config)
         server = uvicorn.Server(uvicorn.Config(app, lifespan="off", ws="none", log_config=None, access_log=False))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        rows = []
-        for api in options.api:
-            ours, theirs = context.Pipe()
-            port = listener.getsockname()[1]
-            process = context.Process(
-                target=clients, args=(port, api, options.streams, options.tokens, theirs), daemon=True
-            )
-            cpu, wall = time.process_time(), time.monotonic()
-            process.start()
-            while not ours.poll():
-                await asyncio.sleep(0.05)
-            tokens = options.streams * options.tokens
-            used, seconds, events = time.process_time() - cpu, time.monotonic() - wall, ours.recv()
-            print(
-                f"{api}: {options.streams} streams, {tokens} tokens, {events} events, "
-                f"{seconds:.1f} s, {1e6 * used / tokens:.1f} us CPU per token"
-            )
-            rows.append({"API": PATHS[api], "tokens": tokens, "events": events, "CPU per token": 1e6 * used / tokens})
+        for streams in options.streams:
+            for api in options.api:
+                ours, theirs = context.Pipe()
+                known = (listener.getsockname()[1], api, streams, options.tokens, sent, steady, theirs)
+                process = context.Process(target=clients, args=known, daemon=True)
+                wanted.value, cpu = streams, time.process_time()
+                front.metrics.stats = Stats()
+                process.start()
+                while front.metrics.stats.running < streams:
+                    await asyncio.sleep(0.01)
+                await asyncio.sleep(options.settle_s)
+                marks = []
+                for on in (True, False):
+                    marks.append((front.metrics.stats.generated_tokens, time.process_time()))
+                    (steady.set if on else steady.clear)()
+                    if on:
+                        await asyncio.sleep(options.seconds)
+                assert front.metrics.stats.running == streams, "streams ended too soon: use more --tokens"
+                while not ours.poll():
+                    await asyncio.sleep(0.05)
+                events, late = ours.recv()
+                process.join()
+                tokens, used = (after - before for before, after in zip(*marks, strict=True))
+                row = {
+                    "streams": streams,
+                    "API": PATHS[api],
+                    "CPU per token": 1e6 * used / tokens,
+                    "CPU per request": 1e6
+                    * (time.process_time() - cpu - used / tokens * streams * options.tokens)
+                    / streams,
+                    "tokens per event": tokens / events,
+                    "late, median": 1e3 * late[len(late) // 2],
+                    "late, p99": 1e3 * late[len(late) * 99 // 100],
+                    "of a core": used / options.seconds,
+                }
+                rows.append(row)
+                print("  ".join(f"{name}: {v if not isinstance(v, float) else round(v, 2)}" for name, v in row.items()))
         link.send(Stop())
         server.should_exit = True
         await serving
         await front.close()
         link.close()
-    if options.save:
-        note = f"{options.streams} streams, a token each every {options.step_ms:g} ms, from a scripted worker."
-        save(options.save, rows, title="Cost of the HTTP front", units={"CPU per token": "us"}, note=note)
+    return rows
 
 
 def main() -> None:
     logging.basicConfig(level="WARNING")
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--streams", type=int, default=256)
-    parser.add_argument("--tokens", type=int, default=100)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--streams", type=int, nargs="+", default=[512, 2000])
+    parser.add_argument("--tokens", type=int, default=120, help="of each stream")
     parser.add_argument("--step-ms", type=float, default=50.0)
+    parser.add_argument("--seconds", type=float, default=3.0, help="how long to measure once all streams run")
+    parser.add_argument("--settle-s", type=float, default=0.5)
     parser.add_argument("--api", nargs="+", choices=list(PATHS), default=list(PATHS))
-    parser.add_argument("--uvloop", action=argparse.BooleanOptionalAction, default=True)
     add_flag(parser, "front_cost")
     options = parser.parse_args()
-    if options.uvloop:
-        import uvloop
-
-        uvloop.run(measure(options))
-    else:
-        asyncio.run(measure(options))
+    rows = run(measure(options))
+    if options.save:
+        units = {"CPU per token": "us", "CPU per request": "us", "late, median": "ms", "late, p99": "ms"}
+        note = (
+            f"A token each every {options.step_ms:g} ms, from a scripted worker. Late: from the worker's sending to "
+            f"the client's reading. Front, worker and clients share the machine."
+        )
+        plots = [{"x": "streams", "y": "CPU per token", "by": "API"}, {"x": "streams", "y": "late, p99", "by": "API"}]
+        save(options.save, rows, title="Cost of the HTTP front", units=units, note=note, plots=plots)
 
 
 if __name__ == "__main__":

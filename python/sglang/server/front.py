@@ -1,8 +1,9 @@
 """Front: request ids -> streams of outputs. The one owner of what is open between HTTP (or `Engine`) and a worker.
 
-A step of the worker arrives as one message with a Piece per sequence. Handing a piece over is a dict lookup, a list
-append and, where its reader waits, one future; the reader turns everything that has come meanwhile into one Output, so
-a slow client gets fewer and larger outputs and never a queue of stale ones.
+A step of the worker arrives as one message with a Piece per sequence. Pieces are filed first; then every reader that
+has some gets all that has come as one Output per sequence, so a slow client, or a loop that is behind, gets fewer and
+larger outputs and never a queue of stale ones. Readers come in two kinds: `run` is an iterator, whose task is woken;
+`push` writes each output to a Sink from here, which costs an event stream no task switch per token.
 """
 
 import asyncio
@@ -10,8 +11,9 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from typing import Protocol
 
 import msgspec
 from msgspec import Struct
@@ -44,6 +46,8 @@ log = logging.getLogger("sglang.server")
 
 INLINE_CHARS = 2048  # a longer text is tokenised in a thread: it would hold up the streams for about a millisecond
 NEVER = 1 << 62
+ROUND = 32  # readers served before the loop looks after others: about half a millisecond
+REST_S = 0.02  # at most; after a round of writing a pause as long as it, so that others get half of the loop
 LAST_WORDS_S = 0.25  # how much later than a process's end its last message may be read
 SHUTTING_DOWN = "the server is shutting down"
 ABORTED = Finish("abort", message="aborted by request")
@@ -102,15 +106,32 @@ class Output(Struct, gc=False):
     first: bool = False
 
 
+class Sink(Protocol):
+    """Where events are written to."""
+
+    def write(self, data: bytes, on_room: Callable[[], None]) -> bool:
+        """Never waits. False: `data` is taken, but no more before `on_room` is called."""
+        ...
+
+
+Frame = Callable[[int, Output], bytes]  # (index of the request, what it gained) -> an event
+
+
 class _Group:
-    """The streams of one reader."""
+    """The streams of one reader. `sink`, `frame`: of a reader that is written to; `rest`: the bytes of its end."""
 
-    __slots__ = ("error", "ready", "waiter")
+    __slots__ = ("due", "error", "frame", "left", "ready", "rest", "sink", "waiter", "waits")
 
-    def __init__(self) -> None:
+    def __init__(self, sink: Sink | None = None, frame: Frame | None = None) -> None:
         self.ready: list[_Stream] = []
         self.waiter: asyncio.Future[None] | None = None
         self.error: Exception | None = None
+        self.left = 0  # streams that have not ended
+        self.sink = sink
+        self.frame = frame
+        self.rest = b""
+        self.due = False  # it has something to be written, and a turn
+        self.waits = False  # for its client
 
     def wake(self) -> None:
         if self.waiter is not None and not self.waiter.done():
@@ -240,6 +261,7 @@ class Front:
         self._truncate = config.allow_auto_truncate
         self._seeds = random.Random(config.random_seed)
         self._streams: dict[int, _Stream] = {}
+        self._due: list[_Group] = []  # to be written to
         self._open = 0  # readers
         self._next_id = 0
         self._flushes: dict[int, asyncio.Future[bool]] = {}
@@ -311,10 +333,39 @@ class Front:
 
     async def run(self, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Output], None]:
         """As `generate` for sequences that stand and fall together; yields (index, output) as they come."""
-        began = time.monotonic()
-        group = _Group()
-        streams: list[_Stream] = []
         loop = asyncio.get_running_loop()
+        async with self._opened(requests, _Group()) as group:
+            while group.left:
+                if not group.ready:
+                    if group.error is not None:
+                        raise group.error
+                    group.waiter = loop.create_future()
+                    await group.waiter
+                ready, group.ready = group.ready, []
+                now = time.monotonic()
+                for stream in ready:
+                    output = self._take(stream, now)
+                    if output is not None:
+                        yield stream.index, output
+
+    async def push(self, requests: Sequence[Request], frame: Frame, sink: Sink) -> bytes:
+        """As `run`, but writes `frame(index, output)` to the sink for each output; returns what is to be written last.
+
+        What comes while the client is behind is written as one when it has caught up.
+        """
+        async with self._opened(requests, _Group(sink, frame)) as group:
+            group.waiter = asyncio.get_running_loop().create_future()
+            if group.left and group.error is None:
+                await group.waiter
+            if group.error is not None:
+                raise group.error
+            return group.rest
+
+    @asynccontextmanager
+    async def _opened(self, requests: Sequence[Request], group: _Group) -> AsyncIterator[_Group]:
+        """Submits the requests as streams of `group`; at the end forgets those that have not ended."""
+        began = time.monotonic()
+        streams: list[_Stream] = []
         self._open += 1
         try:
             prompts = [await self.encode(r.prompt) if isinstance(r.prompt, str) else r.prompt for r in requests]
@@ -324,29 +375,23 @@ class Front:
                 self.check(request, tokens)  # all of them before the first is sent
             for request, tokens in zip(requests, prompts, strict=True):
                 streams.append(self._submit(len(streams), request, tokens, group, began))
-            left = len(streams)
-            while left:
-                if not group.ready:
-                    if group.error is not None:
-                        raise group.error
-                    group.waiter = loop.create_future()
-                    await group.waiter
-                ready, group.ready = group.ready, []
-                now = time.monotonic()
-                for stream in ready:
-                    output = stream.take(now)
-                    if output is None:
-                        continue
-                    if output.finish is not None:
-                        left -= 1
-                        self._end(stream, output, now)
-                    yield stream.index, output
+            group.left = len(streams)
+            yield group
         finally:
+            group.ready = []  # what comes late finds nobody
+            group.sink = None
             self._open -= 1
             for stream in streams:
                 if not stream.ended:
                     self.metrics.aborted += 1
                     self._forget(stream)
+
+    def _take(self, stream: _Stream, now: float) -> Output | None:
+        output = stream.take(now)
+        if output is not None and output.finish is not None:
+            stream.group.left -= 1
+            self._end(stream, output, now)
+        return output
 
     def _fitting(self, tokens: list[int]) -> list[int]:
         """The beginning of a prompt, as much of it as leaves room for an answer."""
@@ -499,6 +544,9 @@ class Front:
             self._forget(stream)
             self.metrics.aborted += 1
             self._hand_over(stream, Piece(stream.id, [], finish))
+        due, self._due = self._due, []
+        for group in due:
+            self._write(group)
         return len(streams)
 
     async def _read(self) -> None:
@@ -506,11 +554,55 @@ class Front:
             while self.failed is None:
                 for message in await self._link.receive_async():
                     self._dispatch(message)
+                if self._due:
+                    due, self._due = self._due, []
+                    await self._write_all(due)
         except asyncio.CancelledError:
             raise
         except Exception as error:
             log.exception("the link to the worker broke")
             self.fail(f"{type(error).__name__}: {error}")
+
+    async def _write_all(self, due: list[_Group]) -> None:
+        """Every reader its turn; between some of them, and for as long as it took after all, others have theirs."""
+        busy, began = 0.0, time.monotonic()
+        for i in range(0, len(due), ROUND):
+            if i:
+                busy += time.monotonic() - began
+                await asyncio.sleep(0)
+                began = time.monotonic()
+            for group in due[i : i + ROUND]:
+                self._write(group)
+        busy += time.monotonic() - began
+        if len(due) > ROUND:
+            await asyncio.sleep(min(busy, REST_S))
+
+    def _write(self, group: _Group) -> None:
+        """What has come for a reader that is written to, unless its client is behind."""
+        group.due = False
+        sink, frame = group.sink, group.frame
+        if sink is None or frame is None or group.waits or not group.ready or group.error is not None:
+            return
+        ready, group.ready = group.ready, []
+        now = time.monotonic()
+        data = b""
+        try:
+            for stream in ready:
+                output = self._take(stream, now)
+                if output is not None:
+                    data += frame(stream.index, output)
+            if not group.left:
+                group.rest = data
+                group.wake()
+            elif data:
+                group.waits = not sink.write(data, lambda: self._has_room(group))
+        except Exception as error:  # of this reader, not of the others
+            group.error = error
+            group.wake()
+
+    def _has_room(self, group: _Group) -> None:
+        group.waits = False
+        self._write(group)
 
     def _dispatch(self, message: FromWorker) -> None:
         match message:
@@ -518,6 +610,7 @@ class Front:
                 now = time.monotonic()
                 streams, metrics = self._streams, self.metrics
                 metrics.step(message.stats, now)
+                gaps: dict[float, int] = {}  # when sequences had their last token -> how many of them have one now
                 for waited_s in message.waited:
                     metrics.queued.observe(waited_s)
                 for piece in message.pieces:
@@ -528,12 +621,16 @@ class Front:
                         stream.ended = True
                         del streams[piece.id]
                     if count := len(piece.tokens):
-                        if stream.last:
+                        if stream.last and count == 1:  # most had it together
+                            gaps[stream.last] = gaps.get(stream.last, 0) + 1
+                        elif stream.last:
                             metrics.between_tokens.observe((now - stream.last) / count, count)
                         else:
                             metrics.first_token.observe(now - stream.began)
                         stream.last = now
                     self._hand_over(stream, piece)
+                for last, count in gaps.items():
+                    metrics.between_tokens.observe(now - last, count)
             case Ready():
                 if self._ready is not None and not self._ready.done():
                     self._ready.set_result(message)
@@ -544,15 +641,19 @@ class Front:
             case Failed():
                 self.fail(message.reason, message.setting)
 
-    @staticmethod
-    def _hand_over(stream: _Stream, piece: Piece) -> None:
+    def _hand_over(self, stream: _Stream, piece: Piece) -> None:
         stream.pieces.append(piece)
         stream.pending += len(piece.tokens)
         if stream.queued or (piece.finish is None and stream.pending < stream.wanted):
             return
         stream.queued = True
-        stream.group.ready.append(stream)
-        stream.group.wake()
+        group = stream.group
+        group.ready.append(stream)
+        if group.frame is None:
+            group.wake()
+        elif not group.due and not group.waits:
+            group.due = True
+            self._due.append(group)
 
 
 def _common(a: list[int], b: list[int]) -> int:

@@ -6,7 +6,8 @@ An `Operation` is one function with its Structs; the routes and /openapi.json ar
 import asyncio
 import logging
 import re
-from collections.abc import AsyncGenerator, Callable, Coroutine
+import uuid
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -26,6 +27,8 @@ T = TypeVar("T")
 
 Frames = AsyncGenerator[bytes, None]  # server-sent events, each with its blank line
 DONE = b"data: [DONE]\n\n"
+START = "http.response.start"
+BODY = "http.response.body"
 encode = msgspec.json.Encoder().encode
 
 MARKS = 1 << 20  # brackets and braces in a body: a bound on the time that measuring its depth can take
@@ -36,11 +39,22 @@ _EVENTS = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-cont
 
 
 @dataclass(frozen=True)
+class Feed:
+    """Events that are written where they come into being, without a task that is woken for each.
+
+    run: writes events to the Sink it is given and returns those of the end; `last` makes what follows all of them.
+    """
+
+    run: "Callable[[Sink], Coroutine[Any, Any, bytes]]"
+    last: Callable[[], bytes] = bytes
+
+
+@dataclass(frozen=True)
 class Operation:
     """One endpoint.
 
-    handle: with `body` an async function of the decoded body, which returns a value to encode or Frames to stream; it
-    is cancelled when its client leaves. Without `body` an async function of the Starlette request.
+    handle: with `body` an async function of the decoded body, which returns a value to encode, or Frames or a Feed to
+    stream; it is cancelled when its client leaves. Without `body` an async function of the Starlette request.
     """
 
     paths: tuple[str, ...]
@@ -119,6 +133,15 @@ def error_response(error: Exception) -> Response:
 
 def event(value: Any) -> bytes:
     return b"data: " + encode(value) + b"\n\n"
+
+
+MARK = uuid.uuid4().hex  # no client can guess it, so none can send it
+_QUOTED_MARK = f'"{MARK}"'.encode()
+
+
+def template(value: Any) -> list[bytes]:
+    """The event of `value`, cut where it holds MARK: what stands around the parts that differ from event to event."""
+    return event(value).split(_QUOTED_MARK)
 
 
 class ClientGone(Exception):
@@ -201,6 +224,9 @@ class _Endpoint:
             if isinstance(answer, AsyncGenerator):
                 await send_events(cast(Frames, answer), send)
                 return
+            if isinstance(answer, Feed):
+                await send_feed(answer, send)
+                return
             response = answer if isinstance(answer, Response) else None
             content = encode(answer) if response is None else b""
         except Exception as error:
@@ -217,15 +243,105 @@ async def send_events(frames: Frames, send: Send) -> None:
     """Stream `frames`. What goes wrong before the first is raised, so it can be a plain error; later it is an event."""
     async with aclosing(frames):
         frame = await anext(frames)
-        await send({"type": "http.response.start", "status": 200, "headers": list(_EVENTS)})
+        await send({"type": START, "status": 200, "headers": list(_EVENTS)})
         try:
-            await send({"type": "http.response.body", "body": frame, "more_body": True})
+            await send({"type": BODY, "body": frame, "more_body": True})
             async for frame in frames:
-                await send({"type": "http.response.body", "body": frame, "more_body": True})
+                await send({"type": BODY, "body": frame, "more_body": True})
         except Exception as error:
             frame = event({"error": error_detail(error)})
-            await send({"type": "http.response.body", "body": frame, "more_body": True})
-        await send({"type": "http.response.body", "body": DONE})
+            await send({"type": BODY, "body": frame, "more_body": True})
+        await send({"type": BODY, "body": DONE})
+
+
+async def send_feed(feed: Feed, send: Send) -> None:
+    """As `send_events`; the last events leave together."""
+    sink = Sink(send)
+    try:
+        try:
+            end = await feed.run(sink)
+            end += feed.last()
+        except Exception as error:
+            if not sink.started:
+                raise
+            end = event({"error": error_detail(error)})
+        await sink.finish(end + DONE)
+    finally:
+        sink.close()
+
+
+class Sink:
+    """A client's event stream, written to by who has something to write.
+
+    An ASGI server's `send` waits only while the client is behind. So it is run here up to where it waits, mostly its
+    end; the rest, if there is one, becomes a task.
+    """
+
+    def __init__(self, send: Send):
+        self.started = False
+        self._send = send
+        self._waiting: asyncio.Task[None] | None = None
+
+    def write(self, data: bytes, on_room: Callable[[], None]) -> bool:
+        """Never waits. False: `data` is taken, but no more before `on_room` is called."""
+        sending = self._send({"type": BODY, "body": data, "more_body": True}) if self.started else self._begin(data)
+        rest = _advance(cast(Coroutine[Any, Any, None], sending))
+        if rest is None:
+            return True
+        self._waiting = asyncio.ensure_future(self._go_on(rest, on_room))
+        return False
+
+    async def finish(self, data: bytes) -> None:
+        if self._waiting is not None:
+            await self._waiting
+        if not self.started:
+            await self._begin()
+        await self._send({"type": BODY, "body": data})
+
+    def close(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    async def _begin(self, data: bytes = b"") -> None:
+        self.started = True
+        await self._send({"type": START, "status": 200, "headers": list(_EVENTS)})
+        if data:
+            await self._send({"type": BODY, "body": data, "more_body": True})
+
+    async def _go_on(self, rest: "_Rest", on_room: Callable[[], None]) -> None:
+        await rest
+        self._waiting = None
+        on_room()
+
+
+class _Rest:
+    """A coroutine that has begun; to await it is to run it from where it waits to its end."""
+
+    def __init__(self, work: Coroutine[Any, Any, None], awaited: Any):
+        self._work = work
+        self._awaited = awaited
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        awaited = self._awaited
+        while True:
+            try:
+                came = yield awaited
+            except BaseException as error:
+                step, value = self._work.throw, error
+            else:
+                step, value = self._work.send, came
+            try:
+                awaited = step(value)
+            except StopIteration:
+                return
+
+
+def _advance(work: Coroutine[Any, Any, None]) -> _Rest | None:
+    """Runs `work` up to where it waits; None: it has ended."""
+    try:
+        return _Rest(work, work.send(None))
+    except StopIteration:
+        return None
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

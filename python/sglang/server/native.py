@@ -19,8 +19,8 @@ from sglang.base.errors import FieldError, Overloaded, WorkerDied
 from sglang.base.sampling import SamplingParams
 from sglang.server import segments
 from sglang.server.expand import check_count, id_lists
-from sglang.server.front import Front, Request
-from sglang.server.http import Operation, event
+from sglang.server.front import Front, Output, Request
+from sglang.server.http import Feed, Operation, event
 from sglang.server.native_types import (
     Aborted,
     AbortRequest,
@@ -77,14 +77,14 @@ class Native:
 
     async def generate(
         self, body: GenerateRequest
-    ) -> Generated | list[Generated] | ChainAnswer | AsyncGenerator[bytes, None]:
+    ) -> Generated | list[Generated] | ChainAnswer | Feed | AsyncGenerator[bytes, None]:
         if body.segments is not None:
             return await self._chain(segments.parse(body, self._config.stream_interval), bool(body.stream))
         requests, single = parse(body, self._config.stream_interval)
         deltas = bool(body.stream) and self._config.incremental_streaming_output
         results = [Result(r, self._front.tokenizer, bool(body.return_text_in_logprobs), deltas) for r in requests]
         if body.stream:
-            return self._events(requests, results, single)
+            return self._feed(requests, results, single)
         async with aclosing(self._front.run(requests)) as outputs:
             answers: list[Generated | None] = [None] * len(requests)
             async for i, output in outputs:
@@ -110,15 +110,11 @@ class Native:
             async for part in parts:
                 yield event(part)
 
-    async def _events(
-        self, requests: list[Request], results: list[Result], single: bool
-    ) -> AsyncGenerator[bytes, None]:
-        async with aclosing(self._front.run(requests)) as outputs:
-            async for i, output in outputs:
-                answer = results[i].add(output)
-                if not single:
-                    answer.index = i
-                yield event(answer)
+    def _feed(self, requests: list[Request], results: list[Result], single: bool) -> Feed:
+        def frame(i: int, output: Output) -> bytes:
+            return results[i].event(output, None if single else i)
+
+        return Feed(lambda sink: self._front.push(requests, frame, sink))
 
     async def health(self, _: HTTPRequest) -> Response:
         """Alive: also while the last requests end after SIGTERM, when new ones are already refused."""
@@ -147,6 +143,7 @@ class Native:
             model_path=self._config.model_path,
             tokenizer_path=self._config.tokenizer_path,
             model_type=ready.model_type,
+            is_generation=ready.embedding == 0,
             architectures=[ready.architecture],
             preferred_sampling_params=ready.sampling or None,
             max_model_len=ready.context_length,

@@ -6,7 +6,6 @@ A body becomes the same Requests as in the native API; what comes back is put in
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -23,7 +22,7 @@ from sglang.server import openai_types as oai
 from sglang.server.constraints import constraints
 from sglang.server.expand import check_count, id_lists, names, sample
 from sglang.server.front import Front, Output, Request
-from sglang.server.http import Frames, Operation, event
+from sglang.server.http import MARK, Feed, Operation, encode, event, template
 from sglang.server.tools import Choice, Found, Reader, call_id, choose, described, style
 
 SAME_NAME = (
@@ -126,10 +125,10 @@ class OpenAI:
         name = self._config.model_name
         return oai.ModelCard(id=name, created=self._started, root=name, max_model_len=self._front.ready.context_length)
 
-    async def completions(self, body: oai.CompletionRequest) -> oai.Completion | Frames:
+    async def completions(self, body: oai.CompletionRequest) -> oai.Completion | Feed:
         job, echoes = await self._completion_job(body)
         if body.stream:
-            return self._completion_events(job, echoes)
+            return self._completion_feed(job, echoes)
         tally = Tally(job, self._config.enable_cache_report)
         choices: dict[int, oai.CompletionChoice] = {}
         async with aclosing(self._front.run(job.requests)) as outputs:
@@ -172,15 +171,24 @@ class OpenAI:
     ) -> oai.Completion:
         return oai.Completion(id=job.id, created=job.created, model=job.model, choices=choices, usage=usage)
 
-    async def _completion_events(self, job: Job, echoes: list[str]) -> AsyncGenerator[bytes, None]:
+    def _completion_feed(self, job: Job, echoes: list[str]) -> Feed:
         tally = Tally(job, self._config.enable_cache_report)
-        async with aclosing(self._front.run(job.requests)) as outputs:
-            async for i, output in outputs:
-                tally.note(i, output)
-                choice = self._completion_choice(job, i, output, echoes)
-                yield event(self._completion(job, [choice], _running_usage(job, tally, i)))
-        if job.wants_usage:
-            yield event(self._completion(job, [], tally.usage()))
+        marked = [oai.CompletionChoice(index=i, text=MARK) for i in range(len(job.requests))]
+        around = [template(self._completion(job, [m], _running_usage(job, tally, None))) for m in marked]
+
+        def frame(i: int, output: Output) -> bytes:
+            tally.note(i, output)
+            plain = output.finish is None and job.requests[i].logprobs is None and not (echoes and output.first)
+            if plain and not job.wants_running_usage:
+                before, after = around[i]
+                return before + encode(output.delta) + after
+            choice = self._completion_choice(job, i, output, echoes)
+            return event(self._completion(job, [choice], _running_usage(job, tally, i)))
+
+        def last() -> bytes:
+            return event(self._completion(job, [], tally.usage())) if job.wants_usage else b""
+
+        return Feed(lambda sink: self._front.push(job.requests, frame, sink), last)
 
     def _completion_logprobs(self, scores: list[Score], top: int) -> oai.CompletionLogprobs:
         text = self._tokenizer.token_text
@@ -192,10 +200,10 @@ class OpenAI:
             text_offset=[-1] * len(scores),
         )
 
-    async def chat(self, body: oai.ChatRequest) -> oai.ChatCompletion | Frames:
+    async def chat(self, body: oai.ChatRequest) -> oai.ChatCompletion | Feed:
         job = await self._chat_job(body)
         if body.stream:
-            return self._chat_events(job)
+            return self._chat_feed(job)
         tally = Tally(job, self._config.enable_cache_report)
         choices: dict[int, oai.ChatChoice] = {}
         async with aclosing(self._front.run(job.requests)) as outputs:
@@ -267,42 +275,51 @@ class OpenAI:
 
         return await asyncio.to_thread(encode)
 
-    async def _chat_events(self, job: Job) -> AsyncGenerator[bytes, None]:
+    def _chat_feed(self, job: Job) -> Feed:
         tally = Tally(job, self._config.enable_cache_report)
-        begun: set[int] = set()
         readers = [Reader(job.tools) for _ in job.requests] if job.tools.names else []
-        async with aclosing(self._front.run(job.requests)) as outputs:
-            async for i, output in outputs:
-                tally.note(i, output)
-                usage = _running_usage(job, tally, i)
-                reason, matched = _reason(output.finish)
-                scores = self._chat_logprobs(job.requests[i], output)
-                frame = b""
-                if i not in begun:
-                    begun.add(i)
-                    frame = self._chunk(
-                        job, oai.ChunkChoice(index=i, delta=oai.Delta(role="assistant", content="")), usage
-                    )
-                if output.new or output.delta or (readers and reason is not None):
-                    deltas = [oai.Delta(content=output.delta)]
-                    if readers:
-                        found = readers[i].push(output.delta, reason is not None)
-                        deltas = [_delta(piece) for piece in found] or [oai.Delta(content="")]
-                    for delta in deltas:
-                        frame += self._chunk(job, oai.ChunkChoice(index=i, delta=delta, logprobs=scores), usage)
-                        scores = None
-                if readers and readers[i].calls and reason == "stop":
-                    reason = "tool_calls"
-                if reason is not None:
-                    last = oai.ChunkChoice(index=i, delta=oai.Delta(), finish_reason=reason, matched_stop=matched)
-                    frame += self._chunk(job, last, usage)
-                yield frame
-        if job.wants_usage:
-            yield self._chunk(job, None, tally.usage())
+        marked = [oai.ChunkChoice(index=i, delta=oai.Delta(content=MARK)) for i in range(len(job.requests))]
+        around = [template(self._chunk(job, m, _running_usage(job, tally, None))) for m in marked]
 
-    def _chunk(self, job: Job, choice: oai.ChunkChoice | None, usage: oai.Usage | UnsetType | None) -> bytes:
+        def frame(i: int, output: Output) -> bytes:
+            tally.note(i, output)
+            plain = output.finish is None and job.requests[i].logprobs is None and not readers
+            if plain and not job.wants_running_usage and not output.first and (output.new or output.delta):
+                before, after = around[i]
+                return before + encode(output.delta) + after
+            return self._chat_frame(job, tally, readers[i] if readers else None, i, output)
+
+        def last() -> bytes:
+            return event(self._chunk(job, None, tally.usage())) if job.wants_usage else b""
+
+        return Feed(lambda sink: self._front.push(job.requests, frame, sink), last)
+
+    def _chat_frame(self, job: Job, tally: Tally, reader: Reader | None, i: int, output: Output) -> bytes:
+        """What `output` adds, in as many chunks as it takes."""
+        usage = _running_usage(job, tally, i)
+        reason, matched = _reason(output.finish)
+        scores = self._chat_logprobs(job.requests[i], output)
+        choices: list[oai.ChunkChoice] = []
+        if output.first:
+            choices.append(oai.ChunkChoice(index=i, delta=oai.Delta(role="assistant", content="")))
+        if output.new or output.delta or (reader is not None and reason is not None):
+            deltas = [oai.Delta(content=output.delta)]
+            if reader is not None:
+                found = reader.push(output.delta, reason is not None)
+                deltas = [_delta(piece) for piece in found] or [oai.Delta(content="")]
+            for delta in deltas:
+                choices.append(oai.ChunkChoice(index=i, delta=delta, logprobs=scores))
+                scores = None
+        if reader is not None and reader.calls and reason == "stop":
+            reason = "tool_calls"
+        if reason is not None:
+            last = oai.ChunkChoice(index=i, delta=oai.Delta(), finish_reason=reason, matched_stop=matched)
+            choices.append(last)
+        return b"".join(event(self._chunk(job, choice, usage)) for choice in choices)
+
+    def _chunk(self, job: Job, choice: oai.ChunkChoice | None, usage: oai.Usage | UnsetType | None) -> oai.ChatChunk:
         choices = [] if choice is None else [choice]
-        return event(oai.ChatChunk(id=job.id, created=job.created, model=job.model, choices=choices, usage=usage))
+        return oai.ChatChunk(id=job.id, created=job.created, model=job.model, choices=choices, usage=usage)
 
     def _chat_logprobs(self, request: Request, output: Output) -> oai.ChatLogprobs | None:
         if request.logprobs is None:
@@ -465,8 +482,9 @@ def _reason(finish: Finish | None) -> tuple[str | None, int | str | None]:
     return (None, None) if finish is None else (finish.type, finish.matched)
 
 
-def _running_usage(job: Job, tally: Tally, i: int) -> oai.Usage | UnsetType | None:
-    """`usage` of a chunk: the numbers so far where asked for; null where the last chunk will have them; else absent."""
-    if job.wants_running_usage:
+def _running_usage(job: Job, tally: Tally, i: int | None) -> oai.Usage | UnsetType | None:
+    """`usage` of a chunk of sequence i: the numbers so far where asked for; null where the last chunk will have them;
+    else absent."""
+    if job.wants_running_usage and i is not None:
         return tally.usage(i)
     return None if job.wants_usage else UNSET

@@ -1,11 +1,14 @@
 """A `/generate` body -> the sequences it asks for; what they gain -> the objects it is answered with."""
 
+from typing import Any
+
 from sglang.base import limits
 from sglang.base.errors import FieldError
 from sglang.base.messages import Finish, Logprobs, Score
 from sglang.base.sampling import parse_sampling
 from sglang.server.expand import check_count, id_lists, names, sample, spread
 from sglang.server.front import Output, Request
+from sglang.server.http import MARK, encode, event, template
 from sglang.server.native_types import FinishReason, Generated, GenerateRequest, MetaInfo, Triple
 from sglang.text.tokenizer import Tokenizer
 
@@ -108,6 +111,11 @@ class Result:
         self._text = tokenizer.token_text if with_text else None
         self._before = _Scores()
         self._after = _Scores()
+        self._around: list[bytes] = []  # of an event, the parts that stay
+        self._cached = -1
+        self._said = b""  # the text so far as JSON, without quotes
+        self._ids = b""  # so are the tokens, without brackets
+        self._known = 0  # how many of them
 
     def add(self, output: Output) -> Generated:
         meta = MetaInfo(
@@ -126,6 +134,47 @@ class Result:
         if self._deltas:
             return Generated(text=output.delta, output_ids=output.new, meta_info=meta)
         return Generated(text=output.text, output_ids=output.tokens, meta_info=meta)
+
+    def event(self, output: Output, index: int | None) -> bytes:
+        """The event of an output; `index`: which sequence of several this is.
+
+        Nothing is written twice: text and ids so far are kept as JSON, and so is what stands around them.
+        """
+        if output.finish is not None or self._wanted is not None or self._deltas:
+            return event(self._numbered(self.add(output), index))
+        if output.first or output.cached_tokens != self._cached:
+            self._cached = output.cached_tokens
+            marked: Any = MARK
+            meta = MetaInfo(
+                id=output.rid,
+                finish_reason=None,
+                prompt_tokens=output.prompt_tokens,
+                completion_tokens=marked,
+                completion_tokens_wo_jump_forward=marked,
+                cached_tokens=output.cached_tokens,
+                e2e_latency=marked,
+            )
+            self._around = template(self._numbered(Generated(text=marked, output_ids=marked, meta_info=meta), index))
+        count = len(output.tokens)
+        new = output.new
+        if self._known + len(new) != count:  # some were taken back
+            self._ids = b""
+            new = output.tokens
+        self._known = count
+        ids = b"%d" % new[0] if len(new) == 1 else encode(new)[1:-1]
+        self._ids = self._ids + b"," + ids if self._ids and ids else self._ids + ids
+        self._said += encode(output.delta)[1:-1]
+        before, between, after_ids, middle, after_counts, end = self._around
+        return b'%b"%b"%b[%b]%b%d%b%d%b%b%b' % (
+            before, self._said, between, self._ids, after_ids, count, middle, count - output.jumped, after_counts,
+            encode(output.latency_s), end,
+        )  # fmt: skip
+
+    @staticmethod
+    def _numbered(answer: Generated, index: int | None) -> Generated:
+        if index is not None:
+            answer.index = index
+        return answer
 
     def _score(self, meta: MetaInfo, wanted: Logprobs, output: Output) -> None:
         before, after = self._before, self._after
