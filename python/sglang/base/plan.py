@@ -20,6 +20,10 @@ Bools = NDArray[np.bool_]
 Masks = NDArray[np.uint32]
 
 DRAWN = -1  # in Plan.tokens: the slot's last drawn token
+KEEP, FREE = -2, -1  # in Plan.places: the state that the slot's last token led to; under no automaton
+DEAD = -1  # in Load.table: no way on
+# In Load.flags: the text may end here; some text that tokens can spell leads to an end; nothing but the end may come.
+ENDS, LIVES, STOPS = 1, 2, 4
 
 
 class Seat(Struct, gc=False):
@@ -55,6 +59,17 @@ class PromptAsk(NamedTuple):
     ids: tuple[int, ...]
 
 
+class Load(Struct, gc=False):
+    """An automaton over bytes comes to the device: its states become rows of an arena there, from `base` on.
+
+    table: [states, 256], the state after a byte, or DEAD; flags: [states].
+    """
+
+    base: int
+    table: NDArray[np.int16]
+    flags: NDArray[np.uint8]
+
+
 class Plan(Struct, gc=False):
     """One step: R rows, T tokens in all, row after row.
 
@@ -62,7 +77,8 @@ class Plan(Struct, gc=False):
     and values go to the pages the table holds for those positions, and it attends to positions 0 .. its own.
     Where samples[r], a token is drawn from the logits of the row's last position; it becomes the slot's last token.
     Bit t % 32 of word t // 32 of a mask says whether token t may be drawn. A mask follows from all tokens before it, so
-    a masked row is planned only when those are known.
+    a masked row is planned only when those are known. A row whose automaton is on the device is not: its place there is
+    given once, and then kept from token to token.
     """
 
     step: int
@@ -81,6 +97,8 @@ class Plan(Struct, gc=False):
     masked: Ints = field(default_factory=lambda: np.empty(0, np.int32))  # [M] rows that draw under a mask
     mask_of: Ints = field(default_factory=lambda: np.empty(0, np.int32))  # [M] the mask of each
 
+    loads: list[Load] = []  # applied before the step
+    places: Ints = field(default_factory=lambda: np.empty(0, np.int32))  # [R] a row of the arena, KEEP or FREE; or [0]
 
 class Result(Struct, gc=False):
     """What a step produced. tokens[r] is the drawn token, -1 where the row does not sample."""

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +29,7 @@ from sglang.models.spec import FAMILIES, Decoder, Family
 if TYPE_CHECKING:
     from sglang.engine.graphs import DecodeGraphs
 
+    from sglang.engine.automata import Automata
 log = logging.getLogger("sglang.engine")
 DTYPES = {
     "half": torch.float16,
@@ -75,6 +77,11 @@ class Engine:
         self._tables = Tables(self.slots, longest, pool.page_size, device, model.routes.cheapest)
         self._sampler = Sampler(self.slots, spec.vocab, eos_ids, device)
         self._landing = Landing(self.slots, device) if device.type == "cuda" else None
+        self._automata: Automata | None = None  # where draws are made by kernels; before the pool takes what is left
+        if device.type == "cuda" and triton_works():
+            from sglang.engine import automata
+
+            self._automata = automata.Automata(self.slots, spec.vocab, config.automata_memory_mib << 20, device)
         self._attention: AttentionBackend
         self._graphs: DecodeGraphs | None = None
         if attention_of(config, device, shape, model.looks) == "torch":
@@ -90,7 +97,10 @@ class Engine:
         self._attention.shares = self._attention.shares and not config.disable_cascade_attention
         if not config.disable_cuda_graph and model.capturable:
             most = min(config.cuda_graph_max_bs or self.slots, self.slots)
-            self._graphs = graphs.DecodeGraphs(model, self._attention, self._tables, self._sampler, most)
+            assert self._automata is not None
+            self._graphs = graphs.DecodeGraphs(
+                model, self._attention, self._tables, self._sampler, self._automata, most
+            )
         self.ready: Ready  # set by load
 
     @classmethod
@@ -144,7 +154,7 @@ class Engine:
         for seat in plan.seats:
             self._sampler.seat(seat)
         if self._graphs is not None and self._graphs.fits(plan):
-            return self._decode(plan, self._graphs)
+            return self._decode(plan, self._graphs, places)
         batch = self._tables.batch(plan)
         self._attention.plan(batch.rows)
         hidden = self._model.forward(batch.tokens, batch.positions, self._attention)
@@ -156,31 +166,38 @@ class Engine:
                 for at in range(0, len(ask.targets), SCORE_BLOCK)
                 for score in score_known(
                     self._model.logits(hidden[begin + at : begin + min(at + SCORE_BLOCK, len(ask.targets))]),
+    def learn(self, tokens: Sequence[bytes], eos_ids: Sequence[int]) -> tuple[int, int]:
+        """What each token says, for automata; nothing for special ones. The rows of the arena that are for these, as
+        (first, number): (0, 0) where masks must come from the host.
+        """
+        if self._automata is None or not self._automata.learn(tokens, eos_ids):
+            return 0, 0
+        return self._automata.first, self._automata.rows - self._automata.first
+
                     ask.targets[at : at + SCORE_BLOCK],
                     ask.top,
                     ask.ids,
                 )
             ]
+        places = self._automata.places(plan) if self._automata is not None else None
         drawn = self._tables.last[:0]
         if len(batch.sampled_rows):
             rows = batch.sampled_rows
             last = hidden if batch.sampled is None else hidden[batch.sampled]
             logits = self._model.logits(last)[: len(rows)]
-            masked = Masked.of(plan, rows, logits.device)
-            drawn = self._sampler.draw(logits, plan.slots[rows], next_positions(plan, rows), masked)
+            drawn = self._draw(plan, rows, logits, batch.sampled_slots, places)
             self._tables.last[batch.sampled_slots] = drawn
             if plan.asks:
                 result.scores = score_drawn(logits, drawn, plan.asks, rows)
         return Flight(result, batch.sampled_rows, drawn, self._landing)
 
-    def _decode(self, plan: Plan, graphs: "DecodeGraphs") -> Flight:
+    def _decode(self, plan: Plan, graphs: "DecodeGraphs", places: np.ndarray | None) -> Flight:
         """`launch` where all rows decode."""
         rows = np.arange(len(plan.slots))
-        logits, drawn, slots = graphs.launch(plan)
+        logits, drawn, slots = graphs.launch(plan, places)
         result = Result(np.full(len(rows), -1, np.int32))
         if drawn is None:
-            masked = Masked.of(plan, rows, logits.device)
-            drawn = self._sampler.draw(logits, plan.slots, next_positions(plan, rows), masked)
+            drawn = self._draw(plan, rows, logits, slots, places)
             self._tables.last[slots] = drawn
         if plan.asks:
             result.scores = score_drawn(logits.float(), drawn, plan.asks, rows)
@@ -206,6 +223,17 @@ def attention_of(config: ServerConfig, device: torch.device, shape: Shape, looks
     able = device.type == "cuda" and triton_works()
     if asked == "triton" and not able:
         where = "Triton is not installed" if device.type == "cuda" else f"--device is {device.type}"
+    def _draw(self, plan: Plan, rows: np.ndarray, logits: Tensor, slots: Tensor, places: np.ndarray | None) -> Tensor:
+        """A token for each of `rows`. slots: theirs, on the device."""
+        positions = next_positions(plan, rows)
+        if self._automata is None:
+            return self._sampler.draw(logits, plan.slots[rows], positions, Masked.of(plan, rows, logits.device))
+        held = self._automata.held(slots, places[rows]) if places is not None else None
+        drawn = self._sampler.draw(logits, plan.slots[rows], positions, held=held)
+        if held is not None:
+            self._automata.advance(held, drawn)
+        return drawn
+
         raise ConfigError(f"--attention-backend triton needs a CUDA device and Triton, but {where}; torch works")
     if asked == "torch" or not able:
         return "torch"

@@ -7,11 +7,13 @@ drawn tokens. Sizes are rounded up to a few; what is left of a size is padding: 
 A size that is seen for the first time runs kernel by kernel, and is captured while the device is busy with that.
 
 Where rows share leading pages (`attention.cascade`) a size has a second graph, which reads those once. What is shared
-changes rarely from one step to the next: it is found, and sent, when it does.
+changes rarely from one step to the next: it is found, and sent, when it does. Where rows are held to constraints a size
+has graphs that draw under masks and follow automata.
 """
 
 import logging
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +21,8 @@ from torch import Tensor
 
 from sglang.attention import cascade
 from sglang.attention.triton import TritonAttention
-from sglang.base.plan import Plan
+from sglang.base.plan import FREE, Plan
+from sglang.engine.automata import Automata
 from sglang.engine.batch import Tables
 from sglang.engine.sampler import Sampler, next_positions
 from sglang.kernels import attention as kernels
@@ -29,8 +32,9 @@ from sglang.kernels.staging import Stager
 from sglang.models.decoder import Model
 
 log = logging.getLogger("sglang.engine")
-# Columns: slot, position, known token, five of Sampler.wishes, and slot, index and page of a new table entry.
-ENTRY, COLUMNS = 8, 11
+# Columns: slot, position, known token, five of Sampler.wishes, place in the arena of automata, and slot, index and page
+# of a new table entry.
+PLACE, ENTRY, COLUMNS = 8, 9, 12
 
 
 def sizes(most: int) -> list[int]:
@@ -42,6 +46,15 @@ def sizes(most: int) -> list[int]:
         if n == 8 * step:
             step *= 2
     return [n for n in found if n < most] + [most]
+
+
+class _Kind(NamedTuple):
+    """Graphs of one size."""
+
+    size: int
+    draws: bool  # tokens too
+    held: bool  # under masks
+    shares: bool  # keys of leading pages are read once
 
 
 @dataclass
@@ -103,10 +116,19 @@ class _Common:
 class DecodeGraphs:
     """Runs plans in which every row decodes. On a device without graphs every step runs kernel by kernel."""
 
-    def __init__(self, model: Model, attention: TritonAttention, tables: Tables, sampler: Sampler, most: int):
+    def __init__(
+        self,
+        model: Model,
+        attention: TritonAttention,
+        tables: Tables,
+        sampler: Sampler,
+        automata: Automata,
+        most: int,
+    ):
         """most: rows of the largest graph; larger plans do not fit."""
         assert tables.device_pages is not None
         self._model, self._attention, self._tables, self._sampler = model, attention, tables, sampler
+        self._automata = automata
         self._pages = tables.device_pages
         self._sizes = sizes(most)
         self._most = most
@@ -116,7 +138,7 @@ class DecodeGraphs:
         self._tokens = torch.zeros(most, dtype=torch.int64, device=device)
         self._drawn = torch.zeros(most, dtype=torch.int64, device=device)
         self._places = torch.arange(most, device=device)
-        self._captured: dict[tuple[int, bool, bool], _Captured] = {}
+        self._captured: dict[_Kind, _Captured] = {}
         self._common = _Common(attention, tables, most, device, self._stager)
         self.captures = device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if self.captures else None
@@ -126,28 +148,33 @@ class DecodeGraphs:
         n = len(plan.slots)
         return n <= self._most and len(plan.tokens) == n and bool(plan.samples.all()) and not plan.prompt_asks
 
-    def launch(self, plan: Plan) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Returns logits [n, vocab], the drawn tokens or None where something besides the sampler's wishes says what
+    def launch(self, plan: Plan, places: np.ndarray | None) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Returns logits [n, vocab], the drawn tokens or None where more than the sampler's wishes and masks say what
         may be drawn, and the rows' slots. All are overwritten by the next launch.
+
+        places: of the rows' masks, where some are not free.
         """
         n = len(plan.slots)
         size = next(s for s in self._sizes if s >= n)
-        draws = not len(plan.masked) and not self._sampler.touches(plan.slots)
+        draws = not self._sampler.touches(plan.slots)
         self._tables.file(plan)
-        self._stage(plan, size, draws)
+        self._stage(plan, size, draws, places)
         shares = self._common.look(plan)
         if shares:
             self._common.send()
-        logits = self._run(size, draws, shares)
+        logits = self._run(_Kind(size, draws, draws and places is not None, shares))
         return logits[:n], self._drawn[:n] if draws else None, self._columns[:n]
 
-    def _stage(self, plan: Plan, size: int, draws: bool) -> None:
+    def _stage(self, plan: Plan, size: int, draws: bool, places: np.ndarray | None) -> None:
         n, entries = len(plan.slots), (plan.table_slots, plan.table_index, plan.table_pages)
         columns = np.zeros((COLUMNS, size + size % 2), np.int64)
         columns[0, n:] = columns[ENTRY] = -1
         columns[0, :n], columns[1, :n], columns[2, :n] = plan.slots, plan.starts, plan.tokens
         if draws:
-            columns[3:ENTRY, :n] = self._sampler.wishes(plan.slots, next_positions(plan, np.arange(n)))
+            columns[3:PLACE, :n] = self._sampler.wishes(plan.slots, next_positions(plan, np.arange(n)))
+            columns[PLACE] = FREE
+            if places is not None:
+                columns[PLACE, :n] = places
         if len(plan.table_slots) <= size:
             columns[ENTRY:, : len(plan.table_slots)] = entries
         else:  # sequences that found all they had in the cache bring their whole tables
@@ -155,31 +182,35 @@ class DecodeGraphs:
             self._pages[slots, index] = pages.int()
         self._stager.put_into(self._columns[: columns.size], columns)
 
-    def _run(self, size: int, draws: bool, shares: bool) -> Tensor:
-        captured = self._captured.get((size, draws, shares))
+    def _run(self, kind: _Kind) -> Tensor:
+        captured = self._captured.get(kind)
         if captured is not None:
             captured.graph.replay()
             return captured.logits
-        logits = self._step(size, draws, shares)
+        logits = self._step(kind)
         if self.captures:
-            self._capture(size, draws, shares)
+            self._capture(kind)
         return logits
 
-    def _step(self, size: int, draws: bool, shares: bool) -> Tensor:
-        """What is captured. Reads `_columns`; writes `_drawn`, the slots' last tokens, page tables and the pool."""
+    def _step(self, kind: _Kind) -> Tensor:
+        """What is captured. Reads `_columns`; writes `_drawn`, what slots remember, page tables and the pool."""
+        size = kind.size
         columns = self._columns[: COLUMNS * (size + size % 2)].view(COLUMNS, -1)[:, :size]
         slots, positions, tokens = columns[0], columns[1], self._tokens[:size]
         entries = columns[ENTRY], columns[ENTRY + 1], columns[ENTRY + 2]
         enter(slots, columns[2], entries, self._tables.last, self._pages, tokens)
-        shared = self._common.of(size) if shares else None
+        shared = self._common.of(size) if kind.shares else None
         self._attention.fix(slots, positions, self._places[:size], shared)
         logits = self._model.logits(self._model.forward(tokens, positions, self._attention), widen=False)
-        if draws:
-            wishes = sample.Draws.of(slots, columns[3:ENTRY].unbind())
-            sample.draw(logits, wishes, self._tables.last, self._drawn[:size])
+        if kind.draws:
+            wishes = sample.Draws.of(slots, columns[3:PLACE].unbind())
+            held = self._automata.held(slots, columns[PLACE]) if kind.held else None
+            sample.draw(logits, wishes, self._tables.last, self._drawn[:size], held)
+            if held is not None:
+                self._automata.advance(held, self._drawn[:size])
         return logits
 
-    def _capture(self, size: int, draws: bool, shares: bool) -> None:
+    def _capture(self, kind: _Kind) -> None:
         """Not torch.cuda.graph: that waits for the device and empties caches, in the middle of serving."""
         assert self._stream is not None
         graph = torch.cuda.CUDAGraph()
@@ -188,11 +219,11 @@ class DecodeGraphs:
             with torch.cuda.stream(self._stream):
                 graph.capture_begin(self._pool, capture_error_mode="thread_local")
                 try:
-                    logits = self._step(size, draws, shares)
+                    logits = self._step(kind)
                 finally:
                     graph.capture_end()
         except RuntimeError as error:
-            if shares:
+            if kind.shares:
                 log.warning("Shared prefixes are read row by row, reading them once cannot be captured: %s", error)
                 self._attention.shares = False
                 return
@@ -200,4 +231,4 @@ class DecodeGraphs:
             self.captures = False
             return
         torch.cuda.current_stream().wait_stream(self._stream)
-        self._captured[size, draws, shares] = _Captured(graph, logits)
+        self._captured[kind] = _Captured(graph, logits)

@@ -9,6 +9,7 @@ and i alone, never on the other rows, a retraction or the device.
 """
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from torch import Tensor
 from sglang.base.messages import Score
 from sglang.base.plan import Ask, Plan, Seat
 from sglang.kernels.staging import Stager, triton_works
+
+if TYPE_CHECKING:
+    from sglang.kernels.automata import Held
 
 CANDIDATES = 256  # most likely tokens looked at before a row's whole vocabulary is
 BLOCK = 256  # tokens summed at once where a cumulative sum over the vocabulary is inverted
@@ -77,7 +81,6 @@ class Masked:
     def __init__(self, rows: np.ndarray, masks: np.ndarray, mask_of: np.ndarray, device: torch.device):
         self.rows = torch.from_numpy(rows.astype(np.int64)).to(device, non_blocking=True)
         self._masks = masks
-        self._device = device
         self._lines = rows, mask_of
 
     @staticmethod
@@ -86,12 +89,6 @@ class Masked:
         if not len(plan.masked):
             return None
         return Masked(np.searchsorted(rows, plan.masked), plan.masks, plan.mask_of, device)
-
-    def bits(self, rows: int) -> tuple[Tensor, np.ndarray]:
-        """int32 [U, words] on the device, and the mask of each of a step's rows, int64 [rows], -1 where it has none."""
-        mask_of = np.full(rows, -1, np.int64)
-        mask_of[self._lines[0]] = self._lines[1]
-        return torch.from_numpy(self._masks.view(np.int32)).to(self._device, non_blocking=True), mask_of
 
     def narrow(self, logits: Tensor, out: Tensor) -> Tensor:
         """Its rows of `logits` [S, vocab], those tokens at -inf that may not be drawn, into `out` [M, vocab].
@@ -145,15 +142,24 @@ class Sampler:
         if p.penalised:
             self._ledger.open(seat)
 
-    def draw(self, logits: Tensor, slots: np.ndarray, positions: np.ndarray, masked: "Masked | None" = None) -> Tensor:
+    def draw(
+        self,
+        logits: Tensor,
+        slots: np.ndarray,
+        positions: np.ndarray,
+        masked: Masked | None = None,
+        held: "Held | None" = None,
+    ) -> Tensor:
         """One token per row.
 
         logits: float32 [S, vocab], left as they are; slots, positions (of the tokens to draw): [S].
+        masked: what may be drawn; `held` on a device whose kernels draw.
         Returns int64 [S]. A random row without a single finite logit, or with a NaN, draws token 0; a greedy one some
         token of the vocabulary. No row fails, and none harms another.
         """
         if self._stager is not None:
-            return self._draw_on_device(logits, slots, positions, masked)
+            assert masked is None
+            return self._draw_on_device(logits, slots, positions, held)
         if self._plain[slots].all():
             if masked is None:
                 return most_likely(logits)
@@ -192,10 +198,7 @@ class Sampler:
         u = uniform(self._seeds[slots], (positions - self._firsts[slots]).astype(np.uint64))
         return np.concatenate((self._wishes[:, slots], u.view(np.int64)[None]))
 
-    def _draw_on_device(
-        self, logits: Tensor, slots: np.ndarray, positions: np.ndarray, masked: Masked | None
-    ) -> Tensor:
-        """`draw` by kernels that neither sort nor wait for the host."""
+    def _draw_on_device(self, logits: Tensor, slots: np.ndarray, positions: np.ndarray, held: "Held | None") -> Tensor:
         from sglang.kernels import sample
 
         assert self._stager is not None
@@ -207,12 +210,9 @@ class Sampler:
             logits = logits / self._column(1.0 if s.sampling.greedy else s.sampling.temperature for s in seats)
             self._touch(logits, seats, numbers)
             wishes[0, wishes[0] != 0] = np.array(1.0).view(np.int64)
-        masks, mask_of = (None, None) if masked is None else masked.bits(len(logits))
-        nobody = np.full(len(slots), -1)
-        staged = self._stager.put([nobody, *wishes, *([] if mask_of is None else [mask_of])])
+        nobody, *wishes = self._stager.put([np.full(len(slots), -1), *wishes])
         tokens = torch.empty(len(slots), dtype=torch.int64, device=self._device)
-        draws = sample.Draws.of(staged[0], staged[1:6])
-        sample.draw(logits, draws, tokens, tokens, masks, staged[6] if mask_of is not None else None)
+        sample.draw(logits, sample.Draws.of(nobody, wishes), tokens, tokens, held)
         self._remember(seats, tokens)
         return tokens
 

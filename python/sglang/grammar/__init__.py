@@ -1,6 +1,6 @@
 """Regex, JSON schema, choices and grammars -> what tokens may come next, and what bytes must.
 
 It knows a vocabulary as bytes; it does not know models, requests or tokenizers (`text` does; `jump.py` is handed an
-encode function), nor torch: `Automaton.table` and `Vocabulary.columns` are plain arrays that a device may take over.
+encode function), nor torch: an automaton is two plain arrays (`rules.Machine`), which a device may follow by itself.
 Start with `rules.py` (the words), then `automaton.py` and `vocab.py`; `schema.py` and `facts.py` read JSON schemas.
 """

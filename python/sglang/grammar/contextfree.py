@@ -183,6 +183,14 @@ class ContextFreeCursor:
         return None
 
     @property
+    def machine(self) -> None:
+        return None
+
+    @property
+    def state(self) -> int:
+        return -1
+
+    @property
     def accepting(self) -> bool:
         return self._ended or self._matcher.is_accepting()
 

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang.base.errors import FieldError
+from sglang.base.plan import ENDS, LIVES, STOPS
 from sglang.grammar.automaton import Automaton
 from sglang.grammar.minimal import DEAD
-from sglang.grammar.rules import Illegal, Words
+from sglang.grammar.rules import Illegal, Machine, Words
 from sglang.grammar.vocab import Vocabulary
 
 MASK_BYTES = 64 << 20  # of one constraint's masks kept; the oldest go first
@@ -22,7 +23,7 @@ _numbers = itertools.count()
 
 
 class RegularCompiled:
-    """A regular language over a vocabulary. `automaton` and `vocabulary` are all a device needs (see `Columns`).
+    """A regular language over a vocabulary. `machine` is all that a device needs to follow it.
 
     `alive`: states from which the vocabulary can spell an accepted text; None where that is all of them, which every
     vocabulary with a token for each byte has.
@@ -33,11 +34,16 @@ class RegularCompiled:
         self.automaton = automaton
         self.vocabulary = vocabulary
         self.number = next(_numbers)
+        self._steps: dict[tuple[int, int], int] = {}  # (state, token) -> the state after it
+        self.alive, ends = _alive(automaton, vocabulary, field)
         # As lists: a cursor looks at one state at a time.
         self.accepts: list[bool] = automaton.accepts.tolist()
-        self.ends: list[bool] = (automaton.accepts & ~(automaton.table >= 0).any(1)).tolist()
-        self._steps: dict[tuple[int, int], int] = {}  # (state, token) -> the state after it
-        self.alive = _alive(automaton, vocabulary, field)
+        self.ends: list[bool] = ends.tolist()
+        lives = np.ones(automaton.states, bool) if self.alive is None else self.alive
+        flags = sum(
+            np.where(states, flag, 0) for states, flag in ((automaton.accepts, ENDS), (lives, LIVES), (ends, STOPS))
+        )
+        self.machine = Machine(self.number, automaton.table, np.asarray(flags, np.uint8))
         self._masks: OrderedDict[int, Words] = OrderedDict()
         self._kept = max(16, MASK_BYTES // (4 * vocabulary.words))
         self._lock = threading.Lock()
@@ -89,10 +95,13 @@ class RegularCompiled:
         return made
 
 
-def _alive(automaton: Automaton, vocabulary: Vocabulary, field: str) -> NDArray[np.bool_] | None:
-    used = (automaton.table >= 0).any(0)
-    if not (used & ~vocabulary.single).any():
-        return None
+def _alive(
+    automaton: Automaton, vocabulary: Vocabulary, field: str
+) -> tuple[NDArray[np.bool_] | None, NDArray[np.bool_]]:
+    """`RegularCompiled.alive`, and the states behind which nothing but the end may come."""
+    ways = automaton.table >= 0
+    if not (ways.any(0) & ~vocabulary.single).any():
+        return None, automaton.accepts & ~ways.any(1)
     if automaton.states * len(vocabulary.bytes) > GAP_STEPS:
         raise FieldError(field, f"{field} is too large for a vocabulary that has no token for some of its bytes")
     targets = []
@@ -106,7 +115,8 @@ def _alive(automaton: Automaton, vocabulary: Vocabulary, field: str) -> NDArray[
         alive = more
     if not alive[0]:
         raise FieldError(field, f"{field}: the model's vocabulary cannot spell any text that matches")
-    return alive
+    goes_on = np.array([bool(alive[t].any()) for t in targets])
+    return alive, automaton.accepts & ~goes_on
 
 
 class RegularCursor:
@@ -117,7 +127,7 @@ class RegularCursor:
 
     def __init__(self, compiled: RegularCompiled, state: int):
         self.compiled = compiled
-        self.state = state
+        self.state: int = state
 
     def mask(self, row: Words | None = None) -> Words:
         made = self.compiled.mask(self.state) if self.state >= 0 else self.compiled.vocabulary.eos_words
@@ -154,6 +164,10 @@ class RegularCursor:
     @property
     def place(self) -> Hashable:
         return self.compiled.number, self.state
+
+    @property
+    def machine(self) -> Machine:
+        return self.compiled.machine
 
     @property
     def accepting(self) -> bool:

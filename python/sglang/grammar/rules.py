@@ -5,7 +5,7 @@ sequence's place in it, copied freely.
 """
 
 from collections.abc import Hashable
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from msgspec import Struct
@@ -72,6 +72,14 @@ class Illegal(ValueError):
     """A token or text was given that the constraint does not allow there."""
 
 
+class Machine(NamedTuple):
+    """A constraint whose cursors are one number, as a device follows it: an automaton over bytes (`base.plan.Load`)."""
+
+    number: int  # no other has it
+    table: NDArray[np.int16]
+    flags: NDArray[np.uint8]
+
+
 class Cursor(Protocol):
     """One sequence's place in a constraint. Cheap to fork; a fork and its origin do not see each other."""
 
@@ -114,6 +122,16 @@ class Cursor(Protocol):
     @property
     def place(self) -> Hashable | None:
         """Cursors at equal places have the same future; None where that cannot be told."""
+        ...
+
+    @property
+    def machine(self) -> Machine | None:
+        """What a device may follow in its place; None where it takes more than an automaton."""
+        ...
+
+    @property
+    def state(self) -> int:
+        """Of the machine, where there is one."""
         ...
 
 

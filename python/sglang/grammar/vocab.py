@@ -23,14 +23,6 @@ RUN_STEPS = 40  # characters looked ahead; few tokens are longer
 NEVER = np.int16(2**15 - 1)
 
 
-class Columns(NamedTuple):
-    """Tokens for a device: sorted by length, their bytes in columns."""
-
-    ids: Ints  # [n]
-    lengths: NDArray[np.int16]  # [n], ascending
-    data: NDArray[np.uint8]  # [longest, n], zeros below a token's end
-
-
 class Run(NamedTuple):
     """From a state on, whichever of these characters come, up to `length` of them lead through the same states."""
 
@@ -79,11 +71,6 @@ class Vocabulary:
         start = bisect_left(self._sorted, prefix)
         after = _after(prefix)
         return self._sorted[start : bisect_left(self._sorted, after, start) if after else None]
-
-    @cached_property
-    def columns(self) -> Columns:
-        by_length = np.argsort(self._lengths, kind="stable")
-        return Columns(self._ids[by_length], self._lengths[by_length], np.ascontiguousarray(self._data[:, by_length]))
 
     @property
     def longest(self) -> int:

@@ -16,7 +16,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sglang.kernels.automata import KEEP, Held
+
 BLOCK = 4096
+_KEEP = tl.constexpr(KEEP)
 ONE_BITS = tl.constexpr(0x3F800000)  # of 1.0 in float32
 
 
@@ -31,16 +34,27 @@ def _read(logits, token, vocab, words, masked, MASKED: tl.constexpr):
 
 
 @triton.jit
+def _mask_of(places, states, slots, row):
+    """The mask that a row draws under; -1: none."""
+    place = tl.load(places + row)
+    slot = tl.load(slots + row)
+    keeps = (place == _KEEP) & (slot >= 0)
+    return tl.where(keeps, tl.load(states + slot, mask=keeps, other=-1), place)
+
+
+@triton.jit
 def _summarise(
     logits,
     logits_row,
     temperatures,
     masks,
     masks_row,
-    mask_of,
+    places,
+    states,
+    slots,
     tops,
     sums,
-    places,
+    bests,
     vocab,
     MASKED: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -48,12 +62,12 @@ def _summarise(
     row = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
     here = row * tl.num_programs(1) + block
-    which = tl.load(mask_of + row) if MASKED else 0
+    which = _mask_of(places, states, slots, row) if MASKED else 0
     token = block * BLOCK + tl.arange(0, BLOCK)
     x = _read(logits + row * logits_row, token, vocab, masks + which * masks_row, which >= 0, MASKED)
     top, place = tl.max(x, 0, return_indices=True)
     tl.store(tops + here, top)
-    tl.store(places + here, block * BLOCK + place)
+    tl.store(bests + here, block * BLOCK + place)
     temperature = tl.load(temperatures + row).to(tl.float32)
     if temperature > 0.0:
         safe = tl.where(top == float("-inf"), 0.0, top)
@@ -71,11 +85,13 @@ def _pick(
     uniforms,
     masks,
     masks_row,
-    mask_of,
+    places,
+    states,
+    slots,
     tops,
     sums,
-    places,
-    slots,
+    bests,
+    seats,
     last,
     out,
     vocab,
@@ -88,12 +104,12 @@ def _pick(
     b = tl.arange(0, BLOCKS)
     top = tl.load(tops + row * blocks + b, mask=b < blocks, other=float("-inf"))
     most, best = tl.max(top, 0, return_indices=True)
-    token = tl.load(places + row * blocks + best).to(tl.int64)
+    token = tl.load(bests + row * blocks + best).to(tl.int64)
     temperature = tl.load(temperatures + row).to(tl.float32)
     if (temperature > 0.0) & (most == float("-inf")):
         token = token * 0
     if (temperature > 0.0) & (most > float("-inf")):
-        which = tl.load(mask_of + row) if MASKED else 0
+        which = _mask_of(places, states, slots, row) if MASKED else 0
         own = logits + row * logits_row
         words = masks + which * masks_row
         i = tl.arange(0, BLOCK)
@@ -139,9 +155,9 @@ def _pick(
         inside = tl.where(inside == BLOCK, tl.max(tl.where(e > 0.0, i, 0), 0), inside)
         token = (chosen * BLOCK + inside).to(tl.int64)
     tl.store(out + row, token)
-    slot = tl.load(slots + row)
-    if slot >= 0:
-        tl.store(last + slot, token)
+    seat = tl.load(seats + row)
+    if seat >= 0:
+        tl.store(last + seat, token)
 
 
 @dataclass(frozen=True)
@@ -166,29 +182,25 @@ class Draws:
         return Draws(slots, floats[0], top_ks, *floats[1:])
 
 
-def draw(
-    logits: Tensor, draws: Draws, last: Tensor, out: Tensor, masks: Tensor | None = None, mask_of: Tensor | None = None
-) -> None:
+def draw(logits: Tensor, draws: Draws, last: Tensor, out: Tensor, held: Held | None = None) -> None:
     """A token per row, into out: int64 [n], and into last[slot].
 
-    logits: [n, vocab]. masks: int32 [m, words], bit t % 32 of word t // 32 allows token t; mask_of: int64 [n], -1 where
-    all are allowed. A row without a finite logit draws token 0; a NaN is never drawn while there is another.
+    logits: [n, vocab]. A row without a finite logit draws token 0; a NaN is never drawn while there is another.
     """
     n, vocab = logits.shape
     blocks = triton.cdiv(vocab, BLOCK)
     tops = torch.empty(n, blocks, dtype=torch.float32, device=logits.device)
     sums = torch.empty_like(tops)
-    places = torch.empty(n, blocks, dtype=torch.int32, device=logits.device)
-    masked = masks is not None
-    if masks is None or mask_of is None:
-        masks, mask_of = out, out
-    masks_row = masks.stride(0) if masked else 0
+    bests = torch.empty(n, blocks, dtype=torch.int32, device=logits.device)
+    under = (out, 0, out, out, out)
+    if held is not None:
+        under = held.masks, held.masks.stride(0), held.places, held.states, held.slots
     _summarise[(n, blocks)](
-        logits, logits.stride(0), draws.temperatures, masks, masks_row, mask_of, tops, sums, places, vocab,
-        MASKED=masked, BLOCK=BLOCK, num_warps=8,
+        logits, logits.stride(0), draws.temperatures, *under, tops, sums, bests, vocab,
+        MASKED=held is not None, BLOCK=BLOCK, num_warps=8,
     )  # fmt: skip
     _pick[(n,)](
         logits, logits.stride(0), draws.temperatures, draws.top_ks, draws.top_ps, draws.min_ps, draws.uniforms,
-        masks, masks_row, mask_of, tops, sums, places, draws.slots, last, out, vocab, blocks,
-        MASKED=masked, BLOCK=BLOCK, BLOCKS=triton.next_power_of_2(blocks), num_warps=8,
+        *under, tops, sums, bests, draws.slots, last, out, vocab, blocks,
+        MASKED=held is not None, BLOCK=BLOCK, BLOCKS=triton.next_power_of_2(blocks), num_warps=8,
     )  # fmt: skip

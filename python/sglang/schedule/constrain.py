@@ -1,7 +1,10 @@
 """Sequences under a constraint: what may come next, text that must, and where the constraint ends.
 
 A cursor always stands behind the last known token, so a retracted sequence keeps its own. The mask is made here, right
-after the token before it is known: a grammar that fails then fails one sequence, and never a plan.
+after the token before it is known: a grammar that fails then fails one sequence, and never a plan. Where the device
+follows automata, only grammars need masks: an automaton's rows are planned like free ones, before their last token is
+known, and the cursor follows when it is. Text that is forced is then found one step late: what was drawn meanwhile is
+forgotten, and the device is told the place behind the text.
 """
 
 from sglang.base.messages import Finish, Piece
@@ -30,18 +33,30 @@ def look_ahead(state: State, seq: Seq, piece: Piece) -> None:
     try:
         if state.jump is not None and seq.logprobs is None:
             piece.finish = _jump(state, seq, cursor, piece)
-        if piece.finish is None:
-            seq.mask = _mask(state, seq, cursor)
+        seq.mask = None
+        if piece.finish is None and (state.residents is None or cursor.machine is None):
+            seq.mask = mask(state, seq)
     except RuntimeError as error:
         piece.finish = Finish("abort", message=str(error), status=400, field="constraint")
 
 
-def _mask(state: State, seq: Seq, cursor: Cursor) -> Words:
+def follow(state: State, seq: Seq) -> None:
+    """Have the device follow the constraint of `seq`, which takes a seat, if it can."""
+    if seq.cursor is None or seq.resident is not None or state.residents is None:
+        return
+    machine = seq.cursor.machine
+    if machine is not None:
+        seq.resident = state.residents.take(machine, not seq.sampling.ignore_eos)
+
+
+def mask(state: State, seq: Seq) -> Words:
+    """What may be drawn next. Raises RuntimeError for a grammar that fails; an automaton never does."""
+    cursor = seq.cursor
+    assert cursor is not None
     mask = cursor.mask()
-    if not seq.sampling.ignore_eos or not cursor.accepting:
+    if not seq.sampling.ignore_eos or not cursor.accepting or cursor.finished:
         return mask
-    # The end is no choice for who ignores it, as long as the text can go on.
-    mask = mask.copy()
+    mask = mask.copy()  # the end is no choice for who ignores it, as long as the text can go on
     for i in state.budget.eos_ids:
         if i // 32 < len(mask):
             mask[i // 32] &= ~(1 << i % 32) & 0xFFFFFFFF

@@ -63,10 +63,14 @@ def _submit(state: State, m: Submit, now: float, cursor: Cursor | None) -> list[
 def _constrain(state: State, seq: Seq, cursor: Cursor | None) -> list[Piece]:
     """`seq` has just begun a generation."""
     seq.cursor, seq.mask = cursor, None
+    state.unfollow(seq)
     if cursor is None or seq.last == seq.first:
         return []
     piece = Piece(seq.id, [])
-    look_ahead(state, seq, piece)
+    if cursor.finished and seq.scored:
+        piece.finish = Finish("stop")  # the constraint is the empty text
+    else:
+        look_ahead(state, seq, piece)
     if piece.finish is not None:
         state.conclude(seq)
         return [piece]

@@ -6,10 +6,13 @@ planned: a row may attend to cells that another row of the same step writes (eve
 requests that share a prefix share it from the first step on and nobody waits for anybody.
 """
 
+from typing import Any
+
 import numpy as np
 
-from sglang.base.plan import DRAWN, Ask, Plan, PromptAsk, Seat
+from sglang.base.plan import DRAWN, FREE, KEEP, Ask, Plan, PromptAsk, Seat
 from sglang.grammar.rules import Words
+from sglang.schedule.constrain import follow, mask
 from sglang.schedule.policy import order
 from sglang.schedule.state import (
     RATIO_DECAY,
@@ -48,7 +51,9 @@ def _decode(state: State, draft: "_Draft") -> None:
         rows = [
             s
             for s in state.running
-            if s.computed + 1 == s.length and s.first < s.length < s.last and not (s.flying and s.cursor)
+            if s.computed + 1 == s.length
+            and s.first < s.length < s.last
+            and not (s.flying and s.cursor and s.resident is None)
         ]
         need = sum(s.computed == len(s.pages) * size for s in rows)
         if need <= state.available:
@@ -91,6 +96,7 @@ def _admit(state: State, draft: "_Draft", left: int, now: float) -> None:
             return
         state.adopt(seq)
         need = len(seq.tokens) - seq.computed
+            return
         wanted = promised + need + ratio * (seq.last - seq.length)
         alone = not state.running
         while (not state.slots or _pages(wanted if not alone else need, size) > state.available) and state.held:
@@ -162,6 +168,7 @@ class _Draft:
         self._masked: list[int] = []
         self._mask_of: list[int] = []
 
+        self._places: dict[int, int] = {}  # row -> where on the device its automaton is
     def has(self, seq: Seq) -> bool:
         return seq.id in self._members
 
@@ -179,8 +186,8 @@ class _Draft:
                 self._seat(seq)
             if seq.logprobs is not None:
                 self._asks.append(Ask(len(self.rows), seq.logprobs.top, seq.logprobs.ids))
-            if seq.mask is not None:
-                self._mask(seq.mask)
+            if seq.cursor is not None:
+                self._constrain(seq)
             self._slots.append(seq.slot)
             self._starts.append(start)
             self._tokens.append(seq.tokens[start] if start < len(seq.tokens) else DRAWN)
@@ -209,8 +216,10 @@ class _Draft:
         whole = end == len(seq.tokens)
         does = Does.FILLS if not whole else Does.DRAWS if seq.last > seq.first else Does.ENDS
         self._ask(seq, start, end, does)
-        if seq.mask is not None and does is Does.DRAWS:
-            self._mask(seq.mask)
+        if not seq.seated:
+            self._seat(seq)
+        if seq.cursor is not None and does is Does.DRAWS:
+            self._constrain(seq)
         self._slots.append(seq.slot)
         self._starts.append(start)
         self._counts.append(count)
@@ -222,15 +231,17 @@ class _Draft:
         seq.flying += does is Does.DRAWS
         state.share(seq, end)
         self._table(seq)
-        if not seq.seated:
-            self._seat(seq)
         return count
 
     def plan(self, step: int) -> Plan:
         def ints(values: list[int]) -> np.ndarray:
             return np.array(values, np.int32)
 
-        masks = {"masks": np.stack(self._mask_rows)} if self._mask_rows else {}
+        more: dict[str, Any] = {"masks": np.stack(self._mask_rows)} if self._mask_rows else {}
+        if self._places:
+            more["places"] = ints([self._places.get(row, FREE) for row in range(len(self.rows))])
+        if self.state.residents is not None:
+            more["loads"] = self.state.residents.flush()
         return Plan(
             step=step,
             slots=ints(self._slots),
@@ -246,12 +257,22 @@ class _Draft:
             prompt_asks=self._prompt_asks,
             masked=ints(self._masked),
             mask_of=ints(self._mask_of),
-            **masks,
+            **more,
         )
 
     def _mask(self, mask: Words) -> None:
         """The row to come draws under `mask`."""
         place = self._masks.setdefault(id(mask), len(self._mask_rows))
+    def _constrain(self, seq: Seq) -> None:
+        """The row to come draws under the constraint of `seq`."""
+        if seq.resident is None:
+            seq.mask = mask(self.state, seq) if seq.mask is None else seq.mask
+            self._mask(seq.mask)
+            return
+        assert seq.cursor is not None
+        self._places[len(self.rows)] = KEEP if seq.placed else seq.resident.base + seq.cursor.state
+        seq.placed = True
+
         if place == len(self._mask_rows):
             self._mask_rows.append(mask)
         self._masked.append(len(self.rows))
@@ -274,6 +295,7 @@ class _Draft:
 
     def _ask(self, seq: Seq, start: int, end: int, does: Does) -> None:
         asked = seq.logprobs
+        follow(self.state, seq)
         if asked is None:
             return
         row = len(self.rows)

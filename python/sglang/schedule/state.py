@@ -17,6 +17,7 @@ from sglang.base.messages import Logprobs, Score, Stats
 from sglang.base.sampling import SamplingParams
 from sglang.grammar.rules import Cursor, Words
 from sglang.schedule.radix import Node, RadixTree, Tokens
+from sglang.schedule.residents import Resident, Residents
 
 RATIO_BASE = 0.4  # share of its remaining tokens that a running sequence is expected to use
 RATIO_FLOOR = 0.2  # of the base
@@ -59,8 +60,8 @@ class Seq:
 
     __slots__ = (
         "_array", "cached", "computed", "cursor", "epoch", "first", "flying", "hint", "hold", "id", "last", "logprobs",
-        "mask", "namespace", "node", "order", "pages", "prompt_scores", "sampling", "scored", "seated", "shared",
-        "since", "slot", "status", "stops", "tabled", "tokens",
+        "mask", "namespace", "node", "order", "pages", "placed", "prompt_scores", "resident", "sampling", "scored",
+        "seated", "shared", "since", "slot", "status", "stops", "tabled", "tokens",
     )  # fmt: skip
 
     def __init__(self, id: int, namespace: str, order: int, now: float):
@@ -82,7 +83,9 @@ class Seq:
         self._array = np.empty(0, np.int32)
         self.seated = False  # the engine knows slot and sampling parameters
         self.cursor: Cursor | None = None  # its constraint, behind the last known token
-        self.mask: Words | None = None  # what the cursor allows next
+        self.mask: Words | None = None  # what the cursor allows next, where it has been asked
+        self.resident: Resident | None = None  # its constraint on the device, held
+        self.placed = False  # the device knows where in it the cursor is
 
     def begin(self, sampling: SamplingParams, logprobs: Logprobs | None, hold: bool, budget: Budget) -> None:
         """Start a generation after the tokens known now."""
@@ -166,6 +169,7 @@ class State:
         b = self.budget
         self.tree = RadixTree(b.page_size)
         self.free = list(range(b.pages - 1, -1, -1))
+    residents: Residents | None = None  # constraints that the device follows; None: masks are made here
         self.slots = list(range(b.slots - 1, -1, -1))
         self.random = random.Random(b.seed)
         self.arrivals = 0
@@ -267,6 +271,7 @@ class State:
             return
         size = self.budget.page_size
         pages = -(-valid // size)
+        seq.placed = False
         if pages <= seq.shared and valid % size:  # the last page is the tree's: nothing may be written into it
             pages = valid // size
             valid = pages * size
@@ -297,6 +302,7 @@ class State:
         seq.flying = 0
         seq.epoch += 1
         if seq.slot >= 0:
+        self.unfollow(seq)
             self.slots.append(seq.slot)
             seq.slot = -1
 
@@ -305,6 +311,13 @@ class State:
         if self.held.pop(seq.id, None) is not None:
             self.held[id] = seq
         seq.id = id
+    def unfollow(self, seq: Seq) -> None:
+        """The device no longer follows its constraint."""
+        if seq.resident is not None:
+            assert self.residents is not None
+            self.residents.release(seq.resident)
+        seq.resident, seq.placed = None, False
+
         self.seqs[id] = seq
 
     def remove(self, seq: Seq) -> None:
@@ -325,6 +338,7 @@ class State:
         if seq.slot < 0:
             seq.status = Status.PARKED
             return
+        self.unfollow(seq)
         self.share(seq, min(seq.computed, len(seq.tokens)))
         seq.status = Status.HELD
         self.held[seq.id] = seq
@@ -368,3 +382,5 @@ class State:
         assert sorted(owned + in_tree + self.free) == list(range(self.budget.pages)), "a page is lost or in two places"
         assert len(in_tree) == self.tree.pages and held == self.tree.held_pages
         assert len(self.slots) + len(self.running) + len(self.held) == self.budget.slots
+        if self.residents is not None:
+            self.residents.check([seq.resident for seq in self.seqs.values() if seq.resident is not None])

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from sglang import schedule
 from sglang.base.config import ServerConfig
 from sglang.engine.engine import Engine
+from sglang.grammar.vocab import Vocabulary
+from sglang.schedule.residents import Residents
 from sglang.worker.grammars import Grammars, Lexicon, in_thread
 
 
@@ -17,7 +19,14 @@ def build(config: ServerConfig, read: Callable[[], Lexicon]) -> tuple[schedule.S
     engine = Engine.load(config)
     state = schedule.State(budget(config, engine))
     jumps = not config.disable_regex_jump_forward
-    grammars = Grammars(lexicon, engine.eos_ids, engine.ready.vocab_size, jumps=jumps, most=config.max_queued_requests)
+
+    def learn(vocabulary: Vocabulary) -> None:
+        first, rows = engine.learn(vocabulary.bytes, vocabulary.eos_ids)
+        state.residents = Residents(first, rows) if rows else None
+
+    grammars = Grammars(
+        lexicon, engine.eos_ids, engine.ready.vocab_size, jumps=jumps, most=config.max_queued_requests, learn=learn
+    )
     state.jump = grammars.jump if jumps else None
     return state, engine, grammars
 

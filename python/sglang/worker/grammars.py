@@ -44,17 +44,25 @@ class Grammars:
     """Compiles, and keeps the requests that wait for it.
 
     eos_ids: what ends a text, vocab: number of logits, jumps: text that is forced is appended instead of drawn,
-    most: requests that may wait.
+    most: requests that may wait, learn: told what each token says before the first constraint is compiled.
     """
 
     def __init__(
-        self, lexicon: "Future[Lexicon]", eos_ids: tuple[int, ...], vocab: int, *, jumps: bool = True, most: int = 4096
+        self,
+        lexicon: "Future[Lexicon]",
+        eos_ids: tuple[int, ...],
+        vocab: int,
+        *,
+        jumps: bool = True,
+        most: int = 4096,
+        learn: Callable[[Vocabulary], None] | None = None,
     ):
         self._lexicon = lexicon
         self._eos_ids = eos_ids
         self._vocab = vocab
         self._jumps = jumps
         self._most = most
+        self._learn = learn
         self._jumper: Jumper | None = None
         self._held: list[tuple[Constrained, Rules, Future[Compiled] | None]] = []
         self._compiler = _later(self._start)
@@ -129,6 +137,8 @@ class Grammars:
         words = lexicon.words[: self._vocab]
         vocabulary = Vocabulary(words, self._eos_ids, lexicon.special_ids, self._vocab)
         compiler = Compiler(vocabulary)
+        if self._learn is not None:
+            self._learn(vocabulary)
         if self._jumps:
             self._jumper = Jumper(vocabulary, lexicon.encode)
         return compiler

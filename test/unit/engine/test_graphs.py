@@ -17,7 +17,9 @@ from sglang.engine.engine import Engine
 pytest.importorskip("triton")
 from sglang.attention.base import Shape
 from sglang.attention.triton import TritonAttention
+from sglang.engine.automata import Automata
 from sglang.engine.graphs import DecodeGraphs, sizes
+from sglang.kernels.staging import Stager
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CONFIG: dict[str, Any] = {
@@ -52,7 +54,11 @@ def on_device(folder: Path, **flags: Any) -> Engine:
         shape = Shape(4, 2, 16, 0.25)
         own = TritonAttention(shape, plain._keys, plain._values, tables.device_pages, engine.page_size, 8)
         engine._attention = own
-        engine._graphs = DecodeGraphs(engine._model, own, tables, engine._sampler, engine.slots)
+        device = torch.device("cpu")
+        engine._automata = Automata(engine.slots, engine.ready.vocab_size, 4 << 20, device)
+        engine._sampler._stager = Stager(device)
+        engine._graphs = DecodeGraphs(engine._model, own, tables, engine._sampler, engine._automata, engine.slots)
+        engine.overlap = True
     return engine
 
 

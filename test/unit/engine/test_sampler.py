@@ -298,13 +298,22 @@ def test_scores_are_those_of_the_raw_distribution() -> None:
     assert [s.logprob for s in known] == pytest.approx([wanted[i, i].item() for i in range(3)], abs=1e-5)
 
 
-def under(allowed: list[list[int]], rows: list[int], vocab: int, of: list[int], device: torch.device) -> Masked:
-    """allowed: tokens of each mask; rows: those that have one; of: which."""
+def under(
+    allowed: list[list[int]], rows: list[int], vocab: int, of: list[int], device: torch.device, n: int
+) -> dict[str, Any]:
+    """Arguments of draw. allowed: tokens of each mask; rows: those of n that have one; of: which."""
     bits = np.zeros((len(allowed), -(-vocab // 32) * 32), np.uint8)
     for mask, tokens in enumerate(allowed):
         bits[mask, tokens] = 1
     words = np.packbits(bits, axis=1, bitorder="little").view(np.uint32)
-    return Masked(np.array(rows), words, np.array(of), device)
+    if device.type == "cpu":
+        return {"masked": Masked(np.array(rows), words, np.array(of), device)}
+    from sglang.kernels.automata import Held
+
+    places = torch.full((n,), -1, device=device)
+    places[rows] = torch.tensor(of, device=device)
+    masks, slots = torch.from_numpy(words.view(np.int32)).to(device), torch.arange(n, device=device)
+    return {"held": Held(masks, slots, places, slots)}
 
 
 @pytest.mark.parametrize("changes", COMBINATIONS)
@@ -317,8 +326,8 @@ def test_draws_under_a_mask_follow_the_renormalised_distribution(device: torch.d
     rows = logits.expand(1000, -1).to(device)
     found = []
     for at in range(0, n, 1000):
-        masked = under([allowed], list(range(1000)), vocab, [0] * 1000, device)
-        found.append(made.draw(rows, np.zeros(1000, np.int32), np.arange(at, at + 1000), masked).cpu().numpy())
+        masked = under([allowed], list(range(1000)), vocab, [0] * 1000, device, 1000)
+        found.append(made.draw(rows, np.zeros(1000, np.int32), np.arange(at, at + 1000), **masked).cpu().numpy())
     counts = np.bincount(np.concatenate(found), minlength=vocab)
     narrowed = torch.full_like(logits, -torch.inf)
     narrowed[allowed] = logits[allowed]
@@ -341,14 +350,14 @@ def test_masked_and_free_rows_of_a_step_do_not_meet(device: torch.device) -> Non
     before = logits.clone()
     slots, positions = np.arange(5, dtype=np.int32), np.zeros(5, np.int64)
     free = made.draw(logits, slots, positions).tolist()
-    masked = under([[4, 4999], [8, 9]], [0, 3, 4], vocab, [0, 1, 0], device)
-    bound = made.draw(logits, slots, positions, masked).tolist()
+    masked = under([[4, 4999], [8, 9]], [0, 3, 4], vocab, [0, 1, 0], device, 5)
+    bound = made.draw(logits, slots, positions, **masked).tolist()
     assert torch.equal(logits, before)
     assert [bound[1], bound[2]] == [free[1], free[2]]
     assert bound[0] == (4 if logits[0, 4] > logits[0, 4999] else 4999)
     assert bound[3] in (8, 9)
     assert bound[4] in (4, 4999)
-    greedy = under([[4, 4999]], [0, 2], vocab, [0, 0], device)
-    both = under([[4, 4999]], [0, 1], vocab, [0, 0], device)
-    assert set(made.draw(logits[[0, 2]], slots[[0, 2]], positions[:2], both).tolist()) <= {4, 4999}
-    assert made.draw(logits[:3], slots[:3], positions[:3], greedy).tolist()[1] == free[1]
+    greedy = under([[4, 4999]], [0, 2], vocab, [0, 0], device, 3)
+    both = under([[4, 4999]], [0, 1], vocab, [0, 0], device, 2)
+    assert set(made.draw(logits[[0, 2]], slots[[0, 2]], positions[:2], **both).tolist()) <= {4, 4999}
+    assert made.draw(logits[:3], slots[:3], positions[:3], **greedy).tolist()[1] == free[1]

@@ -73,16 +73,6 @@ def test_masks_survive_being_forgotten(vocabulary: Vocabulary):
     assert len(compiled._masks) == 3
 
 
-def test_columns_are_the_tokens_by_length(vocabulary: Vocabulary):
-    columns = vocabulary.columns
-    assert (np.diff(columns.lengths) >= 0).all()
-    assert len(columns.ids) == sum(map(bool, vocabulary.bytes))
-    for i in range(0, len(columns.ids), 97):
-        n = columns.lengths[i]
-        assert columns.data[:n, i].tobytes() == vocabulary.bytes[columns.ids[i]]
-        assert not columns.data[n:, i].any()
-
-
 def test_tokens_with_a_beginning(vocabulary: Vocabulary):
     for prefix in (b"a", b"the", b"\xff", b"\xc3", b"zzz", b'name"'):
         expected = sorted(t for t in vocabulary.bytes if t.startswith(prefix))

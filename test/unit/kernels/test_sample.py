@@ -6,6 +6,7 @@ import torch
 
 pytest.importorskip("triton")
 from sglang.kernels import sample
+from sglang.kernels.automata import FREE, KEEP, Held
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 VOCAB = 5000  # two blocks, the second one mostly empty
@@ -27,11 +28,11 @@ def draws(n: int, **given: object) -> sample.Draws:
     )
 
 
-def take(logits: torch.Tensor, wanted: sample.Draws, **masks: torch.Tensor) -> torch.Tensor:
+def take(logits: torch.Tensor, wanted: sample.Draws, held: Held | None = None) -> torch.Tensor:
     n = len(logits)
     out = torch.full((n,), -7, dtype=torch.int64, device=DEVICE)
     last = torch.full((n + 1,), -7, dtype=torch.int64, device=DEVICE)
-    sample.draw(logits.to(DEVICE), wanted, last, out, **{k: v.to(DEVICE) for k, v in masks.items()})
+    sample.draw(logits.to(DEVICE), wanted, last, out, held)
     for slot, token in zip(wanted.slots.tolist(), out.tolist(), strict=True):
         assert slot < 0 or last[slot] == token
     assert last[n] == -7, "padding is filed nowhere"
@@ -98,7 +99,9 @@ def test_masks_are_bits_of_words() -> None:
     allowed[1, 64:90] = True
     bits = np.packbits(np.pad(allowed.numpy(), ((0, 0), (0, -VOCAB % 32))), axis=1, bitorder="little")
     masks = torch.from_numpy(bits.view(np.int32))
-    mask_of = torch.tensor([1, -1, 0])
-    got = take(logits, draws(3, temperatures=[1.0, 0.0, 0.0]), masks=masks, mask_of=mask_of).tolist()
+    # The first row's mask is given, the second is free, the third's is what its slot remembers.
+    slots, places, states = torch.tensor([0, 1, 2]), torch.tensor([1, FREE, KEEP]), torch.tensor([0, 1, 0])
+    under = Held(*(t.to(DEVICE) for t in (masks, slots, places, states)))
+    got = take(logits, draws(3, temperatures=[1.0, 0.0, 0.0]), under).tolist()
     held = [logits[r].masked_fill(~allowed[m], -torch.inf) for r, m in ((0, 1), (2, 0))]
     assert got == [by_definition(held[0], 0.5, -1, 1.0, 0.0), int(logits[1].argmax()), int(held[1].argmax())]
