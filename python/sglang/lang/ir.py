@@ -188,7 +188,7 @@ def parts(expr: Expr) -> Iterator[Expr]:
 
 
 def as_expr(value: Any) -> Expr:
-    """What a program may append: a string, an expression, a list of these. Raises ValueError or TypeError."""
+    """What a program may append: a string, an expression, a list of these. Raises ValueError."""
     if isinstance(value, str):
         return Text(value)
     if isinstance(value, Expr):
@@ -197,7 +197,7 @@ def as_expr(value: Any) -> Expr:
         return ExprList([node for item in value for node in parts(as_expr(item))])
     if value is None:
         raise ValueError("cannot append None: a program appends strings and expressions (does a function not return?)")
-    raise TypeError(f"cannot append {type(value).__name__}: a program appends strings and expressions; use str(...)")
+    raise ValueError(f"cannot append {type(value).__name__}: a program appends strings and expressions; use str(...)")
 
 
 def check_regex(pattern: str | None) -> None:
