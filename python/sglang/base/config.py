@@ -101,10 +101,10 @@ class ServerConfig:
     disable_regex_jump_forward: bool = flag(
         False, "Draw every token, also of text that a constraint forces.", "--disable-jump-forward"
     )
-    disable_overlap_schedule: bool = flag(False, "CUDA: plan a step only after the last one's tokens are known.")
     automata_memory_mib: int = flag(
         512, "CUDA: memory for constraints that are followed there; masks of others come from the host.", metavar="MIB"
     )
+    disable_overlap_schedule: bool = flag(False, "CUDA: plan a step only after the last one's tokens are known.")
     random_seed: int | None = flag(None, "Seed of everything random that a request does not seed itself.")
     decode_log_interval: int = flag(40, "Decode steps between two status lines.")
 
@@ -154,9 +154,9 @@ class ServerConfig:
                 raise ConfigError(f"{spell(name)} must be at least 1, got {value}")
         if (self.cpu_threads or 1) > MOST_THREADS:
             raise ConfigError(f"--cpu-threads must be in [1, {MOST_THREADS}], got {self.cpu_threads}")
-        if not 0 < self.port < 65536:
         if self.automata_memory_mib < 0:
             raise ConfigError(f"--automata-memory-mib must be at least 0, got {self.automata_memory_mib}")
+        if not 0 < self.port < 65536:
             raise ConfigError(f"--port must be in [1, 65535], got {self.port}")
         if self.mem_fraction_static is not None and not 0 < self.mem_fraction_static < 1:
             raise ConfigError(f"--mem-fraction-static must be in (0, 1), got {self.mem_fraction_static}; try 0.8")

@@ -96,9 +96,9 @@ class Plan(Struct, gc=False):
     masks: Masks = field(default_factory=lambda: np.empty((0, 0), np.uint32))  # [U, ceil(vocab / 32)]
     masked: Ints = field(default_factory=lambda: np.empty(0, np.int32))  # [M] rows that draw under a mask
     mask_of: Ints = field(default_factory=lambda: np.empty(0, np.int32))  # [M] the mask of each
-
     loads: list[Load] = []  # applied before the step
     places: Ints = field(default_factory=lambda: np.empty(0, np.int32))  # [R] a row of the arena, KEEP or FREE; or [0]
+
 
 class Result(Struct, gc=False):
     """What a step produced. tokens[r] is the drawn token, -1 where the row does not sample."""

@@ -27,9 +27,9 @@ from sglang.models.quantized import chosen, quantize, weight_bytes
 from sglang.models.spec import FAMILIES, Decoder, Family
 
 if TYPE_CHECKING:
+    from sglang.engine.automata import Automata
     from sglang.engine.graphs import DecodeGraphs
 
-    from sglang.engine.automata import Automata
 log = logging.getLogger("sglang.engine")
 DTYPES = {
     "half": torch.float16,
@@ -68,6 +68,11 @@ class Engine:
         self.eos_ids = eos_ids
         self.slots = slots_of(config, device)
         self.chunk_tokens = chunk_of(config, context, device)
+        self._automata: Automata | None = None  # where draws are made by kernels; before the pool takes what is left
+        if device.type == "cuda" and triton_works():
+            from sglang.engine import automata
+
+            self._automata = automata.Automata(self.slots, spec.vocab, config.automata_memory_mib << 20, device)
         pool = make_pool(config, model, context)
         self.pages, self.page_size, self.kv_bytes = pool.pages, pool.page_size, pool.bytes
         shape = Shape(spec.heads, spec.kv_heads, spec.head_dim, spec.scale, spec.value_dim if spec.latent else None)
@@ -77,11 +82,6 @@ class Engine:
         self._tables = Tables(self.slots, longest, pool.page_size, device, model.routes.cheapest)
         self._sampler = Sampler(self.slots, spec.vocab, eos_ids, device)
         self._landing = Landing(self.slots, device) if device.type == "cuda" else None
-        self._automata: Automata | None = None  # where draws are made by kernels; before the pool takes what is left
-        if device.type == "cuda" and triton_works():
-            from sglang.engine import automata
-
-            self._automata = automata.Automata(self.slots, spec.vocab, config.automata_memory_mib << 20, device)
         self._attention: AttentionBackend
         self._graphs: DecodeGraphs | None = None
         if attention_of(config, device, shape, model.looks) == "torch":
@@ -148,11 +148,20 @@ class Engine:
         )
         return engine
 
+    def learn(self, tokens: Sequence[bytes], eos_ids: Sequence[int]) -> tuple[int, int]:
+        """What each token says, for automata; nothing for special ones. The rows of the arena that are for these, as
+        (first, number): (0, 0) where masks must come from the host.
+        """
+        if self._automata is None or not self._automata.learn(tokens, eos_ids):
+            return 0, 0
+        return self._automata.first, self._automata.rows - self._automata.first
+
     @torch.inference_mode()
     def launch(self, plan: Plan) -> Flight:
         """Run one step. On CUDA it returns before the device is done, except where scores were asked for."""
         for seat in plan.seats:
             self._sampler.seat(seat)
+        places = self._automata.places(plan) if self._automata is not None else None
         if self._graphs is not None and self._graphs.fits(plan):
             return self._decode(plan, self._graphs, places)
         batch = self._tables.batch(plan)
@@ -166,14 +175,6 @@ class Engine:
                 for at in range(0, len(ask.targets), SCORE_BLOCK)
                 for score in score_known(
                     self._model.logits(hidden[begin + at : begin + min(at + SCORE_BLOCK, len(ask.targets))]),
-    def learn(self, tokens: Sequence[bytes], eos_ids: Sequence[int]) -> tuple[int, int]:
-        """What each token says, for automata; nothing for special ones. The rows of the arena that are for these, as
-        (first, number): (0, 0) where masks must come from the host.
-        """
-        if self._automata is None or not self._automata.learn(tokens, eos_ids):
-            return 0, 0
-        return self._automata.first, self._automata.rows - self._automata.first
-
                     ask.targets[at : at + SCORE_BLOCK],
                     ask.top,
                     ask.ids,
@@ -203,6 +204,17 @@ class Engine:
             result.scores = score_drawn(logits.float(), drawn, plan.asks, rows)
         return Flight(result, rows, drawn, self._landing)
 
+    def _draw(self, plan: Plan, rows: np.ndarray, logits: Tensor, slots: Tensor, places: np.ndarray | None) -> Tensor:
+        """A token for each of `rows`. slots: theirs, on the device."""
+        positions = next_positions(plan, rows)
+        if self._automata is None:
+            return self._sampler.draw(logits, plan.slots[rows], positions, Masked.of(plan, rows, logits.device))
+        held = self._automata.held(slots, places[rows]) if places is not None else None
+        drawn = self._sampler.draw(logits, plan.slots[rows], positions, held=held)
+        if held is not None:
+            self._automata.advance(held, drawn)
+        return drawn
+
     @torch.inference_mode()
     def warm(self) -> None:
         """Compile and run what the first requests would wait for. Before any real plan: it writes to slots, cells."""
@@ -223,17 +235,6 @@ def attention_of(config: ServerConfig, device: torch.device, shape: Shape, looks
     able = device.type == "cuda" and triton_works()
     if asked == "triton" and not able:
         where = "Triton is not installed" if device.type == "cuda" else f"--device is {device.type}"
-    def _draw(self, plan: Plan, rows: np.ndarray, logits: Tensor, slots: Tensor, places: np.ndarray | None) -> Tensor:
-        """A token for each of `rows`. slots: theirs, on the device."""
-        positions = next_positions(plan, rows)
-        if self._automata is None:
-            return self._sampler.draw(logits, plan.slots[rows], positions, Masked.of(plan, rows, logits.device))
-        held = self._automata.held(slots, places[rows]) if places is not None else None
-        drawn = self._sampler.draw(logits, plan.slots[rows], positions, held=held)
-        if held is not None:
-            self._automata.advance(held, drawn)
-        return drawn
-
         raise ConfigError(f"--attention-backend triton needs a CUDA device and Triton, but {where}; torch works")
     if asked == "torch" or not able:
         return "torch"

@@ -167,8 +167,8 @@ class _Draft:
         self._mask_rows: list[Words] = []
         self._masked: list[int] = []
         self._mask_of: list[int] = []
-
         self._places: dict[int, int] = {}  # row -> where on the device its automaton is
+
     def has(self, seq: Seq) -> bool:
         return seq.id in self._members
 
@@ -260,9 +260,6 @@ class _Draft:
             **more,
         )
 
-    def _mask(self, mask: Words) -> None:
-        """The row to come draws under `mask`."""
-        place = self._masks.setdefault(id(mask), len(self._mask_rows))
     def _constrain(self, seq: Seq) -> None:
         """The row to come draws under the constraint of `seq`."""
         if seq.resident is None:
@@ -273,6 +270,9 @@ class _Draft:
         self._places[len(self.rows)] = KEEP if seq.placed else seq.resident.base + seq.cursor.state
         seq.placed = True
 
+    def _mask(self, mask: Words) -> None:
+        """The row to come draws under `mask`."""
+        place = self._masks.setdefault(id(mask), len(self._mask_rows))
         if place == len(self._mask_rows):
             self._mask_rows.append(mask)
         self._masked.append(len(self.rows))
@@ -292,10 +292,10 @@ class _Draft:
             seat.drawn = seq.tokens[seq.first :]
         self._seats.append(seat)
         seq.seated = True
+        follow(self.state, seq)
 
     def _ask(self, seq: Seq, start: int, end: int, does: Does) -> None:
         asked = seq.logprobs
-        follow(self.state, seq)
         if asked is None:
             return
         row = len(self.rows)

@@ -164,12 +164,12 @@ class State:
     count: Counters = field(default_factory=Counters)
     waited: list[float] = field(default_factory=list)  # seconds in the queue, of those admitted; whoever tells, clears
     jump: Jump | None = None  # how text that a constraint forces becomes tokens; None: token by token
+    residents: Residents | None = None  # constraints that the device follows; None: masks are made here
 
     def __post_init__(self) -> None:
         b = self.budget
         self.tree = RadixTree(b.page_size)
         self.free = list(range(b.pages - 1, -1, -1))
-    residents: Residents | None = None  # constraints that the device follows; None: masks are made here
         self.slots = list(range(b.slots - 1, -1, -1))
         self.random = random.Random(b.seed)
         self.arrivals = 0
@@ -266,12 +266,12 @@ class State:
         """Forget what was computed, or is being computed, beyond the first `valid` tokens."""
         seq.epoch += 1  # what is flying was drawn for the old continuation
         seq.flying = 0
+        seq.placed = False
         seq._array = seq._array[:valid]
         if seq.computed <= valid:
             return
         size = self.budget.page_size
         pages = -(-valid // size)
-        seq.placed = False
         if pages <= seq.shared and valid % size:  # the last page is the tree's: nothing may be written into it
             pages = valid // size
             valid = pages * size
@@ -297,20 +297,15 @@ class State:
         seq.pages = []
         seq.shared = seq.tabled = seq.computed = 0
         seq.seated = False
+        self.unfollow(seq)
         if not seq.scored:
             seq.prompt_scores = []  # computed again from the start
         seq.flying = 0
         seq.epoch += 1
         if seq.slot >= 0:
-        self.unfollow(seq)
             self.slots.append(seq.slot)
             seq.slot = -1
 
-    def rename(self, seq: Seq, id: int) -> None:
-        del self.seqs[seq.id]
-        if self.held.pop(seq.id, None) is not None:
-            self.held[id] = seq
-        seq.id = id
     def unfollow(self, seq: Seq) -> None:
         """The device no longer follows its constraint."""
         if seq.resident is not None:
@@ -318,6 +313,11 @@ class State:
             self.residents.release(seq.resident)
         seq.resident, seq.placed = None, False
 
+    def rename(self, seq: Seq, id: int) -> None:
+        del self.seqs[seq.id]
+        if self.held.pop(seq.id, None) is not None:
+            self.held[id] = seq
+        seq.id = id
         self.seqs[id] = seq
 
     def remove(self, seq: Seq) -> None:
@@ -333,12 +333,12 @@ class State:
             self.remove(seq)
             return
         self._unlist(seq)
+        self.unfollow(seq)
         seq.epoch += 1
         seq.flying = 0
         if seq.slot < 0:
             seq.status = Status.PARKED
             return
-        self.unfollow(seq)
         self.share(seq, min(seq.computed, len(seq.tokens)))
         seq.status = Status.HELD
         self.held[seq.id] = seq
