@@ -99,6 +99,7 @@ class Piece(Struct, array_like=True, gc=False):
     cached_tokens: int = 0  # prompt tokens served from the prefix cache (first piece only)
     replaced: int = 0
     jumped: int = 0
+    embedding: bytes = b""  # float32, of a server of embeddings: with its last piece
 
 
 class Stats(Struct, array_like=True, gc=False):
@@ -137,7 +138,9 @@ class Ready(Struct, tag=True, array_like=True, frozen=True, gc=False):
     kv_bytes: int
     load_s: float
     eos_ids: tuple[int, ...]
+    embedding: int = 0  # numbers in a vector, where the server makes vectors and no text
     sampling: dict[str, float] = {}  # how the model's own generation_config.json wants it sampled
+    embedding: int = 0  # numbers in a vector, where the server makes vectors and no text
 
 
 class Step(Struct, tag=True, array_like=True, gc=False):
