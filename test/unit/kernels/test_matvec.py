@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("triton")
 from sglang.kernels.matvec import matvec, matvec_gated, tuning
-from sglang.quant.dense import ACTS
+from sglang.quant.dense import ACTS, Dense
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -54,3 +54,20 @@ def test_steps_are_powers_of_two_within_the_row(rows: int, inputs: int) -> None:
     assert outputs in (2, 4)
     assert step & (step - 1) == 0
     assert step < 2 * inputs
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_weight_uses_them_for_one_row_and_for_no_other(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Dense, "_alone", lambda self, x: x.shape[0] == 1)
+    store = Dense(64, {"gate": 24, "up": 24}, bias, torch.device(DEVICE), torch.float32)
+    store.weight.copy_(some(48, 64) / 8)
+    if store.bias is not None:
+        store.bias.copy_(some(48))
+    weight, added = store.weight.double().cpu(), 0 if store.bias is None else store.bias.double().cpu()
+    for rows in (1, 3):
+        x, other = some(rows, 64), some(rows, 48)
+        wanted = x.double() @ weight.T + added
+        assert far(store.multiply(x.to(DEVICE)), wanted) < 1e-6
+        assert far(store.multiply_add(x.to(DEVICE), other.clone().to(DEVICE)), wanted + other.double()) < 1e-6
+        gated = ACTS["silu"](wanted[:, :24]) * wanted[:, 24:]
+        assert far(store.multiply_gated(x.to(DEVICE), "silu"), gated) < 1e-6
