@@ -214,8 +214,10 @@ async def _warm_up(front: "Front") -> None:
     from sglang.base.sampling import SamplingParams
     from sglang.server.front import Request
 
-    sampling = SamplingParams(max_new_tokens=8, temperature=0.0)
-    async for _ in front.generate(Request(prompt="The capital city of France is", sampling=sampling, interval=0)):
+    embeds = front.ready.embedding > 0
+    sampling = SamplingParams(max_new_tokens=0 if embeds else 8, temperature=0.0)
+    first = Request(prompt="The capital city of France is", sampling=sampling, interval=0, embeds=embeds)
+    async for _ in front.generate(first):
         pass
     await front.flush()
 

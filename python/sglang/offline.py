@@ -21,6 +21,7 @@ from sglang.base.errors import FieldError
 from sglang.base.messages import Ready
 from sglang.launch import Worker, WorkerHandle
 from sglang.server import segments
+from sglang.server.embeddings import Embeddings, EncodeRequest
 from sglang.server.front import Front
 from sglang.server.native import Native
 from sglang.server.native_types import GenerateRequest
@@ -28,6 +29,7 @@ from sglang.server.sequences import Result, parse
 from sglang.text import tokenizer as tokenizers
 
 T = TypeVar("T")
+B = TypeVar("B", bound=msgspec.Struct)
 Answer = dict[str, Any]
 
 
@@ -103,6 +105,21 @@ class Engine:
         if not stream:
             return await asyncio.wrap_future(self._send(self._answers(body)))
         return self._forward(self._events(body))
+
+    def encode(self, prompt: str | list[str] | None = None, **fields: Any) -> Any:
+        """Vectors of texts, of an Engine with is_embedding=True: a dict as `/encode` gives it, or a list of them.
+
+        fields: input_ids, dimensions, rid. Raises FieldError naming the bad field, Overloaded, WorkerDied.
+        """
+        return self._run(self._encoded(prompt, fields))
+
+    async def async_encode(self, prompt: str | list[str] | None = None, **fields: Any) -> Any:
+        """As `encode`, for event loops."""
+        return await asyncio.wrap_future(self._send(self._encoded(prompt, fields)))
+
+    async def _encoded(self, prompt: str | list[str] | None, fields: dict[str, Any]) -> Any:
+        body = _converted({"text": prompt, **fields}, EncodeRequest)
+        return msgspec.to_builtins(await Embeddings(self._front, self.config).encode(body))
 
     def flush_cache(self) -> bool:
         """Empty the prefix cache; False: requests are running."""
@@ -197,12 +214,16 @@ async def _next(events: AsyncGenerator[T, None]) -> T:
 def _body(prompt: Any, sampling_params: Any, stream: bool, fields: dict[str, Any]) -> GenerateRequest:
     """The arguments as a checked `/generate` body."""
     given = {"text": prompt, "sampling_params": sampling_params, "stream": stream, **fields}
-    known = {f.name for f in msgspec.structs.fields(GenerateRequest)}
+    return _converted(given, GenerateRequest)
+
+
+def _converted(given: dict[str, Any], kind: type[B]) -> B:
+    known = {f.name for f in msgspec.structs.fields(kind)}
     for name in given:
         if name not in known:
             raise FieldError(name, f"unknown argument {name}; known: {', '.join(sorted(known))}")
     try:
-        return msgspec.convert(given, GenerateRequest)
+        return msgspec.convert(given, kind)
     except msgspec.ValidationError as error:
         text, _, where = str(error).partition(" - at ")
         field = where.strip("`").removeprefix("$.") or "body"

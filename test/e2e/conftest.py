@@ -97,3 +97,11 @@ def start_server(tmp_path: Path) -> Callable[..., contextlib.AbstractContextMana
         return serve(tmp_path, "--max-total-tokens", "20000", *flags)
 
     return start
+
+
+@pytest.fixture(scope="session")
+def any_server(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., contextlib.AbstractContextManager[Served]]:
+    """As `start_server`, for fixtures that several tests share."""
+    return lambda *flags: serve(tmp_path_factory.mktemp("server"), *flags)

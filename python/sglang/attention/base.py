@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sglang.base.errors import ConfigError
 
-Feature = Literal["window", "chunk", "softcap", "sinks", "narrow values", "turn"]
+Feature = Literal["window", "chunk", "softcap", "sinks", "both ways", "narrow values", "turn"]
 Ints = NDArray[np.integer]
 
 
@@ -35,13 +35,14 @@ class Look:
 
     window: positions a token sees, its own included; None: all. chunk: a token sees its own chunk of that many
     positions, from its beginning. softcap c: scores become c tanh(score / c). sinks: [heads], a score per head that
-    takes its share of the softmax and gives nothing.
+    takes its share of the softmax and gives nothing. causal: it sees what comes before it; else all of its row.
     """
 
     window: int | None = None
     chunk: int | None = None
     softcap: float | None = None
     sinks: Tensor | None = None
+    causal: bool = True
 
 
 @dataclass
@@ -106,6 +107,7 @@ def require(name: str, has: frozenset[Feature], shape: Shape, looks: Iterable[Lo
             "chunk": look.chunk,
             "softcap": look.softcap,
             "sinks": look.sinks,
+            "both ways": None if look.causal else True,
         }
         needed |= {feature for feature, value in named.items() if value is not None}
     if lacking := sorted(needed - has):

@@ -40,7 +40,9 @@ class _Group:
 class TorchAttention:
     """keys: [layers][cells, kv_heads, head_dim]; values: the same, or [..., value_dim] of the keys' own memory."""
 
-    features: ClassVar[frozenset[Feature]] = frozenset({"window", "chunk", "softcap", "sinks", "narrow values"})
+    features: ClassVar[frozenset[Feature]] = frozenset(
+        {"window", "chunk", "softcap", "sinks", "both ways", "narrow values"}
+    )
 
     def __init__(self, shape: Shape, keys: list[Tensor], values: list[Tensor]):
         self._shape = shape
@@ -50,8 +52,8 @@ class TorchAttention:
         self._rows: Rows | None = None
         self._tokens = 0
         self._new: Place = slice(0, 0)
-        # By window and chunk; made by the first layer that has them.
-        self._groups: dict[tuple[int | None, int | None], list[_Group]] = {}
+        # By window, chunk and causality; made by the first layer that has them.
+        self._groups: dict[tuple[int | None, int | None, bool], list[_Group]] = {}
 
     def plan(self, rows: Rows) -> None:
         self._rows = rows
@@ -66,10 +68,10 @@ class TorchAttention:
         _put(keys, self._new, k[:n])
         if self._shape.value_dim is None:
             _put(values, self._new, v[:n])
-        sight = look.window, look.chunk
+        sight = look.window, look.chunk, look.causal
         groups = self._groups.get(sight)
         if groups is None:
-            groups = self._groups[sight] = self._lay_out(*sight)
+            groups = self._groups[sight] = self._lay_out(*sight[:2]) if look.causal else self._lay_out_whole()
         if len(groups) == 1 and n == len(q) and isinstance(groups[0].tokens, slice):
             return self._attend(groups[0], q, keys, values, look).reshape(n, -1)
         make = torch.zeros if n < len(q) else torch.empty
@@ -125,6 +127,23 @@ class TorchAttention:
             *(self._shorts(*group, begins, window, chunk) for group in shorts),
             *(self._chunk(r, int(begins[r]), window, chunk) for r in longs),
         ]
+
+    def _lay_out_whole(self) -> list[_Group]:
+        """Rows that are whole texts, of which every token sees every token."""
+        rows = self._rows
+        assert rows is not None and not rows.starts.any(), "texts that are seen both ways come in one piece"
+        begins = np.cumsum(rows.counts) - rows.counts
+        made = []
+        for some, _, lengths in self._grouped(np.arange(len(rows.counts)), None, None):
+            longest = int(lengths.max())
+            steps = np.arange(longest)[None]
+            place = np.minimum(steps, lengths[:, None] - 1)  # padding repeats the last token
+            cells = cells_at(rows, rows.slots[some][:, None], place)
+            tokens = self._place((begins[some][:, None] + place).reshape(-1))
+            seen = torch.from_numpy(steps < lengths[:, None]).to(self._device)[:, None, None]
+            mask = seen.expand(-1, -1, longest, -1)
+            made.append(_Group(tokens, self._place(cells.reshape(-1)), mask, len(some), longest, longest))
+        return made
 
     def _grouped(self, some: Ints, window: int | None, chunk: int | None) -> list[tuple[Ints, Ints, Ints]]:
         """(rows, the first position each sees, how many it sees) of `some`, in groups of similar length."""

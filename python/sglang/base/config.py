@@ -42,6 +42,7 @@ class ServerConfig:
     quantization: str | None = flag(
         None, "int8, int4 (CPU) or fp8 (CUDA): round the weights while they load. Else the checkpoint's own format."
     )
+    is_embedding: bool = flag(False, "Serve vectors of texts (/v1/embeddings, /encode) instead of generated text.")
     chat_template: str | None = flag(None, "Built-in name, .jinja or .json file; the tokenizer's own by default.")
     tool_call_parser: Literal["hermes", "qwen", "qwen25", "mistral", "llama3"] | None = flag(
         None, "How the model writes tool calls; by its chat template where not given."

@@ -93,6 +93,7 @@ class Plan(Struct, gc=False):
     seats: list[Seat] = []  # applied before the step
     asks: list[Ask] = []
     prompt_asks: list[PromptAsk] = []
+    embeds: list[int] = []  # rows whose sequences end in a vector
     masks: Masks = field(default_factory=lambda: np.empty((0, 0), np.uint32))  # [U, ceil(vocab / 32)]
     masked: Ints = field(default_factory=lambda: np.empty(0, np.int32))  # [M] rows that draw under a mask
     mask_of: Ints = field(default_factory=lambda: np.empty(0, np.int32))  # [M] the mask of each
@@ -106,6 +107,7 @@ class Result(Struct, gc=False):
     tokens: Ints  # [R]
     scores: dict[int, Score] = {}  # row -> score of the drawn token
     prompt_scores: dict[int, list[Score]] = {}  # row -> one per target
+    embeddings: dict[int, bytes] = {}  # row of `Plan.embeds` -> float32
 
 
 def encode_array(value: Any) -> Any:

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,7 @@ from sglang.base.messages import Ready
 from sglang.base.plan import Plan, Result
 from sglang.engine.batch import Tables
 from sglang.engine.pool import chunk_of, make_pool, slots_of
+from sglang.engine.pooling import Pooler
 from sglang.engine.sampler import SCORE_BLOCK, Masked, Sampler, next_positions, score_drawn, score_known
 from sglang.kernels.staging import Landing, triton_works
 from sglang.layers.linear import bfloat16_arithmetic
@@ -24,7 +26,7 @@ from sglang.models import config as hf
 from sglang.models.checkpoint import folder_of, load
 from sglang.models.decoder import Model
 from sglang.models.quantized import chosen, quantize, weight_bytes
-from sglang.models.spec import FAMILIES, Decoder, Family
+from sglang.models.spec import FAMILIES, Decoder, Family, Pooling, headless
 
 if TYPE_CHECKING:
     from sglang.engine.automata import Automata
@@ -60,14 +62,22 @@ class Engine:
     """Plans are executed in the order they are launched; a later one may rely on what an earlier one computes."""
 
     def __init__(
-        self, config: ServerConfig, model: Model, context: int, eos_ids: tuple[int, ...], device: torch.device
+        self,
+        config: ServerConfig,
+        model: Model,
+        context: int,
+        eos_ids: tuple[int, ...],
+        device: torch.device,
+        pooling: Pooling | None = None,
     ):
         spec = model.spec
+        self.causal = spec.causal
         self.overlap = device.type == "cuda"
         self.context_length = context
         self.eos_ids = eos_ids
         self.slots = slots_of(config, device)
         self.chunk_tokens = chunk_of(config, context, device)
+        self.pooler = None if pooling is None else Pooler(pooling, model, self.slots)
         self._automata: Automata | None = None  # where draws are made by kernels; before the pool takes what is left
         if device.type == "cuda" and triton_works():
             from sglang.engine import automata
@@ -113,9 +123,15 @@ class Engine:
         pickled = config.load_format == "pt"
         folder = folder_of(config.model_path, config.revision, config.download_dir, pickled)
         raw = hf.read(folder, config.json_model_override_args)
-        family = _family(raw)
+        family, embeds = _family(raw, config.is_embedding)
         raw = family.defaults | raw
         spec = _spec(family, raw)
+        pooling = None
+        if embeds or not spec.has_head:
+            spec, family = replace(spec, has_head=False, tied=True), headless(family)
+            pooling = hf.pooling(folder, spec.causal)
+        elif not spec.causal:
+            hf.refuse(raw, "is_causal", "only --is-embedding serves it")
         kind, form = chosen(hf.quantization(folder, raw), config.quantization, device.type, family.formats)
         dtype = _dtype(config.dtype, raw, device)
         context = config.context_length or spec.context or hf.context_length(raw)
@@ -127,8 +143,9 @@ class Engine:
             if became:
                 counts = " ".join(f"{name}={count}" for name, count in became.items())
                 log.info("quantization=%s maps: %s", kind, counts)
-            engine = cls(config, model, context, hf.eos_ids(folder, raw), device)
-        engine.warm()
+            engine = cls(config, model, context, hf.eos_ids(folder, raw), device, pooling)
+        if pooling is None:
+            engine.warm()
         engine.ready = Ready(
             model_type=str(raw.get("model_type", "")),
             architecture=raw["architectures"][0],
@@ -144,6 +161,7 @@ class Engine:
             kv_bytes=engine.kv_bytes,
             load_s=time.monotonic() - began,
             eos_ids=engine.eos_ids,
+            embedding=spec.hidden if pooling else 0,
             sampling=hf.sampling(folder) if config.sampling_defaults == "model" else {},
         )
         return engine
@@ -180,7 +198,8 @@ class Engine:
                     ask.ids,
                 )
             ]
-        places = self._automata.places(plan) if self._automata is not None else None
+        if self.pooler is not None:
+            result.embeddings = self.pooler.pool(plan, batch, hidden)
         drawn = self._tables.last[:0]
         if len(batch.sampled_rows):
             rows = batch.sampled_rows
@@ -257,13 +276,16 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _family(raw: hf.HFConfig) -> Family:
+def _family(raw: hf.HFConfig, embeds: bool) -> tuple[Family, bool]:
+    """Of the first architecture that is known; and whether it, or `embeds`, says that there is no head to generate."""
     import sglang.models.families  # noqa: F401 - fills the registry
 
     names = raw.get("architectures") or []
     for name in names:
         if name in FAMILIES:
-            return FAMILIES[name]
+            return FAMILIES[name], embeds
+        if name.endswith("Model") and (whole := name.removesuffix("Model") + "ForCausalLM") in FAMILIES:
+            return FAMILIES[whole], True
     raise ConfigError(f"Unsupported architectures: {names}. Supported list: {sorted(FAMILIES)}")
 
 

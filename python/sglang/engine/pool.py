@@ -130,5 +130,6 @@ def _step_bytes(model: Model, tokens: int, draws: int) -> int:
     torch.cuda.reset_peak_memory_stats(model.device)
     before = torch.cuda.memory_allocated(model.device)
     zeros = torch.zeros(tokens, dtype=torch.int64, device=model.device)
-    model.logits(model.forward(zeros, zeros, _Blind())[:draws])
+    last = model.forward(zeros, zeros, _Blind())[:draws]
+    model.logits(last) if model.spec.has_head else model.states(last)
     return torch.cuda.max_memory_allocated(model.device) - before

@@ -23,9 +23,10 @@ class Attention:
         chunk: int | None = None,
         softcap: float | None = None,
         sinks: Tensor | None = None,
+        causal: bool = True,
     ):
         self._layer = layer
-        self.look = Look(window, chunk, softcap, sinks)
+        self.look = Look(window, chunk, softcap, sinks, causal)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, backend: Backend) -> Tensor:
         """q: [tokens, heads, head_dim]; k, v: [tokens, kv_heads, head_dim or value_dim].

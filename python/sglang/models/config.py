@@ -3,13 +3,13 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Literal, NoReturn, TypeVar
 
 from sglang.base.errors import ConfigError, FieldError
 from sglang.base.sampling import parse_sampling
 from sglang.layers.linear import Act
 from sglang.layers.rope import KINDS, Rope
-from sglang.models.spec import HFConfig
+from sglang.models.spec import HFConfig, Pooling
 
 T = TypeVar("T")
 ACTS: dict[str, Act] = {
@@ -207,3 +207,43 @@ def rope(
         long=tuple(scaling.get("long_factor") or ()),
         interleaved=interleaved,
     )
+
+
+POOLINGS: dict[str, Literal["last", "first", "mean"]] = {
+    "pooling_mode_cls_token": "first",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_lasttoken": "last",
+    "cls": "first",
+    "mean": "mean",
+    "lasttoken": "last",
+}
+
+
+def pooling(folder: Path, causal: bool) -> Pooling:
+    """How the folder's sentence-transformers files make a vector of a text. Raises ConfigError.
+
+    Without them: the last token's state of a model that reads forward, the mean where it sees both ways; of length 1.
+    """
+    modules = folder / "modules.json"
+    if not modules.is_file():
+        return Pooling("last" if causal else "mean")
+    try:
+        listed = json.loads(modules.read_text("utf-8"))
+        parts = [(str(module["type"]).rpartition(".")[2], str(module["path"])) for module in listed]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"{modules}: not a list of modules ({error!r})") from None
+    kinds = [kind for kind, _ in parts]
+    if unknown := [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]:
+        raise ConfigError(f"{modules}: a module of type {unknown[0]} is not supported (Pooling and Normalize are)")
+    if kinds.count("Pooling") != 1:
+        raise ConfigError(f"{modules}: must name one module of type Pooling, got {kinds.count('Pooling')}")
+    path = folder / dict(parts)["Pooling"] / "config.json"
+    if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
+        raise ConfigError(f"{modules}: {path} is missing, or outside the model's folder")
+    said = _object(path.read_text("utf-8"), str(path))
+    modes = [said["pooling_mode"]] if isinstance(said.get("pooling_mode"), str) else []
+    modes = modes or [key for key, value in said.items() if key.startswith("pooling_mode_") and value is True]
+    if len(modes) != 1 or modes[0] not in POOLINGS:
+        known = ", ".join(key for key in POOLINGS if "_" in key)
+        raise ConfigError(f"{path}: pooling by {' and '.join(modes) or 'nothing'} is not supported; known: {known}")
+    return Pooling(POOLINGS[modes[0]], "Normalize" in kinds)

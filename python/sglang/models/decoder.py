@@ -33,6 +33,7 @@ class _Attention:
             chunk=spec.chunk if near else None,
             softcap=spec.attn_softcap,
             sinks=self.sinks,
+            causal=spec.causal,
         )
         self.out = Linear(q, {"o": spec.hidden}, split="in", bias=spec.out_bias, device=device, dtype=dtype)
 
@@ -86,12 +87,13 @@ class _Layer:
     def __init__(self, spec: Decoder, index: int, device: torch.device, dtype: torch.dtype):
         s = spec
         self._parallel = s.block == "parallel"
+        self._norms_sums = s.block == "sum"
         self._scale = s.residual_scale
 
         def make(wanted: bool) -> Norm | None:
             return norm(s.norm, (s.hidden,), s.norm_eps, s.norm_bias, device, dtype) if wanted else None
 
-        before, after = s.block != "post", s.block in ("post", "sandwich")
+        before, after = s.block not in ("post", "sum"), s.block in ("post", "sum", "sandwich")
         self.attn_norm, self.attn_post = make(before), make(after)
         self.mlp_norm, self.mlp_post = make(before and (not self._parallel or s.parallel_norms)), make(after)
         self.attn = (LatentAttention if s.latent else _Attention)(s, index, device, dtype)
@@ -121,6 +123,9 @@ class _Layer:
         seen = self.attn(read, turn, heat, backend)
         if self._parallel:
             return self.mlp.plus(read if self.mlp_norm is None else self.mlp_norm(x), self.attn.out.plus(seen, x))
+        if self._norms_sums and self.attn_post is not None and self.mlp_post is not None:
+            x = self.attn_post(self.attn.out.plus(seen, x))
+            return self.mlp_post(self.mlp.plus(x, x))
         if self.attn_post is None and self._scale == 1:
             x = self.attn.out.plus(seen, x)
             return self.mlp.plus(x if self.mlp_norm is None else self.mlp_norm(x), x)
@@ -136,15 +141,21 @@ class Model:
 
     def __init__(self, spec: Decoder, length: int, device: torch.device, dtype: torch.dtype):
         """length: longest sequence that will be computed. Beyond 128k, `reach` says how far positions really go."""
-        if spec.learned_positions and length > spec.learned_positions:
-            raise ConfigError(f"--context-length {length}: the model has learned {spec.learned_positions} positions")
+        learned = spec.learned_positions - spec.first_position
+        if spec.learned_positions and length > learned:
+            raise ConfigError(f"--context-length {length}: the model has learned {learned} positions")
         self.spec = spec
         self.device = device
         self.dtype = dtype
         self.embed = Embedding(spec.vocab, spec.hidden, device, dtype, spec.embed_scale)
         self.positions = Embedding(spec.learned_positions, spec.hidden, device, dtype)
+        self.kinds = Embedding(spec.token_kinds, spec.hidden, device, dtype)
         self.layers = [_Layer(spec, i, device, dtype) for i in range(spec.layers)]
-        self.norm = norm(spec.norm, (spec.hidden,), spec.norm_eps, spec.norm_bias, device, dtype)
+
+        def make(wanted: bool) -> Norm | None:
+            return norm(spec.norm, (spec.hidden,), spec.norm_eps, spec.norm_bias, device, dtype) if wanted else None
+
+        self.embed_norm, self.norm = make(spec.embed_norm), make(spec.final_norm)
         self.head = head(self.embed, spec.tied, spec.head_bias)
         ropes: list[Rope | None] = [spec.rope_in(i) for i in range(spec.layers)]
         self._ropes = list(dict.fromkeys(r for r in ropes if r is not None))
@@ -169,9 +180,13 @@ class Model:
 
     def places(self) -> dict[str, Tensor]:
         """Every place a checkpoint must fill -> the tensor to copy into."""
-        found = {"embed.weight": self.embed.weight} | self.norm.places("norm")
+        found = {"embed.weight": self.embed.weight}
+        for name, one in (("norm", self.norm), ("embed_norm", self.embed_norm)):
+            found |= {} if one is None else one.places(name)
         if self.spec.learned_positions:
             found["positions.weight"] = self.positions.weight
+        if self.spec.token_kinds:
+            found["kinds.weight"] = self.kinds.weight
         if not self.spec.tied:
             found |= self.head.places("head")
         for i, layer in enumerate(self.layers):
@@ -192,9 +207,11 @@ class Model:
                 layer.mlp.finish()
             for one in layer.norms().values():
                 one.finish()
-        self.norm.finish()
+        for one in (self.norm, self.embed_norm):
+            if one is not None:
+                one.finish()
         copy_bytes = self.embed.weight.numel() * self.dtype.itemsize
-        if not self.spec.tied or free_bytes(self.device) > 2 * copy_bytes:
+        if self.spec.has_head and (not self.spec.tied or free_bytes(self.device) > 2 * copy_bytes):
             self.head.finish(keep)
         self.routes = measure(linears)
         if keep and not self.routes.single:
@@ -214,15 +231,24 @@ class Model:
             heat = (1 + t.beta * torch.log1p(far)).to(self.dtype)
         x = self.embed(tokens)
         if spec.learned_positions:
-            x = x + self.positions(positions)
+            x = x + self.positions(positions + spec.first_position if spec.first_position else positions)
+        if spec.token_kinds:
+            x = x + self.kinds.weight[0]
+        if self.embed_norm is not None:
+            x = self.embed_norm(x)
         for i, (layer, turn) in enumerate(zip(self.layers, self._turn_of, strict=True)):
             warm = heat if heat is None or spec.temperature_in(i) else None
             x = layer(x, None if turn is None else turns[turn], warm, backend)
         return x
 
+    def states(self, x: Tensor) -> Tensor:
+        """x: [n, hidden] of `forward`. Returns [n, hidden] behind the last norm."""
+        return x if self.norm is None else self.norm(x)
+
     def logits(self, x: Tensor, widen: bool = True) -> Tensor:
         """x: [n, hidden] of `forward`. Returns [n, vocab] in float32; widen=False: or in the model's own type."""
-        logits = self.head(self.norm(x))
+        assert self.spec.has_head
+        logits = self.head(self.states(x))
         if widen or self.spec.logit_scale != 1 or self.spec.logit_softcap is not None:
             logits = logits.float()
         if self.spec.logit_scale != 1:

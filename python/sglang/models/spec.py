@@ -1,7 +1,7 @@
 """The vocabulary in which families say how they differ. Frozen records; `decoder.py` executes them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from sglang.layers.linear import Act
@@ -10,7 +10,7 @@ from sglang.layers.norm import NormKind
 from sglang.layers.rope import Rope
 from sglang.models.layout import Names, Packed
 
-Block = Literal["pre", "sandwich", "post", "parallel"]
+Block = Literal["pre", "sandwich", "post", "sum", "parallel"]
 QKNorm = Literal["head", "heads", "all", "unit"]
 
 
@@ -44,6 +44,14 @@ class Latent:
 
 
 @dataclass(frozen=True)
+class Pooling:
+    """How the states of a text's tokens become one vector. unit: of length one."""
+
+    kind: Literal["last", "first", "mean"]
+    unit: bool = True
+
+
+@dataclass(frozen=True)
 class Temperature:
     """Queries far from the start are multiplied by 1 + beta ln(1 + floor((position + shift) / length))."""
 
@@ -58,10 +66,11 @@ def everywhere(layer: int) -> bool:
 
 @dataclass(frozen=True)
 class Decoder:
-    """A decoder-only transformer. Sizes are of the whole model, whatever a rank holds of it.
+    """A transformer of one stack. Sizes are of the whole model, whatever a rank holds of it.
 
     block: where the norms stand. pre: before attention and MLP. sandwich: before and after both. post: after both.
-    parallel: both read the layer's input, through one norm, or two with `parallel_norms`.
+    sum: after what they give was added. parallel: both read the layer's input, through one norm, or two with
+    `parallel_norms`.
     """
 
     hidden: int
@@ -84,7 +93,13 @@ class Decoder:
     mlp_bias: bool = False
     head_bias: bool = False
     tied: bool = False  # the head is the embedding
-    learned_positions: int = 0  # rows of a table that is added to the embedding
+    learned_positions: int = 0  # rows of a table that is added to the embedding,
+    first_position: int = 0  # beginning with this one
+    token_kinds: int = 0  # rows of another, of which all tokens get the first
+    embed_norm: bool = False
+    final_norm: bool = True
+    has_head: bool = True  # else its states are all it tells, and it is `tied`
+    causal: bool = True  # else every token sees the whole text
     embed_scale: float = 1.0
     residual_scale: float = 1.0  # of what a layer's halves add
     logit_scale: float = 1.0
@@ -145,6 +160,15 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {}
+
+
+def headless(family: Family) -> Family:
+    """The family where its tensors may also lie under the names of a model without a head, which lack a prefix."""
+    short = {name.partition(".")[2]: place for name, place in family.names.items() if name.startswith(PREFIXES)}
+    return replace(family, names=short | family.names)
+
+
+PREFIXES = ("model.", "transformer.")
 
 
 def family(

@@ -39,6 +39,7 @@ def commit(state: State, plan: Plan, result: Result, now: float) -> list[Piece]:
                 look_ahead(state, seq, piece)
         else:
             piece.finish = Finish("length")
+            piece.embedding = result.embeddings.get(row, b"")
         if seq.cached:
             piece.cached_tokens, seq.cached = seq.cached, 0
         if not seq.scored:

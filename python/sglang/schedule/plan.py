@@ -96,6 +96,7 @@ def _admit(state: State, draft: "_Draft", left: int, now: float) -> None:
             return
         state.adopt(seq)
         need = len(seq.tokens) - seq.computed
+        if state.budget.whole and draft.rows and need > left:
             return
         wanted = promised + need + ratio * (seq.last - seq.length)
         alone = not state.running
@@ -115,7 +116,7 @@ def _admit(state: State, draft: "_Draft", left: int, now: float) -> None:
         state.running.append(seq)
         promised = wanted
         prefill_left -= need
-        left -= draft.fill(seq, left)
+        left -= draft.fill(seq, need if state.budget.whole else left)
 
 
 def _pages(tokens: float, size: int) -> int:
@@ -237,6 +238,7 @@ class _Draft:
         def ints(values: list[int]) -> np.ndarray:
             return np.array(values, np.int32)
 
+        embeds = self.state.budget.embeds
         more: dict[str, Any] = {"masks": np.stack(self._mask_rows)} if self._mask_rows else {}
         if self._places:
             more["places"] = ints([self._places.get(row, FREE) for row in range(len(self.rows))])
@@ -257,6 +259,7 @@ class _Draft:
             prompt_asks=self._prompt_asks,
             masked=ints(self._masked),
             mask_of=ints(self._mask_of),
+            embeds=[row for row, (_, _, does) in enumerate(self.rows) if does is Does.ENDS and embeds],
             **more,
         )
 

@@ -27,7 +27,10 @@ RATIO_JUMP = 0.05  # added when sequences had to be retracted
 
 @dataclass(frozen=True)
 class Budget:
-    """What there is to decide over. chunk_tokens: most tokens of prompts in a step, -1 for no limit."""
+    """What there is to decide over. chunk_tokens: most tokens of prompts in a step, -1 for no limit.
+
+    embeds: sequences end in a vector, and nothing is generated. whole: they are computed in one step, uncut.
+    """
 
     pages: int
     page_size: int
@@ -41,6 +44,8 @@ class Budget:
     max_queued: int
     eos_ids: tuple[int, ...]
     seed: int
+    embeds: bool = False
+    whole: bool = False
 
     @property
     def tokens(self) -> int:

@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sglang.base.config import ServerConfig
 from sglang.base.errors import ConfigError, WorkerDied
+from sglang.server.embeddings import Embeddings
 from sglang.server.front import Front
 from sglang.server.http import Operation, error_response
 from sglang.server.native import Native
@@ -40,6 +41,7 @@ def build_app(front: Front, config: ServerConfig) -> Starlette:
     """Every route over `front`, which must have started before the first request comes."""
     version = _version()
     operations = [*Native(front, config, version).operations(), *OpenAI(front, config).operations()]
+    operations += Embeddings(front, config).operations()
     description: dict[str, Any] = document(operations, "sglang", version)
 
     async def openapi(_: HTTPRequest) -> dict[str, Any]:

@@ -46,6 +46,10 @@ log = logging.getLogger("sglang.server")
 
 INLINE_CHARS = 2048  # a longer text is tokenised in a thread: it would hold up the streams for about a millisecond
 NEVER = 1 << 62
+WRONG_KIND = {  # by whether a vector is wanted
+    True: "this server generates text; vectors come from one started with --is-embedding",
+    False: "this server makes vectors and generates no text: it answers /v1/embeddings and /encode",
+}
 ROUND = 32  # readers served before the loop looks after others: about half a millisecond
 REST_S = 0.02  # at most; after a round of writing a pause as long as it, so that others get half of the loop
 LAST_WORDS_S = 0.25  # how much later than a process's end its last message may be read
@@ -80,6 +84,7 @@ class Request(Struct, kw_only=True):
     constraint: str = "sampling_params"
     held: Held | None = None
     last: bool = True
+    embeds: bool = False  # a vector is wanted, and no text
 
 
 class Output(Struct, gc=False):
@@ -104,6 +109,7 @@ class Output(Struct, gc=False):
     latency_s: float
     jumped: int = 0
     first: bool = False
+    embedding: bytes = b""
 
 
 class Sink(Protocol):
@@ -180,6 +186,7 @@ class _Stream:
         new: list[int] = []
         scores: list[Score] = []
         finish: Finish | None = None
+        embedding = b""
         for piece in self.pieces:
             if piece.replaced:
                 self._take_back(piece.replaced - len(new))
@@ -192,6 +199,7 @@ class _Stream:
             if piece.cached_tokens:
                 self.cached = piece.cached_tokens
             finish = piece.finish
+            embedding = piece.embedding
         self.pieces.clear()
         self.pending = 0
         self.queued = False
@@ -227,6 +235,7 @@ class _Stream:
             latency_s=now - self.began,
             jumped=self.jumped,
             first=not self.sent,
+            embedding=embedding,
         )
         self.sent = True
         self.delta, self.new, self.scores, self.prompt_scores = "", [], [], []
@@ -435,6 +444,8 @@ class Front:
         if request.held is None:
             self._admit()
         facts, name = self.ready, request.source
+        if request.embeds != (facts.embedding > 0):
+            raise FieldError("model", WRONG_KIND[request.embeds])
         if not tokens:
             raise FieldError(name, f"{name} must have at least one token")
         known = range(facts.vocab_size)

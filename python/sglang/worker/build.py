@@ -33,17 +33,21 @@ def build(config: ServerConfig, read: Callable[[], Lexicon]) -> tuple[schedule.S
 
 def budget(config: ServerConfig, engine: Engine) -> schedule.Budget:
     assert config.random_seed is not None, "resolve() draws one"
+    pooler = engine.pooler
     return schedule.Budget(
         pages=engine.pages,
         page_size=engine.page_size,
         slots=engine.slots,
-        context_length=engine.context_length,
+        # Where nothing is generated, a text may be as long as the context.
+        context_length=engine.context_length + (pooler is not None),
         chunk_tokens=engine.chunk_tokens,
         max_prefill_tokens=max(config.max_prefill_tokens, engine.chunk_tokens),
         policy=config.schedule_policy,
         conservativeness=config.schedule_conservativeness,
-        radix=not config.disable_radix_cache,
+        radix=not config.disable_radix_cache and (pooler is None or pooler.caches),
         max_queued=config.max_queued_requests,
         eos_ids=engine.eos_ids,
         seed=config.random_seed,
+        embeds=pooler is not None,
+        whole=not engine.causal,
     )

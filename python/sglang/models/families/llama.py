@@ -47,4 +47,5 @@ def llama(c: HFConfig) -> Decoder:
         out_bias=bias,
         mlp_bias=bool(c.get("mlp_bias", False)),
         tied=bool(c.get("tie_word_embeddings", False)),
+        causal=c.get("is_causal", True) is not False,
     )

@@ -1,0 +1,152 @@
+"""A server of vectors over a socket, with OpenAI's own client, and the same engine without HTTP."""
+
+import base64
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import torch
+
+from sglang.base.config import DEMO_MODEL
+from sglang.base.errors import ConfigError, FieldError
+from sglang.launch import ThreadWorker
+from sglang.offline import Engine
+
+TEXTS = ["The capital of France is Paris.", "Hello", "a b c d e f g h"]
+POOLING = {"word_embedding_dimension": 32, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small BERT of random weights with the demo model's tokenizer, as sentence-transformers saves one."""
+    import transformers
+
+    path = tmp_path_factory.mktemp("bert")
+    vocab = json.loads((DEMO_MODEL / "config.json").read_text())["vocab_size"]
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+    }
+    torch.manual_seed(0)
+    config = transformers.BertConfig(vocab_size=vocab, max_position_embeddings=64, **sizes)
+    transformers.BertModel(config).save_pretrained(path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(DEMO_MODEL / name, path)
+    kinds = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
+    modules = [{"path": p, "type": f"sentence_transformers.models.{k}"} for k, p in kinds.items()]
+    (path / "modules.json").write_text(json.dumps(modules))
+    (path / "1_Pooling").mkdir()
+    (path / "1_Pooling" / "config.json").write_text(json.dumps(POOLING))
+    return path
+
+
+@pytest.fixture(scope="module")
+def vectors(folder: Path, any_server: Any) -> Iterator[Any]:
+    with any_server("--model-path", str(folder), "--max-total-tokens", "2000") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> Iterator[Engine]:
+    with Engine(str(folder), worker=ThreadWorker, max_total_tokens=2000, log_level="error") as engine:
+        yield engine
+
+
+def wanted(folder: Path, engine: Engine, text: str) -> np.ndarray:
+    import transformers
+
+    model = transformers.BertModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        ids = torch.tensor([engine.get_tokenizer().encode(text)])
+        mean = model(input_ids=ids).last_hidden_state[0].mean(0)
+    return (mean / mean.norm()).numpy()
+
+
+def test_openais_client_gets_the_vectors_of_transformers(vectors: Any, folder: Path, engine: Engine) -> None:
+    client = openai.OpenAI(base_url=vectors.url + "/v1", api_key="EMPTY", max_retries=0)
+    answer = client.embeddings.create(model="any", input=TEXTS)  # this client asks for base64 by itself
+    assert [one.index for one in answer.data] == [0, 1, 2] and answer.object == "list"
+    for text, one in zip(TEXTS, answer.data, strict=True):
+        assert np.abs(np.array(one.embedding) - wanted(folder, engine, text)).max() < 1e-5
+    lengths = [len(engine.get_tokenizer().encode(text)) for text in TEXTS]
+    assert answer.usage.prompt_tokens == answer.usage.total_tokens == sum(lengths)
+    whole = client.embeddings.create(model="any", input=TEXTS[0], encoding_format="float").data[0].embedding
+    assert np.abs(np.array(whole) - np.array(answer.data[0].embedding)).max() < 1e-6
+    short = client.embeddings.create(model="any", input=TEXTS[0], dimensions=8).data[0].embedding
+    assert np.abs(np.array(short) - np.array(whole[:8]) / np.linalg.norm(whole[:8])).max() < 1e-6
+    ids = engine.get_tokenizer().encode(TEXTS[0])
+    by_ids = client.embeddings.create(model="any", input=[ids, ids[:2]]).data
+    assert len(by_ids) == 2 and np.abs(np.array(by_ids[0].embedding) - np.array(whole)).max() < 1e-6
+
+
+def test_encode_and_the_engine_give_the_same(vectors: Any, engine: Engine) -> None:
+    one = httpx.post(vectors.url + "/encode", json={"text": TEXTS[0], "rid": "mine"}).json()
+    assert one["meta_info"]["id"] == "mine" and one["meta_info"]["prompt_tokens"] > 3
+    many = engine.encode(TEXTS)
+    assert np.abs(np.array(one["embedding"]) - np.array(many[0]["embedding"])).max() < 1e-6
+    assert len(engine.encode(input_ids=[3, 4, 5], dimensions=5)["embedding"]) == 5
+    raw = httpx.post(vectors.url + "/v1/embeddings", json={"input": TEXTS[0], "encoding_format": "base64"}).json()
+    decoded = np.frombuffer(base64.b64decode(raw["data"][0]["embedding"]), np.float32)
+    assert np.abs(decoded - np.array(one["embedding"])).max() < 1e-6
+    assert httpx.get(vectors.url + "/get_model_info").json()["is_generation"] is False
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field", "says"),
+    [
+        ("/generate", {"text": "hi"}, "model", "makes vectors and generates no text"),
+        ("/v1/completions", {"prompt": "hi"}, "model", "makes vectors"),
+        ("/v1/embeddings", {"input": []}, "input", "at least one prompt"),
+        ("/v1/embeddings", {"input": ["a", 3]}, "input", "not a mixture"),
+        ("/v1/embeddings", {"input": [[3], 3]}, "input", "not a mixture"),
+        ("/v1/embeddings", {"input": [10**6]}, "input", "token ids in"),
+        ("/v1/embeddings", {"input": "a", "dimensions": 33}, "dimensions", r"in [1, 32], got 33"),
+        ("/v1/embeddings", {"input": "a", "encoding_format": "hex"}, "encoding_format", "hex"),
+        ("/v1/embeddings", {"input": [3] * 65}, "input", "longer than the model's context"),
+        ("/encode", {}, "text", "Either text or input_ids"),
+        ("/encode", {"text": "a", "image_data": "x"}, "image_data", "not supported"),
+    ],
+)
+def test_what_is_wrong_is_said(path: str, body: dict[str, object], field: str, says: str, vectors: Any) -> None:
+    answer = httpx.post(vectors.url + path, json=body)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == field and says in answer.json()["error"]["message"]
+
+
+def test_a_server_of_text_makes_no_vectors(served: Any) -> None:
+    for path, body in (("/v1/embeddings", {"input": "hi"}), ("/encode", {"text": "hi"})):
+        answer = httpx.post(served.url + path, json=body)
+        assert answer.status_code == 400 and "--is-embedding" in answer.json()["error"]["message"]
+
+
+def test_a_text_model_makes_vectors_where_it_is_asked_to() -> None:
+    with Engine(worker=ThreadWorker, is_embedding=True, max_total_tokens=2000, log_level="error") as engine:
+        [one, other] = [answer["embedding"] for answer in engine.encode(["The capital of France is", "2 + 2 ="])]
+        assert abs(np.linalg.norm(one) - 1) < 1e-5 and np.dot(one, other) < 0.99
+        with pytest.raises(FieldError, match="makes vectors"):
+            engine.generate("hi")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"pooling_mode_mean_tokens": False, "pooling_mode_max_tokens": True}, "pooling_mode_max_tokens"),
+        ({"pooling_mode_cls_token": True}, "and"),
+        ({"pooling_mode_mean_tokens": False}, "nothing"),
+    ],
+)
+def test_a_pooling_that_is_not_computed_stops_the_start(
+    change: dict[str, bool], says: str, folder: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(folder, tmp_path / "other")
+    (other / "1_Pooling" / "config.json").write_text(json.dumps(POOLING | change))
+    with pytest.raises(ConfigError, match=f"config.json: pooling by .*{says}"):
+        Engine(str(other), worker=ThreadWorker, log_level="error")
