@@ -138,7 +138,6 @@ class Ready(Struct, tag=True, array_like=True, frozen=True, gc=False):
     kv_bytes: int
     load_s: float
     eos_ids: tuple[int, ...]
-    embedding: int = 0  # numbers in a vector, where the server makes vectors and no text
     sampling: dict[str, float] = {}  # how the model's own generation_config.json wants it sampled
     embedding: int = 0  # numbers in a vector, where the server makes vectors and no text
 
