@@ -35,6 +35,17 @@ file, names of tensors included. How a family is added: [adding_a_model.md](addi
 """
 
 
+VECTORS = """\
+
+Vectors of texts (`--is-embedding`): the same checkpoints' way, against `transformers`' states pooled and normalised by
+sentence-transformers' formulas; eight texts of 1 to 40 tokens at once, through the scheduler. The difference is the
+largest among all numbers, relative to the largest of its vector where that is above 1.
+
+| family | case | pooling | largest difference |
+|---|---|---|---|
+"""
+
+
 class Case(NamedTuple):
     module: str  # of the family
     name: str
@@ -70,6 +81,36 @@ def cases() -> list[Case]:
         for name, (build, config) in WRITTEN.items()
     ]
     return sorted(found, key=lambda case: case.module)
+
+
+def vector_cases() -> list[tuple[str, str]]:
+    """(family's file, case) of test/parity/embedding_cases.py."""
+    from embedding_cases import CASES as VECTOR_CASES
+
+    import sglang.models.families  # noqa: F401 - fills the registry
+    from sglang.models.spec import FAMILIES
+
+    def family(kind: str) -> str:
+        return (FAMILIES.get(kind) or FAMILIES[kind.removesuffix("Model") + "ForCausalLM"]).module
+
+    return sorted((family(kind), name) for name, (kind, *_) in VECTOR_CASES.items())
+
+
+def pooling_of(name: str) -> str:
+    from embedding_cases import CASES as VECTOR_CASES
+
+    _, _, mode, unit = VECTOR_CASES[name]
+    return (mode or "not said").removesuffix("_tokens").removesuffix("_token") + (", of length 1" if unit else "")
+
+
+def vectors_measured(name: str) -> float:
+    from embedding_cases import TEXTS, expected, vectors, written
+
+    with tempfile.TemporaryDirectory() as folder:
+        model = written(Path(folder), name)
+        found, _ = vectors(Path(folder), TEXTS)
+        wanted = [expected(model, name, text) for text in TEXTS]
+    return max((f - w).abs().max().item() / max(1.0, w.abs().max().item()) for f, w in zip(found, wanted, strict=True))
 
 
 def lines() -> dict[str, int]:
@@ -137,7 +178,15 @@ def main(modules: Sequence[str]) -> None:
             row = f"{begin}{worst:.1e} | {'equal' if greedy else 'DIFFERS'} |"
             print(row, flush=True)
         rows.append(row)
-    PAGE.write_text(HEAD + "\n".join(rows) + f"\n\n{sizes()}")
+    vectors = []
+    for module, name in vector_cases():
+        begin = f"| [{module}](../python/sglang/models/families/{module}.py) | {name} | {pooling_of(name)} | "
+        row = next((line for line in known if line.startswith(begin)), None)
+        if row is None or module in modules:
+            row = f"{begin}{vectors_measured(name):.1e} |"
+            print(row, flush=True)
+        vectors.append(row)
+    PAGE.write_text(HEAD + "\n".join(rows) + "\n" + VECTORS + "\n".join(vectors) + f"\n\n{sizes()}")
 
 
 if __name__ == "__main__":

@@ -195,6 +195,9 @@ GREEDY = (
     "smollm3",
     "exaone4 32b",
     "minimax m2",
+    "seed-oss",
+    "ernie4.5",
+    "olmoe",
 )
 
 
