@@ -1,8 +1,9 @@
 """Check the engine on a GPU in one command: numerics against the CPU first, then figures, as a markdown table.
 
-    python scripts/gpu_check.py demo                      # same text as the CPU for 50 prompts, up to near-ties
+    python scripts/gpu_check.py demo                      # same text as the CPU and under other flags, up to near-ties
     python scripts/gpu_check.py kernels                   # each kernel against float64, then its time
     python scripts/gpu_check.py graphs                    # steps of an 8B model: graphs on and off, time by batch
+    python scripts/gpu_check.py quant                     # products of 4 and 8 bits against float64, then their time
     python scripts/gpu_check.py table --out-dir DIR       # a server of that shape under every workload, beside others
     python scripts/gpu_check.py serve --model-path DIR    # a server with dummy weights: correctness and first figures
 
@@ -73,53 +74,84 @@ PROMPTS = [
 NEAR_TIE = {"float32": 1e-3, "bfloat16": 0.3}
 
 
-def demo() -> dict[str, Any]:
-    """Greedy text of the demo model: CPU float32 against CUDA in float32 and bfloat16."""
+# What must not change a text: flags of the engine, and the prompts to try them with. The shared ones begin alike for so
+# long that reading that once is worth it.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "no graphs": ("plain", {"disable_cuda_graph": True}),
+    "no overlap": ("plain", {"disable_overlap_schedule": True}),
+    "chunks of 16": ("plain", {"chunked_prefill_size": 16}),
+    "chunks of 100": ("plain", {"chunked_prefill_size": 100}),
+    "no prefix cache": ("plain", {"disable_radix_cache": True}),
+    "pages of 16": ("plain", {"page_size": 16}),
+    "attention by torch": ("plain", {"attention_backend": "torch"}),
+    "shared prefix, no cascade": ("shared", {"disable_cascade_attention": True}),
+    "shared prefix, no graphs": ("shared", {"disable_cuda_graph": True}),
+}
+
+
+def demo(device: str = "cuda") -> dict[str, Any]:
+    """Greedy text of the demo model: CPU float32 against CUDA in both types, then CUDA bfloat16 against itself under
+    other flags."""
     from sglang.launch import ThreadWorker
     from sglang.offline import Engine
 
     assert len(PROMPTS) == 50
     greedy = {"temperature": 0, "max_new_tokens": 32}
     ask: dict[str, Any] = {"return_logprob": True, "top_logprobs_num": 2}
+    prefix = "".join(f"Q: What is the capital of {c}?\nA: It is a city.\n" for c in COUNTRIES)
+    prompts = {"plain": PROMPTS, "shared": [prefix + prompt for prompt in PROMPTS]}
 
-    def run(device: str, dtype: str) -> list[dict[str, Any]]:
-        with Engine(worker=ThreadWorker, device=device, dtype=dtype, max_total_tokens=32768, log_level="error") as e:
-            return e.generate(PROMPTS, greedy, **ask)
+    def run(on: str, dtype: str, *sets: str, **flags: Any) -> dict[str, list[dict[str, Any]]]:
+        began = time.monotonic()
+        settings = {"max_total_tokens": 32768, "log_level": "error", **flags}
+        with Engine(worker=ThreadWorker, device=on, dtype=dtype, **settings) as e:
+            found = {name: e.generate(prompts[name], greedy, **ask) for name in sets}
+        print(f"{on} {dtype} {flags or ''}: {time.monotonic() - began:.1f} s", flush=True)
+        return found
 
-    expected = run("cpu", "float32")
     rows: dict[str, Any] = {}
-    for dtype, bound in NEAR_TIE.items():
-        same = ties = 0
-        worst = 0.0
-        broken = []
-        for prompt, want, got in zip(PROMPTS, expected, run("cuda", dtype), strict=True):
-            a, b = want["output_ids"], got["output_ids"]
-            fork = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-            for i in range(fork):
-                x = want["meta_info"]["output_token_logprobs"][i][0]
-                y = got["meta_info"]["output_token_logprobs"][i][0]
-                worst = max(worst, abs(x - y))
-            if a == b:
-                same += 1
-                continue
-            top = want["meta_info"]["output_top_logprobs"][min(fork, len(a) - 1)]
-            gap = top[0][0] - top[1][0]
-            if gap <= bound:
-                ties += 1
-            else:
-                broken.append({"prompt": prompt, "gap": gap, "cpu": want["text"], "cuda": got["text"]})
-        rows[dtype] = {"same": same, "near_ties": ties, "worst_logprob_difference": worst, "broken": broken}
-    print("\n| CUDA type | same text | near-ties | worst log-probability difference | broken |\n|---|---|---|---|---|")
-    for dtype, row in rows.items():
-        print(
-            f"| {dtype} | {row['same']}/50 | {row['near_ties']} (gap <= {NEAR_TIE[dtype]}) | "
-            f"{row['worst_logprob_difference']:.2e} | {len(row['broken'])} |"
-        )
-    for row in rows.values():
+    expected = run("cpu", "float32", "plain")
+    rows["float32"] = compare(expected["plain"], run(device, "float32", "plain")["plain"], NEAR_TIE["float32"])
+    base = run(device, "bfloat16", "plain", "shared")
+    rows["bfloat16"] = compare(expected["plain"], base["plain"], NEAR_TIE["bfloat16"])
+    for name, (which, flags) in VARIANTS.items():
+        try:
+            got = run(device, "bfloat16", which, **flags)[which]
+        except Exception as error:  # the others are still worth knowing
+            rows[name] = {"same": 0, "near_ties": 0, "worst_logprob_difference": 0.0, "broken": [repr(error)]}
+            continue
+        rows[name] = compare(base[which], got, NEAR_TIE["bfloat16"])
+        print(name, {key: rows[name][key] for key in ("same", "near_ties")}, len(rows[name]["broken"]), flush=True)
+    print("\n| CUDA | same text | near-ties | worst log-probability difference | broken |\n|---|---|---|---|---|")
+    for name, row in rows.items():
+        counts = f"{row['same']}/50 | {row['near_ties']}"
+        print(f"| {name} | {counts} | {row['worst_logprob_difference']:.2e} | {len(row['broken'])} |")
+    for name, row in rows.items():
         for case in row["broken"]:
-            print("BROKEN", json.dumps(case), file=sys.stderr)
-    rows["ok"] = not any(row["broken"] for row in rows.values())
-    return rows
+            print("BROKEN", name, json.dumps(case), file=sys.stderr)
+    return {**rows, "ok": not any(row["broken"] for row in rows.values())}
+
+
+def compare(wanted: list[dict[str, Any]], got: list[dict[str, Any]], bound: float) -> dict[str, Any]:
+    """Texts that are the same, that part where the two likeliest tokens are within `bound`, and that part elsewhere."""
+    same = ties = 0
+    worst = 0.0
+    broken = []
+    for want, have in zip(wanted, got, strict=True):
+        a, b = want["output_ids"], have["output_ids"]
+        fork = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+        scores = [answer["meta_info"]["output_token_logprobs"][:fork] for answer in (want, have)]
+        worst = max([worst, *(abs(x[0] - y[0]) for x, y in zip(*scores, strict=True))])
+        if a == b:
+            same += 1
+            continue
+        top = want["meta_info"]["output_top_logprobs"][min(fork, len(a) - 1)]
+        gap = top[0][0] - top[1][0]
+        if gap <= bound:
+            ties += 1
+        else:
+            broken.append({"gap": gap, "wanted": want["text"], "got": have["text"]})
+    return {"same": same, "near_ties": ties, "worst_logprob_difference": worst, "broken": broken}
 
 
 def serve(model_path: str, port: int = 30411) -> dict[str, Any]:
@@ -214,11 +246,21 @@ def graphs() -> dict[str, Any]:
     return found
 
 
+def quant() -> dict[str, Any]:
+    import gpu_quant
+
+    found = gpu_quant.run()
+    for name in ("checks", "times", "tiles"):
+        table(found[name])
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["demo", "kernels", "graphs", "serve", "table"])
+    parser.add_argument("part", choices=["demo", "kernels", "graphs", "quant", "serve", "table"])
     parser.add_argument("--model-path", default="", help="Folder with config.json and tokenizer (parts serve, table).")
     parser.add_argument("--out", help="Write the figures here as JSON.")
+    parser.add_argument("--device", default="cuda", help="cpu: to try part demo where there is no GPU.")
     more = parser.add_argument_group("part table")
     more.add_argument("--out-dir", type=Path, default=Path("table"), help="Folder for figures, log and model.")
     more.add_argument("--name", default="h200_llama8b_bf16", help="Of the files in it, and of the result.")
@@ -232,9 +274,11 @@ def main() -> int:
     args = parser.parse_args()
     match args.part:
         case "demo":
-            figures = demo()
+            figures = demo(args.device)
         case "kernels":
             figures = kernels()
+        case "quant":
+            figures = quant()
         case "graphs":
             figures = graphs()
         case "table":
