@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,29 +16,22 @@ from sglang.base.errors import ConfigError
 from sglang.base.messages import Ready
 from sglang.base.plan import Plan, Result
 from sglang.engine.batch import Tables
+from sglang.engine.blueprint import draw_up
 from sglang.engine.pool import chunk_of, make_pool, slots_of
 from sglang.engine.pooling import Pooler
 from sglang.engine.sampler import SCORE_BLOCK, Masked, Sampler, next_positions, score_drawn, score_known
 from sglang.kernels.staging import Landing, triton_works
-from sglang.layers.linear import bfloat16_arithmetic
 from sglang.models import config as hf
-from sglang.models.checkpoint import folder_of, load
+from sglang.models.checkpoint import load
 from sglang.models.decoder import Model
-from sglang.models.quantized import chosen, quantize, weight_bytes
-from sglang.models.spec import FAMILIES, Decoder, Family, Pooling, headless
+from sglang.models.quantized import quantize, weight_bytes
+from sglang.models.spec import Pooling
 
 if TYPE_CHECKING:
     from sglang.engine.automata import Automata
     from sglang.engine.graphs import DecodeGraphs
 
 log = logging.getLogger("sglang.engine")
-DTYPES = {
-    "half": torch.float16,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float": torch.float32,
-    "float32": torch.float32,
-}
 
 
 class Flight:
@@ -120,39 +112,26 @@ class Engine:
         device = _device(config.device)
         if device.type == "cpu" and config.cpu_threads is not None:
             torch.set_num_threads(config.cpu_threads)
-        pickled = config.load_format == "pt"
-        folder = folder_of(config.model_path, config.revision, config.download_dir, pickled)
-        raw = hf.read(folder, config.json_model_override_args)
-        family, embeds = _family(raw, config.is_embedding)
-        raw = family.defaults | raw
-        spec = _spec(family, raw)
-        pooling = None
-        if embeds or not spec.has_head:
-            spec, family = replace(spec, has_head=False, tied=True), headless(family)
-            pooling = hf.pooling(folder, spec.causal)
-        elif not spec.causal:
-            hf.refuse(raw, "is_causal", "only --is-embedding serves it")
-        kind, form = chosen(hf.quantization(folder, raw), config.quantization, device.type, family.formats)
-        dtype = _dtype(config.dtype, raw, device)
-        context = config.context_length or spec.context or hf.context_length(raw)
+        plan = draw_up(config, device)
+        spec, form = plan.spec, plan.form
         with torch.inference_mode():
-            model = Model(spec, context, device, dtype)
-            became = quantize(model, kind, form)
+            model = Model(spec, plan.context, device, plan.dtype)
+            became = quantize(model, plan.kind, form)
             parameters = sum(t.numel() for t in model.places().values())
-            load(model, family, folder, config.load_format, progress, form)
+            load(model, plan.family, plan.folder, config.load_format, progress, form)
             if became:
                 counts = " ".join(f"{name}={count}" for name, count in became.items())
-                log.info("quantization=%s maps: %s", kind, counts)
-            engine = cls(config, model, context, hf.eos_ids(folder, raw), device, pooling)
-        if pooling is None:
+                log.info("quantization=%s maps: %s", plan.kind, counts)
+            engine = cls(config, model, plan.context, hf.eos_ids(plan.folder, plan.raw), device, plan.pooling)
+        if plan.pooling is None:
             engine.warm()
         engine.ready = Ready(
-            model_type=str(raw.get("model_type", "")),
-            architecture=raw["architectures"][0],
-            dtype=str(dtype).removeprefix("torch."),
+            model_type=str(plan.raw.get("model_type", "")),
+            architecture=plan.raw["architectures"][0],
+            dtype=str(plan.dtype).removeprefix("torch."),
             device=str(device),
             vocab_size=spec.vocab,
-            context_length=context,
+            context_length=plan.context,
             total_tokens=engine.pages * engine.page_size,
             page_size=engine.page_size,
             max_running=engine.slots,
@@ -161,8 +140,8 @@ class Engine:
             kv_bytes=engine.kv_bytes,
             load_s=time.monotonic() - began,
             eos_ids=engine.eos_ids,
-            embedding=spec.hidden if pooling else 0,
-            sampling=hf.sampling(folder) if config.sampling_defaults == "model" else {},
+            embedding=spec.hidden if plan.pooling else 0,
+            sampling=hf.sampling(plan.folder) if config.sampling_defaults == "model" else {},
         )
         return engine
 
@@ -274,39 +253,3 @@ def _device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: torch finds no CUDA device here; --device cpu works")
     return torch.device(name)
-
-
-def _family(raw: hf.HFConfig, embeds: bool) -> tuple[Family, bool]:
-    """Of the first architecture that is known; and whether it, or `embeds`, says that there is no head to generate."""
-    import sglang.models.families  # noqa: F401 - fills the registry
-
-    names = raw.get("architectures") or []
-    for name in names:
-        if name in FAMILIES:
-            return FAMILIES[name], embeds
-        if name.endswith("Model") and (whole := name.removesuffix("Model") + "ForCausalLM") in FAMILIES:
-            return FAMILIES[whole], True
-    raise ConfigError(f"Unsupported architectures: {names}. Supported list: {sorted(FAMILIES)}")
-
-
-def _spec(family: Family, raw: hf.HFConfig) -> Decoder:
-    name = raw["architectures"][0]
-    try:
-        return family.build(raw)
-    except KeyError as error:
-        raise ConfigError(f"config.json: {error} is missing ({name} needs it)") from None
-    except (TypeError, AttributeError, ZeroDivisionError) as error:
-        raise ConfigError(f"config.json: a value has the wrong type for {name} ({error})") from None
-
-
-def _dtype(flag: str, raw: hf.HFConfig, device: torch.device) -> torch.dtype:
-    if flag != "auto":
-        return DTYPES[flag]
-    saved = str(raw.get("torch_dtype") or raw.get("dtype") or "float32").removeprefix("torch.")
-    dtype = DTYPES.get(saved, torch.float32)
-    if device.type == "cuda":
-        return torch.float16 if dtype == torch.float32 else dtype
-    # A CPU without arithmetic for a 16-bit type is several times slower in it than in float32.
-    if dtype == torch.bfloat16 and bfloat16_arithmetic():
-        return dtype
-    return torch.float32

@@ -13,6 +13,7 @@ from sglang.base.config import ServerConfig
 from sglang.base.errors import ConfigError
 from sglang.layers.memory import free_bytes
 from sglang.models.decoder import Model
+from sglang.models.spec import Decoder
 
 GIB = 2**30
 CPU_FRACTION = 0.5  # of the RAM that is free: the rest belongs to whoever else uses the machine
@@ -52,11 +53,15 @@ def chunk_of(config: ServerConfig, context: int, device: torch.device) -> int:
     return chunk if chunk > 0 else context
 
 
+def cell_bytes(spec: Decoder, dtype: torch.dtype) -> int:
+    """Keys and values of a token, in all layers."""
+    return (1 if spec.latent else 2) * spec.layers * spec.kv_heads * spec.head_dim * dtype.itemsize
+
+
 def make_pool(config: ServerConfig, model: Model, context: int) -> Pool:
     """Size and allocate the pool; weights must be loaded. Raises ConfigError naming the flag and a value that fits."""
     spec, device, size = model.spec, model.device, config.page_size
-    tensors = 1 if spec.latent else 2
-    cell = tensors * spec.layers * spec.kv_heads * spec.head_dim * model.dtype.itemsize
+    cell = cell_bytes(spec, model.dtype)
     if config.max_total_tokens is not None:
         tokens = config.max_total_tokens
         most = int(free_bytes(device) // cell)

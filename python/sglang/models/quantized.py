@@ -9,7 +9,7 @@ from sglang.quant.dense import Dense
 from sglang.quant.formats import KINDS, Format, chosen
 from sglang.quant.late import Late, Weight
 
-__all__ = ["chosen", "linears", "quantize", "takers", "weight_bytes"]
+__all__ = ["Format", "chosen", "linears", "quantize", "takers", "weight_bytes"]
 Takers = dict[str, Callable[[Weight], None]]
 
 

@@ -1,0 +1,93 @@
+"""What a configuration and a model's folder say, before anything is loaded: which model, in what type, how long."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from sglang.base.config import ServerConfig
+from sglang.base.errors import ConfigError
+from sglang.layers.linear import bfloat16_arithmetic
+from sglang.models import config as hf
+from sglang.models.checkpoint import folder_of
+from sglang.models.quantized import Format, chosen
+from sglang.models.spec import FAMILIES, Decoder, Family, Pooling, headless
+
+DTYPES = {
+    "half": torch.float16,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float": torch.float32,
+    "float32": torch.float32,
+}
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """raw: config.json. pooling: of a model that makes vectors. kind, form: of `chosen`. context: longest sequence."""
+
+    folder: Path
+    raw: hf.HFConfig
+    family: Family
+    spec: Decoder
+    pooling: Pooling | None
+    kind: str
+    form: Format | None
+    dtype: torch.dtype
+    context: int
+
+
+def draw_up(config: ServerConfig, device: torch.device) -> Blueprint:
+    """Raises ConfigError for what cannot be."""
+    pickled = config.load_format == "pt"
+    folder = folder_of(config.model_path, config.revision, config.download_dir, pickled)
+    raw = hf.read(folder, config.json_model_override_args)
+    family, embeds = _family(raw, config.is_embedding)
+    raw = family.defaults | raw
+    spec = _spec(family, raw)
+    pooling = None
+    if embeds or not spec.has_head:
+        spec, family = replace(spec, has_head=False, tied=True), headless(family)
+        pooling = hf.pooling(folder, spec.causal)
+    elif not spec.causal:
+        hf.refuse(raw, "is_causal", "only --is-embedding serves it")
+    kind, form = chosen(hf.quantization(folder, raw), config.quantization, device.type, family.formats)
+    dtype = _dtype(config.dtype, raw, device)
+    context = config.context_length or spec.context or hf.context_length(raw)
+    return Blueprint(folder, raw, family, spec, pooling, kind, form, dtype, context)
+
+
+def _family(raw: hf.HFConfig, embeds: bool) -> tuple[Family, bool]:
+    """Of the first architecture that is known; and whether it, or `embeds`, says that there is no head to generate."""
+    import sglang.models.families  # noqa: F401 - fills the registry
+
+    names = raw.get("architectures") or []
+    for name in names:
+        if name in FAMILIES:
+            return FAMILIES[name], embeds
+        if name.endswith("Model") and (whole := name.removesuffix("Model") + "ForCausalLM") in FAMILIES:
+            return FAMILIES[whole], True
+    raise ConfigError(f"Unsupported architectures: {names}. Supported list: {sorted(FAMILIES)}")
+
+
+def _spec(family: Family, raw: hf.HFConfig) -> Decoder:
+    name = raw["architectures"][0]
+    try:
+        return family.build(raw)
+    except KeyError as error:
+        raise ConfigError(f"config.json: {error} is missing ({name} needs it)") from None
+    except (TypeError, AttributeError, ZeroDivisionError) as error:
+        raise ConfigError(f"config.json: a value has the wrong type for {name} ({error})") from None
+
+
+def _dtype(flag: str, raw: hf.HFConfig, device: torch.device) -> torch.dtype:
+    if flag != "auto":
+        return DTYPES[flag]
+    saved = str(raw.get("torch_dtype") or raw.get("dtype") or "float32").removeprefix("torch.")
+    dtype = DTYPES.get(saved, torch.float32)
+    if device.type == "cuda":
+        return torch.float16 if dtype == torch.float32 else dtype
+    # A CPU without arithmetic for a 16-bit type is several times slower in it than in float32.
+    if dtype == torch.bfloat16 and bfloat16_arithmetic():
+        return dtype
+    return torch.float32
