@@ -291,14 +291,28 @@ def test_a_fork_of_a_state_that_failed_has_failed() -> None:
         program.run(backend=Scripted(failing))
 
 
-def test_a_fork_that_is_never_joined_holds_nothing_up() -> None:
+@pytest.mark.parametrize("batch", [False, True])
+def test_a_fork_that_is_never_joined_holds_nothing_up(batch: bool) -> None:
+    class SlowForks(Scripted):
+        async def async_generate(self, s: Any, sampling_params: SglSamplingParams) -> tuple[Any, Any]:
+            if "fork" in s.text_:
+                await asyncio.sleep(600)
+            return await super().async_generate(s, sampling_params)
+
     @sgl.function
     def program(s: Any) -> None:
         s += sgl.gen("a")
-        s.fork(5)[0].__iadd__(sgl.gen("x"))
+        for fork in s.fork(5):
+            fork += "fork" + sgl.gen("x")
+        s += "end" + sgl.gen("b")
 
-    backend = Scripted(delay=0.01)
-    assert program.run(backend=backend)["a"] == "<0>"
+    began = time.monotonic()
+    if batch:
+        states = program.run_batch([{}] * 20, backend=SlowForks())
+    else:
+        states = [program.run(backend=SlowForks())]
+    assert {state.text() for state in states} == {"<0>end<6>"}
+    assert time.monotonic() - began < 10
 
 
 def test_what_cannot_be_appended_is_refused() -> None:

@@ -69,7 +69,10 @@ def test_one_failed_item_of_a_hundred_keeps_its_error() -> None:
     for program in (qa.bind(end="!"), reads):
         states = program.run_batch([(str(i),) for i in range(100)], backend=Scripted(script))
         assert [i for i, state in enumerate(states) if state.error() is not None] == [42]
-        assert "500 broken" in str(states[42].error())
+        error = states[42].error()
+        assert "500 broken" in str(error)
+        shown = "".join(traceback.format_exception(error))
+        assert 'sgl.gen("answer")' in shown, "the program's line"
         assert states[41]["answer"] == "ok"
 
 
@@ -125,31 +128,59 @@ def test_bind_and_defaults() -> None:
         sgl.function(lambda state: None)
 
 
-def test_ctrl_c_ends_a_batch_at_once() -> None:
-    code = """
-import os, signal, sys, threading, time
-sys.path[:0] = [{here!r}, {root!r}]
-import sglang as sgl
-from lang_doubles import Scripted
-
+PLAIN = """
 @sgl.function
 def program(s, i):
     s += sgl.gen("a")
     s["a"]
+"""
+NEVER_READ = """
+@sgl.function
+def program(s, i):
+    s += sgl.gen("a")
+"""
+ASYNC = """
+@sgl.function
+async def program(s, i):
+    s += sgl.gen("a")
+    await s["a"]
+"""
+ITEMS = "[(i,) for i in range(2000)], backend=backend"
 
+
+@pytest.mark.parametrize(
+    ("program", "call", "asked"),
+    [
+        (PLAIN, f"program.run_batch({ITEMS}, num_threads=100)", 100),
+        (NEVER_READ, f"program.run_batch({ITEMS})", 200),
+        (ASYNC, f"program.run_batch({ITEMS})", 200),
+        (PLAIN, f"program.run_batch({ITEMS}, num_threads=1)", 1),
+        (NEVER_READ, f"list(program.run_batch({ITEMS}, generator_style=True))", 100),
+        (PLAIN, "program.run(0, backend=backend)", 1),
+        (ASYNC, "program.run(0, backend=backend)", 1),
+        (NEVER_READ, "program.run(0, backend=backend).text()", 1),
+    ],
+)
+def test_ctrl_c_ends_it_at_once_and_shows_the_line(program: str, call: str, asked: int, tmp_path: Path) -> None:
+    file = tmp_path / "script.py"
+    file.write_text(f"""
+import os, signal, sys, threading, time
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(PACKAGE_ROOT)!r}]
+import sglang as sgl
+from lang_doubles import Scripted
+{program}
 backend = Scripted(delay=600)
 def interrupt():
-    while len(backend.asked) < 100:
+    while len(backend.asked) < {asked}:
         time.sleep(0.01)
-    print("interrupting", flush=True)
+    print(time.time(), flush=True)
     os.kill(os.getpid(), signal.SIGINT)
 threading.Thread(target=interrupt, daemon=True).start()
-program.run_batch([(i,) for i in range(2000)], backend=backend, num_threads=100)
-"""
-    code = code.format(here=str(Path(__file__).parent), root=str(PACKAGE_ROOT))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stdout == "interrupting\n"
-    assert "KeyboardInterrupt" in done.stderr
+{call}
+""")
+    done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, timeout=60)
+    assert time.time() - float(done.stdout) < 10
+    assert "KeyboardInterrupt" in done.stderr and f"    {call}\n" in done.stderr
     assert "Error in stream_executor" not in done.stderr
     assert done.returncode != 0
 
