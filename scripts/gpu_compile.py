@@ -108,7 +108,7 @@ def loads_before_the_wait(ptx: str) -> int:
 
 def kernels(compiler: Compiler) -> None:
     from sglang.kernels import attention as own
-    from sglang.kernels import cells, enter, matvec, pointwise, sample
+    from sglang.kernels import automata, cells, enter, matvec, pointwise, sample
 
     matvec._capable = lambda: True  # type: ignore[assignment]
     bf16 = torch.bfloat16
@@ -128,6 +128,13 @@ def kernels(compiler: Compiler) -> None:
     for rows, inputs, other in ((6144, hidden, None), (hidden, hidden, x), (hidden, inter, x), (128256, hidden, None)):
         matvec.matvec(some(1, inputs), some(rows, inputs), None, other)
     matvec.matvec_gated(x, some(2 * inter, hidden), None, "silu")
+    vocab, words, states = 128256, 4008, 4096
+    arena = automata.Arena(some(states, 256, dtype=torch.int16), some(states, dtype=torch.uint8),
+                           some(states, words, dtype=torch.int32))  # fmt: skip
+    bytes_, numbers = some(2 * vocab, dtype=torch.uint8), some(vocab, dtype=torch.int32)
+    spelling = automata.Spelling(some(vocab + 1, dtype=torch.int32), bytes_, numbers, numbers, bytes_, numbers)
+    compiler.of("automata")
+    automata.make_masks(arena, spelling, 512, 300)
     for rows in (1, 2, 8, 16, 32, 64, 128, 512):
         compiler.of(f"{rows} rows")
         early = rows == 1
@@ -148,7 +155,10 @@ def kernels(compiler: Compiler) -> None:
         for dtype in (bf16, torch.float32):
             columns = [ints(rows) for _ in range(5)]
             draws = sample.Draws.of(ints(rows), columns)
-            sample.draw(some(rows, 128256, dtype=dtype), draws, ints(512), ints(rows))
+            held = automata.Held(arena.masks, ints(rows), ints(rows), ints(512))
+            for under in (None, held):
+                sample.draw(some(rows, vocab, dtype=dtype), draws, ints(512), ints(rows), under)
+            automata.advance(arena, spelling, held, ints(rows))
     for longest in (2, 64, 128):
         compiler.of(f"rows of {longest}")
         q = some(256, heads + 2 * kv, dim)[:, :heads]
