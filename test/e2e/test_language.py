@@ -2,10 +2,15 @@
 
 import asyncio
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -312,6 +317,62 @@ def test_one_bad_item_of_a_hundred(fused: bool) -> None:
 
     states = item.run_batch([(i,) for i in range(100)])
     assert [i for i, state in enumerate(states) if state.error()] == [42]
+
+
+def test_ctrl_c_in_a_batch_frees_the_server(served: Any, tmp_path: Path) -> None:
+    file = tmp_path / "script.py"
+    file.write_text(f"""
+import sglang as sgl
+
+@sgl.function
+def program(s, i):
+    s += "Count: " + str(i) + sgl.gen("a", max_tokens=1000, ignore_eos=True)
+
+program.run_batch([(i,) for i in range(200)], backend=sgl.RuntimeEndpoint({served.url!r}))
+""")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen([sys.executable, str(file)], stderr=subprocess.PIPE, text=True, env=environment)
+
+    def running() -> float:
+        return served.metric("sglang:num_running_reqs") + served.metric("sglang:num_queue_reqs")
+
+    until(lambda: running() > 8)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert "KeyboardInterrupt" in said and "program.run_batch(" in said
+    until(lambda: running() == 0)
+
+
+def until(ready: Callable[[], bool], timeout_s: float = 30) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_select_is_one_request_that_computes_the_prompt_once(backend: sgl.RuntimeEndpoint) -> None:
+    """All choices and the prompt before them in as many steps as the prompt alone takes."""
+
+    @sgl.function
+    def choose(s, n):
+        s += (
+            "The sea is blue and the sky is blue too. " * 20
+            + "It is"
+            + sgl.select("c", [f" {i} days" for i in range(n)])
+        )
+
+    def counts() -> dict[str, int]:
+        return backend.get_server_info()["internal_states"][0]
+
+    for n in (1, 8):
+        sgl.flush_cache()
+        before = counts()
+        meta = choose.run(n).get_meta_info("c")
+        assert len(meta["normalized_prompt_logprobs"]) == n
+        after = counts()
+        computed = meta["prompt_tokens"] - meta["cached_tokens"]
+        assert computed < meta["prompt_tokens"] / n + 6 * n, (n, meta)
+        assert after["steps"] - before["steps"] <= 2, (n, before, after)
 
 
 def test_the_shared_prefix_of_forks_comes_from_the_cache(backend: sgl.RuntimeEndpoint) -> None:
