@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+from sglang.base.age import age
 from sglang.base.config import ServerConfig
 from sglang.base.errors import ConfigError, WorkerDied
 from sglang.base.link import Link, listen, pair
@@ -185,8 +186,10 @@ async def _serve(config: ServerConfig, worker: WorkerHandle) -> None:
     worker.watch(front.fail_soon)
     try:
         ready = await front.start()
+        came = age()
         if not config.skip_server_warmup:
             await _warm_up(front)
+        log.info("start: %.1f s since the command, of which the first answer %.1f s", age(), age() - came)
         _announce(config, ready, listener)
         await serve(build_app(front, config), front, config, [listener])
     finally:

@@ -119,10 +119,13 @@ class Engine:
             became = quantize(model, plan.kind, form)
             parameters = sum(t.numel() for t in model.places().values())
             load(model, plan.family, plan.folder, config.load_format, progress, form)
+            loaded = time.monotonic()
             if became:
                 counts = " ".join(f"{name}={count}" for name, count in became.items())
                 log.info("quantization=%s maps: %s", plan.kind, counts)
             engine = cls(config, model, plan.context, hf.eos_ids(plan.folder, plan.raw), device, plan.pooling)
+        pooled = time.monotonic()
+        log.info("start: weights %.1f s, memory for keys and values %.1f s", loaded - began, pooled - loaded)
         if plan.pooling is None:
             engine.warm()
         engine.ready = Ready(

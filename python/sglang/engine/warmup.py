@@ -34,8 +34,9 @@ def warm(
     """Before any real plan, since it writes to many slots and to the first cells."""
     began = time.monotonic()
     works(dtype)  # its kernels must run to say whether they are right
+    captures = graphs is not None and graphs.captures
     if graphs is not None:
-        graphs.captures, captures = False, graphs.captures
+        graphs.captures = False  # a graph would hold what was not launched: nothing
     compiled = compile_ahead(lambda: [launch(plan) for plan in plans])
     torch.cuda.synchronize()
     if graphs is not None:
@@ -43,7 +44,8 @@ def warm(
     ran = time.monotonic()
     for plan in plans:
         launch(plan).wait()
-    log.info("kernels: %d launches compiled in %.1f s, run in %.1f s", compiled, ran - began, time.monotonic() - ran)
+    times = ran - began, time.monotonic() - ran
+    log.info("start: %d launches of kernels compiled in %.1f s, run in %.1f s", compiled, *times)
 
 
 def plans(slots: int, kv_heads: int, pages: int, page_size: int, context: int, shares: bool) -> list[Plan]:

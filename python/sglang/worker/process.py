@@ -14,12 +14,15 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from sglang.base.age import age
 from sglang.base.config import ServerConfig
 from sglang.base.errors import ConfigError
 from sglang.base.link import connect
 
 if TYPE_CHECKING:
     from sglang.worker.grammars import Lexicon
+
+log = logging.getLogger("sglang.worker")
 
 
 def main(lexicon: Callable[[ServerConfig], "Lexicon"]) -> int:
@@ -38,6 +41,7 @@ def main(lexicon: Callable[[ServerConfig], "Lexicon"]) -> int:
     from sglang.worker.loop import last_words, serve
     from sglang.worker.report import Report
 
+    log.info("start: worker with its imports %.1f s", age())
     try:
         state, engine, grammars = build(config, lambda: lexicon(config))
         report = Report(config.decode_log_interval, config.watchdog_timeout, lambda why: last_words(link, why))
