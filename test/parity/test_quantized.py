@@ -183,6 +183,15 @@ def test_weights_rounded_while_they_load_give_the_log_probabilities_of_the_round
     assert difference(folder, model, quantization=kind) > 1e-3, "nothing was rounded"
 
 
+@pytest.mark.parametrize("case", ["awq", "fp8", "compressed int8"])
+def test_random_weights_take_as_many_bits_as_the_config_says(case: str, make: Make, tmp_path: Path) -> None:
+    written(tmp_path, *make("Llama", **LLAMA), *CASES[case])
+    engine = load(tmp_path, load_format="dummy", dtype="bfloat16")
+    plain = engine.ready.parameters * 2
+    # On a CPU, weights of 8-bit floating point are multiplied as bfloat16.
+    assert engine.ready.weight_bytes <= plain * {"awq": 0.6, "fp8": 1, "compressed int8": 0.75}[case]
+
+
 def changed(folder: Path, name: str, change: Any) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors[name] = change(tensors.get(name))

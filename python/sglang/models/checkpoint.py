@@ -5,6 +5,7 @@ checkpoint stops the start within seconds.
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -24,6 +25,7 @@ from sglang.models.shards import check_ranks, joined, rank_of
 from sglang.models.spec import Decoder, Family
 from sglang.quant.base import Grid
 from sglang.quant.formats import INTEGERS, KV_SCALES, NARROW, WORDS, Format
+from sglang.quant.rounding import dummy
 
 PLAIN = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 CODES = {"U8": torch.uint8}  # types of tensors that are no numbers by themselves
@@ -95,7 +97,7 @@ def load(
     places = model.places()
     takes = takers(model)
     if load_format == "dummy":
-        _fill_dummy(places, takes, model.spec.norm == "rms+1")
+        _fill_dummy(places, takes, model.spec.norm == "rms+1", form)
         model.finish()
         return
     jobs = _jobs(_files(folder, load_format), places, model.spec, family, folder, form)
@@ -117,6 +119,32 @@ def load(
                 bar.update(target.numel() * target.element_size())
     places.clear()
     model.finish()
+
+
+def stored_bytes(
+    model: Model, family: Family, folder: Path, load_format: str, form: Format | None = None
+) -> dict[str, float]:
+    """What each place takes, from the files' headers alone: weights in few bits as they are stored, the rest in the
+    model's type. Every name and shape is checked. Raises ConfigError.
+    """
+    places = model.places()
+    found = {place: float(t.numel() * model.dtype.itemsize) for place, t in places.items()}
+    if load_format == "dummy":
+        return found
+    files = _files(folder, load_format)
+    sizes = {(file, name): math.prod(shape) * _width(dtype) for file, name, shape, dtype in _headers(files)}
+    for job in _jobs(files, places, model.spec, family, folder, form):
+        if job.module is not None:
+            whole = sum(found[place] for place in job.places)
+            stored = sum(sizes[source] for source in job.sources)
+            found |= {place: found[place] / whole * stored for place in job.places}
+    return found
+
+
+def _width(dtype: str) -> float:
+    """Bytes of one number of a type in safetensors' words, or torch's: F8_E4M3, I32, torch.int32."""
+    bits = re.search(r"(?<=[A-Za-z])\d+", dtype)
+    return int(bits[0]) / 8 if bits else 1
 
 
 def _jobs(
@@ -387,8 +415,11 @@ def _pickled(file: Path) -> dict[str, Tensor]:
     return found
 
 
-def _fill_dummy(places: dict[str, Tensor], takes: Takers, plus_one: bool) -> None:
-    """Random weights of a trained model's scale: norms 1, maps N(0, 1 / fan-in), embeddings N(0, 0.02)."""
+def _fill_dummy(places: dict[str, Tensor], takes: Takers, plus_one: bool, form: Format | None) -> None:
+    """Random weights of a trained model's scale: norms 1, maps N(0, 1 / fan-in), embeddings N(0, 0.02).
+
+    Where the checkpoint would hold few bits, they have as many.
+    """
     device = next(iter(places.values())).device
     generator = torch.Generator(device).manual_seed(0)
     for place, tensor in places.items():
@@ -400,7 +431,8 @@ def _fill_dummy(places: dict[str, Tensor], takes: Takers, plus_one: bool) -> Non
             whole = tensor if taker is None else torch.empty_like(tensor, device=device)
             whole.normal_(0.0, std, generator=generator)
             if taker is not None:
-                taker(whole)
+                few = form is not None and not place.startswith("head.")
+                taker(dummy(whole, form.kind) if few and form is not None else whole)
 
 
 def _some(names: list[str]) -> str:

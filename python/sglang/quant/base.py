@@ -46,6 +46,19 @@ class Store(Protocol):
         ...
 
 
+class Product(Protocol):
+    """A weight in few bits, laid out, and how it multiplies."""
+
+    bytes: int
+
+    def __call__(self, x: Tensor, bias: Tensor | None, other: Tensor | None, act: Act | None) -> Tensor:
+        """W x + bias, then + other, which may be overwritten, or act(first half of the rows) * second half.
+
+        x: [tokens, inputs]. Returns a tensor of its type.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Grid:
     """W[n, k] = (codes[n, k] - zeros[n, g]) * scales[n, g], where g is the group of column k.

@@ -28,6 +28,18 @@ ACTS: dict[Act, Callable[[Tensor], Tensor]] = {
 }
 # Our words -> the name and further arguments of oneDNN's epilogue.
 EPILOGUES: dict[Act, tuple[str, str]] = {"silu": ("swish", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}
+
+
+def after(y: Tensor, bias: Tensor | None, other: Tensor | None, act: Act | None) -> Tensor:
+    """What follows a product, step by step: see `base.Product`. y and other are overwritten."""
+    if bias is not None:
+        y = y.add_(bias)
+    if act is not None:
+        half = y.shape[1] // 2
+        y = ACTS[act](y[:, :half]).mul_(y[:, half:])
+    return y if other is None else other.add_(y)
+
+
 PACK_HINT = 4  # rows to optimise the layout for; oneDNN picks the same one for 1 to 16
 
 

@@ -5,39 +5,76 @@ import functools
 import torch
 from torch import Tensor
 
-from sglang.quant.base import Grid
+from sglang.kernels.staging import triton_works
+from sglang.quant.base import Act, Grid
+from sglang.quant.dense import after
 from sglang.quant.rounding import FP8, FP8_MAX
 
 MULTIPLE = 16  # sides of a weight that the matrix units take
+GROUP = 128  # columns with a scale of their own, in weights with a scale a block
 
 
 class Float8:
-    """codes: float8_e4m3fn [rows, inputs]; scales: [rows, 1]. Inputs are rounded too: a scale a token, or the file's.
+    """codes: float8_e4m3fn [rows, inputs]; scales: [rows, 1], or [rows, groups] of 128 columns.
 
-    On a CPU the same steps are computed in float32: the twin that the product on the device is compared with.
+    Inputs are rounded too, with a scale a token (and group), or the file's. On a CPU the same steps are computed in
+    float32: the twin that the product on the device is compared with.
     """
 
     def __init__(self, grid: Grid, device: torch.device):
         self.rows, self.inputs = grid.codes.shape
-        self.bytes = grid.codes.numel() + 4 * self.rows
+        self.groups = grid.scales.shape[1]
+        self.bytes = grid.codes.numel() + 4 * grid.scales.numel()
         self._codes = grid.codes.to(device).contiguous()
-        self._scales = grid.scales.float().t().contiguous().to(device)  # [1, rows]
-        self._input_scale = grid.input_scale
+        self._scales = grid.scales.float().t().contiguous().to(device)  # [groups, rows]
+        self._input_scale = grid.input_scale if self.groups == 1 else None
 
     @staticmethod
     def fits(grid: Grid, dtype: torch.dtype) -> bool:
-        able = dtype == torch.bfloat16 and scaled_products_work()
-        sides = all(side % MULTIPLE == 0 for side in grid.codes.shape)
-        return able and sides and grid.codes.dtype == FP8 and grid.scales.shape[1] == 1
+        rows, inputs = grid.codes.shape
+        if grid.codes.dtype != FP8 or dtype != torch.bfloat16 or grid.zeros is not None or grid.group_of is not None:
+            return False
+        if grid.scales.shape[1] > 1:
+            return grid.size == GROUP and inputs % GROUP == 0 and ours_works(True)
+        return rows % MULTIPLE == 0 and inputs % MULTIPLE == 0 and scaled_products_work()
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x: [tokens, inputs]. Returns bfloat16 [tokens, rows]."""
-        codes, scales = rounded_rows(x, self._input_scale)
-        if x.is_cuda:
-            return torch.ops.aten._scaled_mm(
-                codes, self._codes.t(), scale_a=scales, scale_b=self._scales, out_dtype=torch.bfloat16
-            )
-        return (codes.float() @ self._codes.float().t()).mul_(scales).mul_(self._scales).bfloat16()
+    def __call__(self, x: Tensor, bias: Tensor | None, other: Tensor | None, act: Act | None) -> Tensor:
+        if not x.is_cuda:
+            return after(self._twin(x), bias, other, act)
+        grouped = self.groups > 1
+        if not (self.inputs % GROUP == 0 and ours_works(grouped)):
+            codes, scales = rounded_rows(x, self._input_scale)
+            return after(self._torch(codes, scales), bias, other, act)
+        from sglang.kernels import fp8
+
+        codes, scales = fp8.rounded(x, self._input_scale, self.groups)
+        if grouped or len(x) <= fp8.FEW:
+            return fp8.multiply(codes, scales, self._codes, self._scales, x.dtype, bias, other, act)
+        from sglang.kernels.parts import ended
+
+        return ended(self._torch(codes, scales)[None], bias, other, act, x.dtype)
+
+    def _torch(self, codes: Tensor, scales: Tensor) -> Tensor:
+        return torch.ops.aten._scaled_mm(
+            codes, self._codes.t(), scale_a=scales, scale_b=self._scales, out_dtype=torch.bfloat16
+        )
+
+    def _twin(self, x: Tensor) -> Tensor:
+        size = self.inputs // self.groups
+        parts = x.unflatten(1, (self.groups, size)).unbind(1)
+        out = torch.zeros(len(x), self.rows)
+        for part, weight, scale in zip(parts, self._codes.float().split(size, 1), self._scales, strict=True):
+            codes, scales = rounded_rows(part, self._input_scale)
+            out += (codes.float() @ weight.t()).mul_(scales).mul_(scale)
+        return out.to(x.dtype)
+
+
+def ours_works(grouped: bool) -> bool:
+    if not triton_works():
+        return False
+    from sglang.kernels import fp8
+
+    return fp8.works(grouped)
 
 
 def rounded_rows(x: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:

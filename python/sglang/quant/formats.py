@@ -43,6 +43,7 @@ class Format:
     needed: tuple[str, ...]
     shape: Callable[[str, Shapes], tuple[int, int]]
     read: Callable[[str, Found], Grid]
+    kind: str = "int4"  # what its weights are most like
 
 
 def _refuse(key: str, value: object, why: str) -> NoReturn:
@@ -269,7 +270,8 @@ def _whole(name: str, dtype: torch.dtype, static: bool, block: tuple[int, int] |
         return Grid(codes, scales.contiguous(), 8, size, zeros, input_scale=bound)
 
     parts = ("weight", "weight_scale", "weight_scale_inv", "weight_zero_point", "input_scale", "act_scale")
-    return Format(name, "weight", (*parts, "input_zero_point"), (), shape, read)
+    kind = "int8" if dtype == torch.int8 else "fp8"
+    return Format(name, "weight", (*parts, "input_zero_point"), (), shape, read, kind)
 
 
 def _compressed(config: Config) -> Format:

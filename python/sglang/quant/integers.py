@@ -10,7 +10,8 @@ import functools
 import torch
 from torch import Tensor
 
-from sglang.quant.base import Grid
+from sglang.quant.base import Act, Grid
+from sglang.quant.dense import after
 
 TOP = 127 * 128.0  # largest value of two bytes: 128 * high + low, both within -127 .. 127
 GROUPS = (32, 64, 128, 256)  # that the operator knows
@@ -27,7 +28,10 @@ class Int8:
         self._scales = grid.scales[:, 0].float().contiguous()
         self._zeros = torch.zeros(self.rows, dtype=torch.int64)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, bias: Tensor | None, other: Tensor | None, act: Act | None) -> Tensor:
+        return after(self.multiply(x).to(x.dtype), bias, other, act)
+
+    def multiply(self, x: Tensor) -> Tensor:
         """x: [tokens, inputs] of any floating type. Returns float32 [tokens, rows]."""
         tokens = x.shape[0]
         x = x.float()
@@ -57,7 +61,10 @@ class Int4:
         self._steps = torch.stack((scales.t(), shifts.t()), -1).contiguous()  # [groups, rows, 2]
         self.bytes = self._packed.numel() + 2 * self._steps.numel()
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, bias: Tensor | None, other: Tensor | None, act: Act | None) -> Tensor:
+        return after(self.multiply(x).to(x.dtype), bias, other, act)
+
+    def multiply(self, x: Tensor) -> Tensor:
         """x: [tokens, inputs] of any floating type. Returns bfloat16 [tokens, rows]."""
         x = x.bfloat16()
         x = x.contiguous() if self._order is None else x[:, self._order]
@@ -94,7 +101,7 @@ def bytes_work() -> bool:
     codes = torch.randint(-127, 128, (48, 96), generator=generator, dtype=torch.int8)
     x, grid = _tried(96, 48, codes, 96, 8, None)
     try:
-        got = Int8(grid)(x)
+        got = Int8(grid).multiply(x)
     except (RuntimeError, AttributeError, TypeError, NotImplementedError):
         return False
     return _near(got, x @ grid.dense().t(), 1e-3)
@@ -108,7 +115,7 @@ def nibbles_work() -> bool:
     x, grid = _tried(128, 48, codes, 32, 4, torch.full((48, 4), 7.0))
     wanted = x @ grid.dense().t()
     try:
-        product = Int4(grid, None)
+        product = Int4(grid, None).multiply
         return _near(product(x), wanted, 0.02) and _near(product(x[:1]), wanted[:1], 0.02)
     except (RuntimeError, AttributeError, TypeError, NotImplementedError):
         return False

@@ -6,10 +6,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sglang.quant.base import Act, Grid, joined
-from sglang.quant.dense import ACTS, Dense
+from sglang.quant.base import Act, Grid, Product, joined
+from sglang.quant.dense import Dense
 from sglang.quant.float8 import Float8
-from sglang.quant.integers import Int4, Int8, fast
+from sglang.quant.integers import fast
+from sglang.quant.nibbles import Nibbles
 from sglang.quant.rounding import rounded
 
 Weight = Tensor | Grid
@@ -41,7 +42,7 @@ class Late:
         if tied is not None:
             self._dense = Dense(inputs, {"": self._rows}, False, device, dtype)
             self._dense.weight, self._dense.bias = tied, bias
-        self._product: Int8 | Int4 | Float8 | None = None
+        self._product: Product | None = None
 
     def places(self, prefix: str) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
@@ -74,10 +75,7 @@ class Late:
     def _settle(self, taken: list[Weight]) -> None:
         grids = [weight for weight in taken if isinstance(weight, Grid)]
         if len(grids) == len(taken) and (grid := joined(grids)) is not None:
-            if self._device.type == "cuda" and Float8.fits(grid, self._dtype):
-                self._product = Float8(grid, self._device)
-            else:
-                self._product = fast(grid, self._dtype == torch.bfloat16 or self._kind is not None)
+            self._product = self._fastest(grid)
             if self._product is not None:
                 self._seen[type(self._product).__name__.lower()] += 1
                 self._dense = None
@@ -91,6 +89,13 @@ class Late:
         for weight, rows in zip(taken, self._parts.values(), strict=True):
             self._dense.weight[at : at + rows].copy_(weight.dense() if isinstance(weight, Grid) else weight)
             at += rows
+
+    def _fastest(self, grid: Grid) -> Product | None:
+        if self._device.type == "cpu":
+            return fast(grid, self._dtype == torch.bfloat16 or self._kind is not None)
+        if Float8.fits(grid, self._dtype):
+            return Float8(grid, self._device)
+        return Nibbles.of(grid, self._device, self._dtype)
 
     def finish(self, gated: bool, keep: bool) -> None:
         if self._tied is not None and self._kind is not None:
@@ -119,17 +124,16 @@ class Late:
         if self._dense is not None:
             return self._dense.multiply(x)
         assert self._product is not None
-        out = self._product(x).to(x.dtype)
-        return out if self._bias is None else out.add_(self._bias)
+        return self._product(x, self._bias, None, None)
 
     def multiply_add(self, x: Tensor, other: Tensor) -> Tensor:
         if self._dense is not None:
             return self._dense.multiply_add(x, other)
-        return self.multiply(x).add_(other)
+        assert self._product is not None
+        return self._product(x, self._bias, other, None)
 
     def multiply_gated(self, x: Tensor, act: Act) -> Tensor:
         if self._dense is not None:
             return self._dense.multiply_gated(x, act)
-        both = self.multiply(x)
-        half = self._rows // 2
-        return ACTS[act](both[:, :half]).mul_(both[:, half:])
+        assert self._product is not None
+        return self._product(x, self._bias, None, act)

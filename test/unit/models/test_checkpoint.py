@@ -273,7 +273,8 @@ def test_a_folder_without_weights_says_what_would_work(tmp_path: Path) -> None:
         ({"n_routed_experts": 2, **DEEPSEEK, "topk_method": "luck"}, "topk_method = 'luck'.*greedy"),
         ({"num_attention_heads": 3, "num_key_value_heads": 2}, "num_key_value_heads = 2"),
         ({"hidden_size": "big"}, "wrong type"),
-        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
+        ({"quantization_config": {"quant_method": "aqlm"}}, "quantization_config.quant_method = 'aqlm'.*known: awq"),
+        ({"quantization_config": {"quant_method": "awq", "bits": 3}}, "quantization_config.bits = 3 .*known: 4"),
     ],
     ids=str,
 )
