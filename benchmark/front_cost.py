@@ -8,6 +8,7 @@ worker's sending to the client's reading. What is left of the whole run's CPU is
 
 import argparse
 import asyncio
+import contextlib
 import json
 import logging
 import multiprocessing as mp
@@ -21,15 +22,15 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from results_file import add_flag, save
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
 from sglang.base.config import ServerConfig
+from sglang.base.errors import WorkerDied
 from sglang.base.link import connect, listen
 from sglang.base.messages import Abort, Finish, Piece, Ready, Stats, Step, Stop, Submit
-from sglang.server.app import build_app
+from sglang.server.app import build_app, serve
 from sglang.server.front import Front
 from sglang.text import tokenizer as text
 
@@ -177,10 +178,8 @@ async def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
         front = Front(link, text.load(folder), config)
         await front.start()
         listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as serve() does
         app = build_app(front, config)
-        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", ws="none", log_config=None, access_log=False))
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        serving = asyncio.create_task(serve(app, front, config, [listener]))
         for streams in options.streams:
             for api in options.api:
                 ours, theirs = context.Pipe()
@@ -219,9 +218,9 @@ async def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                 rows.append(row)
                 print("  ".join(f"{name}: {v if not isinstance(v, float) else round(v, 2)}" for name, v in row.items()))
         link.send(Stop())
-        server.should_exit = True
-        await serving
-        await front.close()
+        await front.close()  # which ends the server
+        with contextlib.suppress(WorkerDied):
+            await serving
         link.close()
     return rows
 

@@ -1,6 +1,7 @@
 """The HTTP application: its routes, who may call them, and how it starts, drains and stops."""
 
 import asyncio
+import gc
 import hashlib
 import hmac
 import ipaddress
@@ -22,15 +23,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sglang.base.config import ServerConfig
 from sglang.base.errors import ConfigError, WorkerDied
+from sglang.server.connection import Connection, allow_connections, prepare
 from sglang.server.embeddings import Embeddings
 from sglang.server.front import Front
-from sglang.server.http import Operation, error_response
+from sglang.server.http import RAW_SEND, Operation, error_response
 from sglang.server.native import Native
 from sglang.server.openai import OpenAI
 from sglang.server.openapi import document
 
 log = logging.getLogger("sglang.server")
 
+COLLECT = (20_000, 10, 20)  # allocations between two collections of the young; of these, and so on
 KEEP_ALIVE_S = 75  # longer than common proxies and clients keep an idle connection, so that they close it, not we
 LAST_BYTES_S = 3  # after the drain: what connections get to carry away their last events
 CONTROL_PATHS = ("/flush_cache", "/abort_request")  # what they do, others feel
@@ -48,11 +51,17 @@ def build_app(front: Front, config: ServerConfig) -> Starlette:
         return description
 
     operations.append(Operation(("/openapi.json",), openapi, "This description.", answer=dict[str, Any]))
-    return Starlette(
+    return _App(
         routes=[route for operation in operations for route in operation.routes()],
         middleware=[Middleware(Guard, config=config)],
         exception_handlers={HTTPException: _refuse},
     )
+
+
+class _App(Starlette):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[RAW_SEND] = send
+        await super().__call__(scope, receive, send)
 
 
 def _version() -> str:
@@ -86,7 +95,7 @@ class Guard:
     def _refusal(self, scope: Scope) -> HTTPException | None:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         if b"origin" in headers:
-            origin = urlsplit(headers[b"origin"].decode("latin-1")).netloc
+            origin = _netloc(headers[b"origin"].decode("latin-1"))
             host = headers.get(b"host", b"").decode("latin-1")
             if origin != host or (self._local_pages and not _is_loopback(host)):
                 return HTTPException(403, "requests from pages of another origin are refused")
@@ -103,6 +112,14 @@ class Guard:
 
 def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
+
+
+def _netloc(url: str) -> str:
+    """Of an origin; "" of what is none."""
+    try:
+        return urlsplit(url).netloc
+    except ValueError:
+        return ""
 
 
 def _is_loopback(host: str) -> bool:
@@ -139,14 +156,14 @@ async def serve(app: ASGIApp, front: Front, config: ServerConfig, sockets: list[
     SIGTERM or SIGINT: new requests get a 503, running ones `config.drain_timeout` seconds to end; a second signal ends
     at once. Raises WorkerDied when the worker went first.
     """
+    allow_connections()
     for listener in sockets:
-        # Accepted sockets inherit it. asyncio sets it only where a socket names its protocol, which these do not; and
-        # without it every event after the first waits for the client's delayed acknowledgement, some 40 ms.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        prepare(listener)
     level = config.log_level_http or config.log_level
     server = _Server(
         uvicorn.Config(
             app,
+            http=Connection,
             lifespan="off",
             ws="none",
             log_config=None,
@@ -165,6 +182,11 @@ async def serve(app: ASGIApp, front: Front, config: ServerConfig, sockets: list[
         config.drain_timeout,
     )
     watch = asyncio.create_task(server.watch())
+    # A walk of the garbage collector over all that was loaded would hold up every stream, and each message of the
+    # worker, with a list per token, would soon bring on the next.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECT)
     try:
         await server.serve(sockets=sockets)
     finally:

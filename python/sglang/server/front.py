@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
+from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -123,18 +124,24 @@ class Sink(Protocol):
 Frame = Callable[[int, Output], bytes]  # (index of the request, what it gained) -> an event
 
 
+def _nothing() -> None: ...
+
+
 class _Group:
     """The streams of one reader. `sink`, `frame`: of a reader that is written to; `rest`: the bytes of its end."""
 
-    __slots__ = ("due", "error", "frame", "left", "ready", "rest", "sink", "waiter", "waits")
+    __slots__ = ("due", "error", "frame", "left", "on_room", "ready", "rest", "sink", "waiter", "waits")
 
-    def __init__(self, sink: Sink | None = None, frame: Frame | None = None) -> None:
+    def __init__(
+        self, sink: Sink | None = None, frame: Frame | None = None, on_room: "Callable[[_Group], None] | None" = None
+    ) -> None:
         self.ready: list[_Stream] = []
         self.waiter: asyncio.Future[None] | None = None
         self.error: Exception | None = None
         self.left = 0  # streams that have not ended
         self.sink = sink
         self.frame = frame
+        self.on_room: Callable[[], None] = _nothing if on_room is None else partial(on_room, self)
         self.rest = b""
         self.due = False  # it has something to be written, and a turn
         self.waits = False  # for its client
@@ -149,8 +156,8 @@ class _Stream:
 
     __slots__ = (
         "began", "cached", "delta", "detokenizer", "ended", "group", "id", "index", "interval", "jumped", "last",
-        "new", "no_stop_trim", "pending", "pieces", "prompt_scores", "prompt_tokens", "queued", "request", "scores",
-        "sent", "text", "tokens", "wanted",
+        "new", "no_stop_trim", "pending", "pieces", "plain", "prompt_scores", "prompt_tokens", "queued", "request",
+        "scores", "sent", "text", "tokens", "wanted",
     )  # fmt: skip
 
     def __init__(
@@ -166,6 +173,8 @@ class _Stream:
         self.no_stop_trim = request.sampling.no_stop_trim
         # Stop strings are found by reading, so their sequences are read at every piece.
         self.wanted = 1 if request.sampling.stop or request.interval else NEVER
+        # Every token is an output, as it came.
+        self.plain = request.interval == 1 and not request.sampling.stop and request.logprobs is None
         self.began = self.last = 0.0
         self.pieces: list[Piece] = []
         self.pending = 0  # tokens in `pieces`
@@ -183,6 +192,27 @@ class _Stream:
 
     def take(self, now: float) -> Output | None:
         """Everything that has come, as one Output; None while none is due. Raises what the worker refused with."""
+        if self.plain and self.sent and len(self.pieces) == 1:
+            piece = self.pieces[0]
+            if piece.tokens and piece.finish is None and not piece.replaced and not piece.jumped:
+                return self._take_plain(piece.tokens, now)
+        return self._take_all(now)
+
+    def _take_plain(self, new: list[int], now: float) -> Output:
+        """What `_take_all` does in the case of nearly all tokens, at a third of its cost."""
+        self.pieces.clear()
+        self.pending = 0
+        self.queued = False
+        delta = self.detokenizer.push(new, False).delta
+        tokens = self.tokens
+        tokens += new
+        self.text = text = self.text + delta
+        return Output(
+            self.request.rid, delta, text, new, tokens, [], [], None, self.prompt_tokens, self.cached, now - self.began,
+            self.jumped,
+        )  # fmt: skip
+
+    def _take_all(self, now: float) -> Output | None:
         new: list[int] = []
         scores: list[Score] = []
         finish: Finish | None = None
@@ -362,7 +392,7 @@ class Front:
 
         What comes while the client is behind is written as one when it has caught up.
         """
-        async with self._opened(requests, _Group(sink, frame)) as group:
+        async with self._opened(requests, _Group(sink, frame, self._has_room)) as group:
             group.waiter = asyncio.get_running_loop().create_future()
             if group.left and group.error is None:
                 await group.waiter
@@ -601,12 +631,13 @@ class Front:
             for stream in ready:
                 output = self._take(stream, now)
                 if output is not None:
-                    data += frame(stream.index, output)
+                    event = frame(stream.index, output)
+                    data = data + event if data else event
             if not group.left:
                 group.rest = data
                 group.wake()
             elif data:
-                group.waits = not sink.write(data, lambda: self._has_room(group))
+                group.waits = not sink.write(data, group.on_room)
         except Exception as error:  # of this reader, not of the others
             group.error = error
             group.wake()

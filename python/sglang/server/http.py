@@ -27,10 +27,12 @@ T = TypeVar("T")
 
 Frames = AsyncGenerator[bytes, None]  # server-sent events, each with its blank line
 DONE = b"data: [DONE]\n\n"
+RAW_SEND = "sglang.send"  # in a scope: the server's own `send`, past the middleware that looks at each message
 START = "http.response.start"
 BODY = "http.response.body"
 encode = msgspec.json.Encoder().encode
 
+BODY_S = 120.0  # the largest body in this time is 2 Mbit/s
 MARKS = 1 << 20  # brackets and braces in a body: a bound on the time that measuring its depth can take
 _STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
@@ -96,6 +98,7 @@ NAMES = {
     403: "PermissionDeniedError",
     404: "NotFoundError",
     405: "MethodNotAllowedError",
+    408: "RequestTimeoutError",
     413: "RequestTooLargeError",
     415: "UnsupportedMediaTypeError",
     503: "ServiceUnavailableError",
@@ -148,16 +151,21 @@ class ClientGone(Exception):
     """The client hung up: there is nobody to answer."""
 
 
-async def read_body(scope: Scope, receive: Receive) -> bytes:
-    """The whole body. Raises FieldError 413 or 415, ClientGone."""
+async def read_body(scope: Scope, receive: Receive, within_s: float = BODY_S) -> bytes:
+    """The whole body. Raises FieldError 408, 413 or 415, ClientGone."""
     headers = dict(scope["headers"])
     if headers.get(b"content-encoding", b"identity") != b"identity":
         raise FieldError("content-encoding", "compressed bodies are not accepted", 415)
     length = headers.get(b"content-length", b"0")
     size = int(length) if length.isdigit() else 0
     parts: list[bytes] = []
+    deadline = asyncio.get_running_loop().time() + within_s
     while size <= limits.BODY_BYTES:
-        message = await receive()
+        try:
+            async with asyncio.timeout_at(deadline):
+                message = await receive()
+        except TimeoutError:
+            raise FieldError("body", f"the body did not come within {within_s:g} s", 408) from None
         if message["type"] == "http.disconnect":
             raise ClientGone
         parts.append(message.get("body", b""))
@@ -212,20 +220,20 @@ class _Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             body = decode(await read_body(scope, receive), self._decoder)
-            await while_connected(receive, self._answer(body, send))
+            await while_connected(receive, self._answer(body, send, scope.get(RAW_SEND, send)))
         except ClientGone:
             return
         except FieldError as error:
             await error_response(error)(scope, receive, send)
 
-    async def _answer(self, body: Any, send: Send) -> None:
+    async def _answer(self, body: Any, send: Send, raw_send: Send) -> None:
         try:
             answer = await self._handle(body)
             if isinstance(answer, AsyncGenerator):
                 await send_events(cast(Frames, answer), send)
                 return
             if isinstance(answer, Feed):
-                await send_feed(answer, send)
+                await send_feed(answer, raw_send)
                 return
             response = answer if isinstance(answer, Response) else None
             content = encode(answer) if response is None else b""

@@ -173,13 +173,12 @@ class OpenAI:
 
     def _completion_feed(self, job: Job, echoes: list[str]) -> Feed:
         tally = Tally(job, self._config.enable_cache_report)
-        marked = [oai.CompletionChoice(index=i, text=MARK) for i in range(len(job.requests))]
+        marked = [oai.CompletionChoice(index=i, text=MARK) for i in _templates(job)]
         around = [template(self._completion(job, [m], _running_usage(job, tally, None))) for m in marked]
 
         def frame(i: int, output: Output) -> bytes:
             tally.note(i, output)
-            plain = output.finish is None and job.requests[i].logprobs is None and not (echoes and output.first)
-            if plain and not job.wants_running_usage:
+            if around and output.finish is None and not output.first:
                 before, after = around[i]
                 return before + encode(output.delta) + after
             choice = self._completion_choice(job, i, output, echoes)
@@ -278,13 +277,12 @@ class OpenAI:
     def _chat_feed(self, job: Job) -> Feed:
         tally = Tally(job, self._config.enable_cache_report)
         readers = [Reader(job.tools) for _ in job.requests] if job.tools.names else []
-        marked = [oai.ChunkChoice(index=i, delta=oai.Delta(content=MARK)) for i in range(len(job.requests))]
+        marked = [oai.ChunkChoice(index=i, delta=oai.Delta(content=MARK)) for i in _templates(job)]
         around = [template(self._chunk(job, m, _running_usage(job, tally, None))) for m in marked]
 
         def frame(i: int, output: Output) -> bytes:
             tally.note(i, output)
-            plain = output.finish is None and job.requests[i].logprobs is None and not readers
-            if plain and not job.wants_running_usage and not output.first and (output.new or output.delta):
+            if around and output.finish is None and not output.first and (output.new or output.delta):
                 before, after = around[i]
                 return before + encode(output.delta) + after
             return self._chat_frame(job, tally, readers[i] if readers else None, i, output)
@@ -476,6 +474,12 @@ def _call(field: str, call: oai.ToolCall) -> dict[str, Any]:
 def _check_top(field: str, value: int) -> None:
     if not 0 <= value <= limits.TOP_LOGPROBS:
         raise FieldError(field, f"{field} must be in [0, {limits.TOP_LOGPROBS}], got {value}")
+
+
+def _templates(job: Job) -> range:
+    """Of which sequences all events but the first and the last differ in their text alone."""
+    alike = not job.wants_running_usage and not job.tools.names and job.requests[0].logprobs is None
+    return range(len(job.requests)) if alike else range(0)
 
 
 def _reason(finish: Finish | None) -> tuple[str | None, int | str | None]:

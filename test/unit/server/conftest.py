@@ -20,6 +20,7 @@ from sglang.base.config import ServerConfig
 from sglang.base.link import pair
 from sglang.base.messages import Stop
 from sglang.server.app import build_app
+from sglang.server.connection import STALLED_S, Connection, prepare
 from sglang.server.front import Front
 from sglang.text import tokenizer as text
 
@@ -64,13 +65,19 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextlib.contextmanager
-def serve(folder: Path, config: ServerConfig | None = None, **script: Any) -> Iterator[Running]:
+def serve(
+    folder: Path,
+    config: ServerConfig | None = None,
+    connection: type[Connection] = Connection,
+    stalled_s: float = STALLED_S,
+    **script: Any,
+) -> Iterator[Running]:
     config = config or ServerConfig(model_path="some/model", random_seed=1)
     ours, theirs = pair()
     tokenizer = text.load(str(folder))
     worker = EchoWorker(theirs, **script).start()
     listener = socket.create_server(("127.0.0.1", 0))
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as serve() does
+    prepare(listener, stalled_s)
     port = listener.getsockname()[1]
     ready = threading.Event()
     running: list[Running] = []
@@ -80,7 +87,9 @@ def serve(folder: Path, config: ServerConfig | None = None, **script: Any) -> It
         front = Front(ours, tokenizer, config)
         await front.start()
         server = uvicorn.Server(
-            uvicorn.Config(build_app(front, config), lifespan="off", ws="none", log_config=None, access_log=False)
+            uvicorn.Config(
+                build_app(front, config), http=connection, lifespan="off", ws="none", log_config=None, access_log=False
+            )
         )
         servers.append(server)
         running.append(Running(f"http://127.0.0.1:{port}", port, worker, front, tokenizer, asyncio.get_running_loop()))
