@@ -4,6 +4,7 @@
     python scripts/gpu_check.py kernels                   # each kernel against float64, then its time
     python scripts/gpu_check.py graphs                    # steps of an 8B model: graphs on and off, time by batch
     python scripts/gpu_check.py quant                     # products of 4 and 8 bits against float64, then their time
+    python scripts/gpu_check.py constraints               # automata on the device against the CPU's, then their time
     python scripts/gpu_check.py table --out-dir DIR       # a server of that shape under every workload, beside others
     python scripts/gpu_check.py serve --model-path DIR    # a server with dummy weights: correctness and first figures
 
@@ -246,6 +247,15 @@ def graphs() -> dict[str, Any]:
     return found
 
 
+def constraints() -> dict[str, Any]:
+    import gpu_constraints
+
+    found = gpu_constraints.run()
+    for name in ("checks", "times", "demo"):
+        table(found[name])
+    return found
+
+
 def quant() -> dict[str, Any]:
     import gpu_quant
 
@@ -257,7 +267,7 @@ def quant() -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["demo", "kernels", "graphs", "quant", "serve", "table"])
+    parser.add_argument("part", choices=["demo", "kernels", "graphs", "quant", "constraints", "serve", "table"])
     parser.add_argument("--model-path", default="", help="Folder with config.json and tokenizer (parts serve, table).")
     parser.add_argument("--out", help="Write the figures here as JSON.")
     parser.add_argument("--device", default="cuda", help="cpu: to try part demo where there is no GPU.")
@@ -279,6 +289,8 @@ def main() -> int:
             figures = kernels()
         case "quant":
             figures = quant()
+        case "constraints":
+            figures = constraints()
         case "graphs":
             figures = graphs()
         case "table":
