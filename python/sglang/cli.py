@@ -8,6 +8,7 @@ COMMANDS = {
     "serve": "serve a model over HTTP",
     "chat": "talk to a model in the terminal",
     "bench": "measure: `bench serving` a running server, `bench latency` one batch without a server",
+    "plan": "tell what memory a model takes and whether it fits, without loading it",
     "explain": "show what a program of the language does, step by step, as text or as a drawing",
     "check-env": "show versions, devices and memory, and what is missing",
     "version": "print the version",
@@ -32,6 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return chat(rest, "sglang chat")
         case ["bench", *rest]:
             return bench(rest)
+        case ["plan", *rest]:
+            from sglang.plan_memory import main as plan
+
+            return plan(rest, "sglang plan")
         case ["explain", *rest]:
             from sglang.lang.explain import main as explain
 

@@ -90,7 +90,7 @@ def test_the_help_names_every_command(capsys: pytest.CaptureFixture[str]):
     [
         ("srve", "did you mean `sglang serve`?"),
         ("checkenv", "did you mean `sglang check-env`?"),
-        ("zzzz", "there are serve, chat, bench, explain, check-env, version"),
+        ("zzzz", "there are serve, chat, bench, plan, explain, check-env, version"),
         ("bench servng", "did you mean `sglang bench serving`?"),
         ("version 3", "takes nothing more"),
         ("--modle x", "`sglang --modle` does not exist"),
