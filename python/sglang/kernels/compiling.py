@@ -15,27 +15,36 @@ def compile_ahead(launch: Callable[[], object]) -> int:
 
     Returns how many launches there were. Whatever goes wrong is logged and left to the first real launch.
     """
-    count = 0
+    found: list[Any] = []
     try:
         from triton.runtime._async_compile import AsyncCompileMode
         from triton.runtime.jit import JITFunction
     except ImportError as error:
         log.warning("Kernels are compiled one after another: %s", error)
-        return count
+        return 0
     run = JITFunction.run
 
     def compile_only(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
-        nonlocal count
-        count += 1
-        return run(kernel, *args, grid=grid, warmup=True, **options)
+        found.append(run(kernel, *args, grid=grid, warmup=True, **options))
+        return found[-1]
 
     JITFunction.run = compile_only  # type: ignore[method-assign]
     try:
-        threads = ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1))
-        with threads, AsyncCompileMode(threads, ignore_errors=True):
-            launch()
+        with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as threads:
+            with AsyncCompileMode(threads, ignore_errors=True):
+                launch()
+            compiled = {id(kernel): kernel for kernel in (getattr(one, "kernel", one) for one in found)}
+            list(threads.map(_load, compiled.values()))
     except Exception as error:  # a first launch says it again, where it is dealt with
         log.warning("Kernels are compiled one after another: %s", error)
     finally:
         JITFunction.run = run
-    return count
+    return len(found)
+
+
+def _load(kernel: Any) -> None:
+    """What a first launch would do: a C compiler makes the function that launches, and the device takes the code."""
+    try:
+        kernel._init_handles()
+    except Exception:
+        kernel._run = None  # half of it is not enough: the first launch does it again, and says what is wrong

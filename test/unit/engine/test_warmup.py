@@ -14,7 +14,7 @@ from sglang.attention import cascade
 from sglang.engine import warmup
 from sglang.engine.graphs import sizes
 from sglang.kernels import attention as kernels
-from sglang.kernels.compiling import compile_ahead
+from sglang.kernels.compiling import _load, compile_ahead
 
 
 def sets(rows: int, kv_heads: int) -> tuple[Any, ...]:
@@ -75,3 +75,16 @@ def test_whatever_fails_while_compiling_is_left_to_the_first_launch(caplog: pyte
     from triton.runtime.jit import JITFunction
 
     assert JITFunction.run.__qualname__ == "JITFunction.run"
+
+
+def test_a_kernel_that_cannot_be_loaded_is_loaded_again_by_its_first_launch() -> None:
+    class Kernel:
+        _run: object = None
+
+        def _init_handles(self) -> None:
+            self._run = "half"
+            raise RuntimeError("no context")
+
+    kernel = Kernel()
+    _load(kernel)
+    assert kernel._run is None
