@@ -272,8 +272,9 @@ def main() -> int:
     parser.add_argument("--out", help="Write the figures here as JSON.")
     parser.add_argument("--device", default="cuda", help="cpu: to try part demo where there is no GPU.")
     more = parser.add_argument_group("part table")
-    more.add_argument("--out-dir", type=Path, default=Path("table"), help="Folder for figures, log and model.")
+    more.add_argument("--out-dir", type=Path, default=Path("table"), help="Folder for figures and log.")
     more.add_argument("--name", default="h200_llama8b_bf16", help="Of the files in it, and of the result.")
+    more.add_argument("--commit", default="", help="Of the checkout, for the result, where git cannot say.")
     more.add_argument("--shape", default="llama8b", help="Of the model: llama8b, qwen3-0.6b or tiny.")
     more.add_argument("--workloads", default="", help="Which, in this order; all by default.")
     more.add_argument("--server-flags", default="", help='More flags for the server, e.g. "--quantization fp8".')
@@ -296,6 +297,8 @@ def main() -> int:
         case "table":
             import gpu_table
 
+            if args.commit:
+                gpu_table.results_file.commit = lambda: args.commit
             names = [name for name in (args.workloads or gpu_table.ORDER).split(",") if name]
             figures = gpu_table.run(
                 args.model_path, args.shape, args.server_flags, names, args.out_dir, args.name, args.total_s,

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -205,7 +206,7 @@ def run(
             file.write(json.dumps({"workload": key, **figures}) + "\n")
         save(rows_of(found, flags, other), out, name, shape, server.command, flags)
 
-    model = Path(model_path) if model_path else out / f"model-{shape}"
+    model = Path(model_path or Path(tempfile.gettempdir(), f"sglang-{shape}"))
     began = time.monotonic()
     if not model_path:
         make_model(model, shape)
