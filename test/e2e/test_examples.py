@@ -55,7 +55,7 @@ API = {
     "usage/openai_chat_speculative.py": CARD,
 }  # fmt: skip
 ITS_OWN_SERVER = "quick_start/srt_example_complete.py"
-GPU = {
+PICTURES = {
     "quick_start/srt_example_llava.py", "quick_start/srt_example_yi_vl.py", "usage/llava_video/srt_example_llava_v.py",
 }  # fmt: skip
 SDKS = {"anthropic": "anthropic", "gemini": "google.genai", "litellm": "litellm"}
@@ -73,17 +73,21 @@ ANSWERS = {
 }
 
 
-def run(script: str, environment: dict[str, str], stdin: str = "") -> str:
-    """What the script prints; it must end well."""
+def start(script: str, environment: dict[str, str], *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     inherited = {k: v for k, v in os.environ.items() if not k.endswith(("_API_KEY", "_BASE_URL"))}
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / script)],
+    return subprocess.run(
+        [sys.executable, str(EXAMPLES / script), *words],
         env={**inherited, "PYTHONPATH": str(ROOT / "python"), "OMP_NUM_THREADS": "2", **environment},
         input=stdin,
         capture_output=True,
         text=True,
         timeout=200,
     )
+
+
+def run(script: str, environment: dict[str, str], stdin: str = "") -> str:
+    """What the script prints; it must end well."""
+    done = start(script, environment, stdin=stdin)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -160,9 +164,21 @@ def test_speculation_saves_what_its_example_says(environment: dict[str, str]):
     assert paid[1] * 2 < paid[0]
 
 
+@pytest.mark.parametrize("script", sorted(PICTURES))
+def test_an_example_with_a_picture_ends_with_the_servers_refusal(served, script: str, tmp_path: Path):
+    from PIL import Image
+
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "green", "blue")]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    done = start(script, {"SGLANG_URL": served.url}, str(tmp_path / "moving.gif"))
+    assert done.returncode == 1
+    assert "image_data is not supported by this server" in done.stderr
+    assert f"{Path(script).name}" in done.stderr and "s += sgl.assistant(sgl.gen(" in done.stderr, "the program's line"
+
+
 def test_no_example_is_forgotten_and_all_say_how_they_are_run():
     scripts = {str(path.relative_to(EXAMPLES)) for path in EXAMPLES.rglob("*.py")}
-    assert scripts == LOCAL.keys() | API.keys() | GPU | {ITS_OWN_SERVER}
+    assert scripts == LOCAL.keys() | API.keys() | PICTURES | {ITS_OWN_SERVER}
     for script in scripts:
         doc = ast.get_docstring(ast.parse((EXAMPLES / script).read_text())) or ""
         assert f"python examples/{script}" in doc

@@ -1,11 +1,14 @@
 """Questions about a video, with LLaVA-NeXT-Video on a GPU: frames are sampled evenly over the file.
 
-It starts its own server:
+It needs a video (other than animated images: `pip install av`), and starts its own server (SGLANG_URL: a running one):
 
     python examples/usage/llava_video/srt_example_llava_v.py video.mp4 --frames 16 --question "What happens?"
+
+Our server serves no images yet: until it does, this ends with its error, "image_data is not supported by this server".
 """
 
 import argparse
+import os
 
 import sglang as sgl
 
@@ -24,7 +27,8 @@ if __name__ == "__main__":
     parser.add_argument("--model-path", default="lmms-lab/LLaVA-NeXT-Video-7B")
     args = parser.parse_args()
 
-    runtime = sgl.Runtime(model_path=args.model_path, tokenizer_path="llava-hf/llava-1.5-7b-hf")
-    sgl.set_default_backend(runtime)
+    if url := os.environ.get("SGLANG_URL"):
+        sgl.set_default_backend(sgl.RuntimeEndpoint(url))
+    else:
+        sgl.set_default_backend(sgl.Runtime(model_path=args.model_path, tokenizer_path="llava-hf/llava-1.5-7b-hf"))
     print(video_qa.run(args.video, args.frames, args.question, temperature=0)["answer"])
-    runtime.shutdown()

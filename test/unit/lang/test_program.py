@@ -160,6 +160,7 @@ ITEMS = "[(i,) for i in range(2000)], backend=backend"
         (ASYNC, "program.run(0, backend=backend)", 1),
         (NEVER_READ, "program.run(0, backend=backend).text()", 1),
     ],
+    ids=["a hundred", "never read", "async", "one by one", "a generator", "a run", "an async run", "a read"],
 )
 def test_ctrl_c_ends_it_at_once_and_shows_the_line(program: str, call: str, asked: int, tmp_path: Path) -> None:
     file = tmp_path / "script.py"
