@@ -4,15 +4,18 @@ Two servers are started: one as it is, one with --disable-radix-cache. Each of e
 
     ours      over RuntimeEndpoint, gens fused, forks and batches at once
     client    over the first server through the `openai` client, one call after another
-    plain     over the second server, fusion off: no cache, one request for each gen
+    unfused   over the first server, one request for each gen
+    plain     over the second server, one request for each gen: neither cache nor fusion
 
 with an empty cache before each. Shown: the median wall time, how many times faster `ours` is, and how much of what the
-prompts have in common came from the cache. `--overhead` measures the interpreter alone, over a backend that answers at
-once: microseconds per primitive, and 10,000 programs in a batch.
+prompts have in common came from the cache. `--shape 0.5b` serves random weights in the shape of a model of half a
+billion parameters in place of the demo model. `--overhead` measures the interpreter alone, over a backend that answers
+at once: microseconds per primitive, and 10,000 programs in a batch.
 """
 
 import argparse
 import contextlib
+import json
 import os
 import resource
 import socket
@@ -35,6 +38,13 @@ from sglang.lang.ir import SglSamplingParams
 
 FACTS = "The sea is wide and blue. Rivers run into it, day and night, and it is never full. "
 TOPICS = ["capitals of Europe", "the planets", "old rivers", "good bread", "tall trees", "short stories"]
+SHAPES: dict[str, dict[str, int]] = {  # of the checkpoint that is served; its vocabulary stays the demo model's
+    "demo": {},
+    "0.5b": {
+        "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
+        "num_key_value_heads": 2, "head_dim": 64,
+    },
+}  # fmt: skip
 RECORD = r'\{"name": "[A-Za-z ]{1,12}", "age": [0-9]{1,2}, "city": "[A-Za-z ]{1,12}"\}'
 
 
@@ -89,7 +99,8 @@ def react(s: Any, topic: str) -> None:
     for i in range(3):
         s += f"Thought {i}:" + sgl.gen("thought", max_tokens=12)
         s += "\nAction: " + sgl.select("tool", ["calculator", "search engine"]) + " ["
-        s += sgl.gen("argument", max_tokens=6) + f"]\nObservation {i}: {len(s['argument'])} results\n"
+        s += sgl.gen("argument", max_tokens=6)
+        s += f"]\nObservation {i}: {len(s['argument'])} results\n"
     s += "Answer:" + sgl.gen("answer", max_tokens=8)
 
 
@@ -260,8 +271,13 @@ def server(*flags: str) -> Iterator[str]:
 def measure(rounds: int, kinds: Sequence[str], flags: Sequence[str]) -> list[dict[str, Any]]:
     with server(*flags) as first, server(*flags, "--disable-radix-cache") as second:
         ours, plain = Counting(first), sgl.RuntimeEndpoint(second, fusion=False)
-        client = OneByOne(first, ours)
-        ways: dict[str, tuple[Any, bool]] = {"ours": (ours, True), "client": (client, False), "plain": (plain, True)}
+        unfused, client = sgl.RuntimeEndpoint(first, fusion=False), OneByOne(first, ours)
+        ways: dict[str, tuple[Any, bool]] = {
+            "ours": (ours, True),
+            "client": (client, False),
+            "unfused": (unfused, True),
+            "plain": (plain, True),
+        }
         rows = []
         for kind in kinds:
             times: dict[str, list[float]] = {way: [] for way in ways}
@@ -286,10 +302,11 @@ def measure(rounds: int, kinds: Sequence[str], flags: Sequence[str]) -> list[dic
                 "program": kind,
                 **{f"{way} (s)": median[way] for way in ways},
                 "over client": median["client"] / median["ours"],
+                "over unfused": median["unfused"] / median["ours"],
                 "over plain": median["plain"] / median["ours"],
                 "shared tokens": common,
-                "from cache": served,
-                "same text": texts["ours"] == texts["plain"],
+                "from cache": 100 * served,
+                "same text": texts["ours"] == texts["unfused"] == texts["plain"],
             }
             rows.append(row)
             print(
@@ -356,6 +373,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="runs of each kind and way, after one to warm up")
     parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=list(KINDS), metavar="KIND")
+    parser.add_argument("--shape", choices=list(SHAPES), default="demo", help="what is served (default: %(default)s)")
     parser.add_argument("--overhead", action="store_true", help="the interpreter alone")
     parser.add_argument("flags", nargs="*", help="flags of the server, after --")
     add_flag(parser, "language")
@@ -363,17 +381,20 @@ def main() -> None:
     if args.overhead:
         rows = overhead()
         if args.save:
-            save(args.save, rows, title="Interpreter of the language", note="Over a backend that answers at once.")
+            name = "language_overhead" if args.save == "language" else args.save
+            save(name, rows, title="Interpreter of the language", note="Over a backend that answers at once.")
         return
-    rows = measure(args.rounds, args.kinds, args.flags)
+    shape = SHAPES[args.shape]
+    dummy = ["--load-format", "dummy", "--json-model-override-args", json.dumps(shape)] if shape else []
+    rows = measure(args.rounds, args.kinds, [*dummy, *args.flags])
     if args.save:
         save(
             args.save,
             rows,
-            title="Programs beside the same calls one by one",
-            units={"from cache": "share of shared tokens"},
-            note="Medians of alternating runs with an empty cache; see benchmark/language.py for the three ways.",
-            plots=[{"x": "program", "y": ["over client", "over plain"], "kind": "bar", "title": "times faster"}],
+            title=f"Programs beside the same calls one by one, {args.shape}",
+            units={"from cache": "% of the shared tokens"},
+            note="Medians of alternating runs with an empty cache; see benchmark/language.py for the four ways.",
+            plots=[{"x": "program", "y": ["over client", "over unfused"], "kind": "bar", "title": "times faster"}],
         )
 
 
