@@ -1,13 +1,31 @@
 """Compile kernels side by side before they are needed: one after another, as they are first launched, takes seconds."""
 
+import functools
 import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 log = logging.getLogger("sglang.kernels")
 MOST_THREADS = 16
+_trials: list[str] = []  # under way
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def trial(check: Callable[P, T]) -> Callable[P, T]:
+    """A function that looks at what its kernels compute: they run, also where others are only compiled."""
+
+    @functools.wraps(check)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        _trials.append(check.__name__)
+        try:
+            return check(*args, **kwargs)
+        finally:
+            _trials.pop()
+
+    return checked
 
 
 def compile_ahead(launch: Callable[[], object]) -> int:
@@ -25,6 +43,8 @@ def compile_ahead(launch: Callable[[], object]) -> int:
     run = JITFunction.run
 
     def compile_only(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        if _trials:
+            return run(kernel, *args, grid=grid, warmup=warmup, **options)
         found.append(run(kernel, *args, grid=grid, warmup=True, **options))
         return found[-1]
 

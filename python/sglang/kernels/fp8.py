@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from sglang.kernels.compiling import trial
 from sglang.kernels.matvec import early
 from sglang.kernels.parts import PROGRAMS, ended
 
@@ -170,6 +171,7 @@ def works(grouped: bool) -> bool:
     return False
 
 
+@trial
 def _agrees(grouped: bool) -> bool:
     random = torch.Generator("cuda").manual_seed(0)
     rows, inputs = 192, 512

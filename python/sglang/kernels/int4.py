@@ -21,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from sglang.kernels.compiling import trial
 from sglang.kernels.matvec import early
 from sglang.kernels.parts import PROGRAMS, ended
 
@@ -312,6 +313,7 @@ def works(dtype: torch.dtype, group: int) -> bool:
         switch.asm = False
 
 
+@trial
 def _agrees(dtype: torch.dtype, group: int) -> bool:
     random = torch.Generator("cuda").manual_seed(0)
     rows, inputs = 192, 512

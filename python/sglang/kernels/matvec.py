@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from sglang.kernels.compiling import trial
 from sglang.kernels.pointwise import ACTS, act_of
 
 log = logging.getLogger("sglang.kernels")
@@ -176,6 +177,7 @@ def works(dtype: torch.dtype) -> bool:
         switch.chain = False
 
 
+@trial
 def _agrees(dtype: torch.dtype) -> bool:
     random = torch.Generator("cuda").manual_seed(0)
     x, wide, narrow = (

@@ -14,7 +14,7 @@ from sglang.attention import cascade
 from sglang.engine import warmup
 from sglang.engine.graphs import sizes
 from sglang.kernels import attention as kernels
-from sglang.kernels.compiling import _load, compile_ahead
+from sglang.kernels.compiling import _load, compile_ahead, trial
 
 
 def sets(rows: int, kv_heads: int) -> tuple[Any, ...]:
@@ -88,3 +88,23 @@ def test_a_kernel_that_cannot_be_loaded_is_loaded_again_by_its_first_launch() ->
     kernel = Kernel()
     _load(kernel)
     assert kernel._run is None
+
+
+def test_what_is_tried_runs_while_others_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton.runtime.jit import JITFunction
+
+    launched: list[tuple[str, bool]] = []
+    monkeypatch.setattr(JITFunction, "run", lambda fn, grid, warmup: launched.append((fn, warmup)))
+
+    @trial
+    def check() -> bool:
+        JITFunction.run("tried", grid=(1,), warmup=False)  # type: ignore[arg-type]
+        return True
+
+    def launch() -> None:
+        JITFunction.run("a", grid=(1,), warmup=False)  # type: ignore[arg-type]
+        assert check()
+        JITFunction.run("b", grid=(1,), warmup=False)  # type: ignore[arg-type]
+
+    assert compile_ahead(launch) == 2
+    assert launched == [("a", True), ("tried", False), ("b", True)]
