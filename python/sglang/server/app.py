@@ -30,6 +30,7 @@ from sglang.server.http import RAW_SEND, Operation, error_response
 from sglang.server.native import Native
 from sglang.server.openai import OpenAI
 from sglang.server.openapi import document
+from sglang.server.page import page
 
 log = logging.getLogger("sglang.server")
 
@@ -52,7 +53,7 @@ def build_app(front: Front, config: ServerConfig) -> Starlette:
 
     operations.append(Operation(("/openapi.json",), openapi, "This description.", answer=dict[str, Any]))
     return _App(
-        routes=[route for operation in operations for route in operation.routes()],
+        routes=[page(), *(route for operation in operations for route in operation.routes())],
         middleware=[Middleware(Guard, config=config)],
         exception_handlers={HTTPException: _refuse},
     )
@@ -100,7 +101,7 @@ class Guard:
             if origin != host or (self._local_pages and not _is_loopback(host)):
                 return HTTPException(403, "requests from pages of another origin are refused")
         controls = self._admin_key is not None and scope["path"] in CONTROL_PATHS
-        if not controls and (self._key is None or scope["path"].startswith(OPEN_PATHS)):
+        if not controls and (self._key is None or scope["path"] == "/" or scope["path"].startswith(OPEN_PATHS)):
             return None
         scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
         given = _digest(key.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b""))
