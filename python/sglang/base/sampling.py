@@ -82,7 +82,7 @@ ALIASES = {
     "max_tokens": "max_new_tokens",
     "max_completion_tokens": "max_new_tokens",
 }
-UNSUPPORTED = ("stop_regex", "custom_params")  # known to SGLang, not built here yet
+UNSUPPORTED = ("stop_regex", "custom_params", "stream_interval")  # known to SGLang, not built here yet
 
 
 def parse_sampling(raw: Any, path: str = "sampling_params") -> SamplingParams:

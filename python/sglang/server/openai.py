@@ -31,6 +31,7 @@ SAME_NAME = (
     "skip_special_tokens", "regex", "json_schema", "ebnf", "choices", "structural_tag", "dtype", "strict",
     "compact_json",
 )  # fmt: skip
+CHAT_NOT_SUPPORTED = ("input_ids", "functions", "function_call", "audio")
 NOT_SUPPORTED = ("stop_regex", "lora_path", "session_params", "custom_logit_processor", "return_hidden_states")
 
 
@@ -228,6 +229,9 @@ class OpenAI:
         )
 
     async def _chat_job(self, body: oai.ChatRequest) -> Job:
+        for name in CHAT_NOT_SUPPORTED:
+            if getattr(body, name):
+                raise FieldError(name, f"{name} is not supported by this server")
         tools = choose(body, self._style)
         tokens = await self._chat_tokens(body, tools)
         limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
@@ -262,6 +266,8 @@ class OpenAI:
         if body.continue_final_message and turns[-1]["role"] != "assistant":
             raise FieldError("continue_final_message", "continue_final_message needs a last message of the assistant")
         extra = body.chat_template_kwargs or {}
+        if body.reasoning_effort is not None and self._tokenizer.chat_template:  # some templates tell it to the model
+            extra = {"reasoning_effort": body.reasoning_effort, **extra}
         leave_open = bool(body.continue_final_message)
         native = self._tokenizer.renders_tools
         if not native:

@@ -162,6 +162,12 @@ class ChatRequest(SamplingFields, kw_only=True):
     parallel_tool_calls: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    # Known elsewhere, refused here: their silence would change the answer.
+    input_ids: Refused = None
+    functions: Refused = None
+    function_call: Refused = None
+    audio: Refused = None
 
 
 class PromptDetails(Struct):

@@ -39,6 +39,7 @@ CORPUS = [
 TEMPLATE = (
     "<s>{% if messages[-1]['role'] == 'system' %}{{ raise_exception('a user must have the last word') }}{% endif %}"
     "{% if mood %}mood: {{ mood }}\n{% endif %}"
+    "{% if reasoning_effort %}effort: {{ reasoning_effort }}\n{% endif %}"
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )

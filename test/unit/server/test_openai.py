@@ -212,6 +212,8 @@ def test_the_template_hears_the_callers_variables(echo: Any) -> None:
     body = {"messages": [{"role": "user", "content": "hi"}], "chat_template_kwargs": {"mood": "calm"}, "max_tokens": 1}
     assert echo.post("/v1/chat/completions", body).status_code == 200
     assert "mood: calm" in echo.tokenizer.decode(echo.worker.submits[-1].tokens)
+    assert echo.post("/v1/chat/completions", {**body, "reasoning_effort": "low"}).status_code == 200
+    assert "effort: low" in echo.tokenizer.decode(echo.worker.submits[-1].tokens)
 
 
 @pytest.mark.parametrize("text", TEXTS)
