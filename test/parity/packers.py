@@ -1,6 +1,7 @@
 """Writers of weights in few bits, element by element as the formats' authors describe them; they share no line with
 the readers. Each gives the tensors of a module by their endings, and the weight that those stand for."""
 
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -156,3 +157,180 @@ def fp8(w: Array, by: str = "tensor", static: bool = False, inverse: bool = Fals
     if static:
         found["input_scale"] = torch.tensor(0.05)
     return found, q.float().numpy() * spread
+
+
+def ggml(w: Array, kind: str) -> tuple[bytes, Array]:
+    """Blocks of llama.cpp, number by number. Returns a tensor's bytes and what they stand for."""
+    rows, inputs = w.shape
+    wide = 32 if kind in ("Q4_0", "Q8_0") else 256
+    out = bytearray()
+    value = np.empty_like(w)
+    for n in range(rows):
+        for at in range(0, inputs, wide):
+            packed, value[n, at : at + wide] = BLOCKS[kind](w[n, at : at + wide])
+            out += packed
+    return bytes(out), value
+
+
+def _half(x: Any) -> Any:
+    return np.float16(x).astype(np.float32)
+
+
+def _q4_0(x: Array) -> tuple[bytes, Array]:
+    d = _half(np.abs(x).max() / 8 + 1e-4)
+    q = np.clip(np.round(x / d) + 8, 0, 15).astype(np.uint8)
+    return np.float16(d).tobytes() + bytes(q[i] | q[i + 16] << 4 for i in range(16)), (q - 8.0) * d
+
+
+def _q8_0(x: Array) -> tuple[bytes, Array]:
+    d = _half(np.abs(x).max() / 127 + 1e-5)
+    q = np.clip(np.round(x / d), -127, 127)
+    return np.float16(d).tobytes() + q.astype(np.int8).tobytes(), q * d
+
+
+def _k(x: Array, bits: int) -> tuple[bytes, Array, Array]:
+    """Two scales, 8 groups of 6-bit factors of them in 12 bytes, codes, and what they stand for."""
+    groups = x.reshape(8, 32)
+    least = np.maximum(-groups.min(1), 0)
+    step = (groups.max(1) + least).clip(1e-6) / (2**bits - 1)
+    d, dmin = _half(step.max() / 63), _half(least.max() / 63)
+    sc = np.round(step / d).astype(int)
+    m = np.round(least / max(dmin, 1e-9)).clip(0, 63).astype(int)
+    q = np.clip(np.round((groups + (dmin * m)[:, None]) / np.maximum(d * sc, 1e-9)[:, None]), 0, 2**bits - 1).astype(
+        int
+    )
+    packed = [0] * 12
+    for j in range(8):
+        if j < 4:
+            packed[j] |= sc[j]
+            packed[j + 4] |= m[j]
+        else:
+            packed[j + 4] |= (sc[j] & 15) | (m[j] & 15) << 4
+            packed[j - 4] |= (sc[j] >> 4) << 6
+            packed[j] |= (m[j] >> 4) << 6
+    head = np.float16(d).tobytes() + np.float16(dmin).tobytes() + bytes(packed)
+    return head, q, (q * (d * sc)[:, None] - (dmin * m)[:, None]).reshape(-1)
+
+
+def _q4_k(x: Array) -> tuple[bytes, Array]:
+    head, q, value = _k(x, 4)
+    return head + bytes(q[2 * c, i] | q[2 * c + 1, i] << 4 for c in range(4) for i in range(32)), value
+
+
+def _q5_k(x: Array) -> tuple[bytes, Array]:
+    head, q, value = _k(x, 5)
+    high = [sum((q[g, i] >> 4) << g for g in range(8)) for i in range(32)]
+    low = [(q[2 * c, i] & 15) | (q[2 * c + 1, i] & 15) << 4 for c in range(4) for i in range(32)]
+    return head + bytes(high) + bytes(low), value
+
+
+def _q6_k(x: Array) -> tuple[bytes, Array]:
+    groups = x.reshape(16, 16)
+    step = np.abs(groups).max(1) / 31 + 1e-7
+    d = _half(step.max() / 127)
+    sc = np.round(step / d).clip(1, 127).astype(int)
+    q = np.clip(np.round(groups / (d * sc)[:, None]), -32, 31).astype(int)
+    value = (q * (d * sc)[:, None]).reshape(-1)
+    q = q.reshape(-1) + 32
+    low, high = [0] * 128, [0] * 64
+    for half in range(2):
+        for i in range(32):
+            for part in range(4):  # of 32 columns each
+                code = q[128 * half + 32 * part + i]
+                low[64 * half + 32 * (part % 2) + i] |= (code & 15) << (4 * (part // 2))
+                high[32 * half + i] |= (code >> 4) << (2 * part)
+    return bytes(low) + bytes(high) + sc.astype(np.int8).tobytes() + np.float16(d).tobytes(), value
+
+
+BLOCKS = {"Q4_0": _q4_0, "Q8_0": _q8_0, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k}
+GGML = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 8, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "Q5_1": 7}
+
+
+def gguf(keys: dict[str, Any], tensors: dict[str, tuple[str, Array, bytes]]) -> bytes:
+    """A file, version 3. keys: str, float, int or lists of str; tensors: name -> type, for its shape, bytes."""
+
+    def text(s: str) -> bytes:
+        return struct.pack("<Q", len(s.encode())) + s.encode()
+
+    out = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(keys))
+    for key, v in keys.items():
+        out += text(key)
+        if isinstance(v, str):
+            out += struct.pack("<I", 8) + text(v)
+        elif isinstance(v, list):
+            out += struct.pack("<IIQ", 9, 8, len(v)) + b"".join(text(s) for s in v)
+        else:
+            out += struct.pack("<If", 6, v) if isinstance(v, float) else struct.pack("<II", 4, v)
+    at = 0
+    for name, (kind, array, raw) in tensors.items():
+        dims = array.shape[::-1]
+        out += text(name) + struct.pack(f"<I{len(dims)}Q", len(dims), *dims) + struct.pack("<IQ", GGML[kind], at)
+        at += -(-len(raw) // 32) * 32
+    out += b"\0" * (-len(out) % 32)
+    return out + b"".join(raw + b"\0" * (-len(raw) % 32) for _, _, raw in tensors.values())
+
+
+OURS = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+
+
+def gguf_of(
+    config: dict[str, Any], tensors: dict[str, Array], kind_of: Callable[[str], str], more: dict[str, Any] | None = None
+) -> tuple[bytes, dict[str, Array]]:
+    """A model of Hugging Face's names as llama.cpp's converter writes it; and the weights that it stands for.
+
+    kind_of: type of a matrix, by its name; vectors are float32.
+    """
+    arch, heads = config["model_type"], config["num_attention_heads"]
+    kv_heads = config["num_key_value_heads"]
+    keys = {
+        "general.architecture": arch,
+        f"{arch}.embedding_length": config["hidden_size"],
+        f"{arch}.block_count": config["num_hidden_layers"],
+        f"{arch}.feed_forward_length": config["intermediate_size"],
+        f"{arch}.attention.head_count": heads,
+        f"{arch}.attention.head_count_kv": kv_heads,
+        f"{arch}.attention.layer_norm_rms_epsilon": float(config["rms_norm_eps"]),
+        f"{arch}.attention.key_length": config["head_dim"],
+        f"{arch}.context_length": config["max_position_embeddings"],
+        f"{arch}.rope.freq_base": float((config.get("rope_parameters") or config)["rope_theta"]),
+        "tokenizer.ggml.tokens": ["a", "é"],
+        "tokenizer.ggml.eos_token_id": 2,
+    }
+    written: dict[str, tuple[str, Array, bytes]] = {}
+    stands_for = {}
+    for name, w in tensors.items():
+        stem, _, end = name.rpartition(".")
+        if stem in TOP:
+            target = f"{TOP[stem]}.{end}"
+        else:
+            _, _, number, part = stem.split(".", 3)
+            target = f"blk.{number}.{OURS[part]}.{end}"
+        kind = kind_of(name) if w.ndim == 2 else "F32"
+        if kind in BLOCKS:
+            raw, stands_for[name] = ggml(w, kind)
+        else:
+            stored = w.astype(np.float16 if kind == "F16" else np.float32)
+            raw, stands_for[name] = stored.tobytes(), stored.astype(np.float32)
+        if arch == "llama" and ("q_proj" in name or "k_proj" in name):
+            n = heads if "q_proj" in name else kv_heads
+            size = len(raw) // len(w)
+            each = [raw[i * size : (i + 1) * size] for i in range(len(w))]
+            dim = len(w) // n
+            raw = b"".join(
+                each[h * dim + half * dim // 2 + i] for h in range(n) for i in range(dim // 2) for half in (0, 1)
+            )
+        written[target] = kind, w, raw
+    return gguf(keys | (more or {}), written), stands_for

@@ -31,8 +31,9 @@ class ServerConfig:
     model_path: str = flag("", "Folder or hub id of the model. Without it the built-in demo model.", "--model")
     tokenizer_path: str = flag("", "Folder or hub id of the tokenizer; the model's own by default.")
     tokenizer_mode: Literal["auto", "slow"] = flag("auto", "slow: the reference tokenizer instead of the fast one.")
-    load_format: Literal["auto", "safetensors", "pt", "dummy"] = flag(
-        "auto", "Weight files to read. dummy: random weights, no file is read. pt: loaded with weights_only."
+    load_format: Literal["auto", "safetensors", "pt", "gguf", "dummy"] = flag(
+        "auto",
+        "Weight files to read. dummy: random weights, no file is read. pt: loaded with weights_only. gguf: one file.",
     )
     dtype: Literal["auto", "half", "float16", "bfloat16", "float", "float32"] = flag(
         "auto", "Type of weights and activations. auto: the checkpoint's (fp32 checkpoints: fp16 on CUDA, fp32 on CPU)."
@@ -140,7 +141,8 @@ class ServerConfig:
         if not self.model_path:
             new["model_path"] = str(DEMO_MODEL)
         if not self.tokenizer_path:
-            new["tokenizer_path"] = new.get("model_path", self.model_path)
+            path = new.get("model_path", self.model_path)
+            new["tokenizer_path"] = str(Path(path).parent) if path.endswith(".gguf") else path
         if self.random_seed is None:
             new["random_seed"] = secrets.randbits(31)
         chunk = self.chunked_prefill_size

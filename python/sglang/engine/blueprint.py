@@ -52,7 +52,7 @@ def draw_up(config: ServerConfig, device: torch.device) -> Blueprint:
     elif not spec.causal:
         hf.refuse(raw, "is_causal", "only --is-embedding serves it")
     kind, form = chosen(hf.quantization(folder, raw), config.quantization, device.type, family.formats)
-    dtype = _dtype(config.dtype, raw, device)
+    dtype = _dtype(config.dtype, raw, device, form is not None)
     context = config.context_length or spec.context or hf.context_length(raw)
     return Blueprint(folder, raw, family, spec, pooling, kind, form, dtype, context)
 
@@ -80,7 +80,8 @@ def _spec(family: Family, raw: hf.HFConfig) -> Decoder:
         raise ConfigError(f"config.json: a value has the wrong type for {name} ({error})") from None
 
 
-def _dtype(flag: str, raw: hf.HFConfig, device: torch.device) -> torch.dtype:
+def _dtype(flag: str, raw: hf.HFConfig, device: torch.device, few: bool) -> torch.dtype:
+    """few: weights come in few bits, so that the saved type is only that of their scales."""
     if flag != "auto":
         return DTYPES[flag]
     saved = str(raw.get("torch_dtype") or raw.get("dtype") or "float32").removeprefix("torch.")
@@ -88,6 +89,6 @@ def _dtype(flag: str, raw: hf.HFConfig, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.float16 if dtype == torch.float32 else dtype
     # A CPU without arithmetic for a 16-bit type is several times slower in it than in float32.
-    if dtype == torch.bfloat16 and bfloat16_arithmetic():
-        return dtype
+    if (dtype == torch.bfloat16 or (few and dtype == torch.float16)) and bfloat16_arithmetic():
+        return torch.bfloat16
     return torch.float32

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,12 +19,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sglang.base.errors import ConfigError
+from sglang.models import gguf
 from sglang.models.decoder import Model
 from sglang.models.layout import Cut, Names, Packed
 from sglang.models.quantized import Takers, takers
 from sglang.models.shards import check_ranks, joined, rank_of
 from sglang.models.spec import Decoder, Family
 from sglang.quant.base import Grid
+from sglang.quant.blocks import BLOCKS
 from sglang.quant.formats import INTEGERS, KV_SCALES, NARROW, WORDS, Format
 from sglang.quant.rounding import dummy
 
@@ -33,9 +36,12 @@ HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
 
 
 def folder_of(model_path: str, revision: str | None, download_dir: str | None, pickled: bool = False) -> Path:
-    """The local folder of a model: the path itself, or a hub download. Raises ConfigError."""
+    """The local folder of a model: the path itself, or a hub download; a .gguf file stands for one.
+
+    Raises ConfigError.
+    """
     path = Path(model_path).expanduser()
-    if path.is_dir():
+    if path.is_dir() or (path.suffix == ".gguf" and path.is_file()):
         return path
     if path.is_absolute() or model_path.startswith(".") or model_path.count("/") != 1:
         raise ConfigError(f"--model-path {model_path}: no such folder (and not a hub id such as org/name)")
@@ -212,19 +218,20 @@ def _modules(headers: "dict[str, Header]", form: Format) -> dict[str, tuple[tupl
     Returns that header's name -> the tensors. Raises ConfigError.
     """
     found: dict[str, tuple[tuple[Path, str], ...]] = {}
-    mark = f".{form.mark}"
-    for name in [n for n in headers if n.endswith(mark)]:
+    for name in [n for n in headers if n.rpartition(".")[2] in form.marks]:
         file, _, dtype = headers[name]
-        if form.mark == "weight" and dtype not in NARROW:
+        module, _, mark = name.rpartition(".")
+        if mark == "weight" and dtype not in NARROW:
             continue
-        module = name.removesuffix(mark)
         parts = {part: headers.pop(n) for part in form.parts if (n := f"{module}.{part}") in headers}
         for part, header in parts.items():
-            known = ("I32",) if part in WORDS else ("I32", "I64", "I8") if part in INTEGERS else (*PLAIN, *NARROW)
+            known = (*PLAIN, *NARROW)
+            if part in WORDS or part in INTEGERS or part in BLOCKS:
+                known = ("U8",) if part in BLOCKS else ("I32",) if part in WORDS else ("I32", "I64", "I8")
             if header[2] not in known:
                 raise ConfigError(f"{header[0].name}: {module}.{part} has type {header[2]}; known: {', '.join(known)}")
-        if len(parts[form.mark][1]) != 2:
-            raise ConfigError(f"{file.name}: {name} has shape {list(parts[form.mark][1])}, not two dimensions")
+        if len(parts[mark][1]) != 2:
+            raise ConfigError(f"{file.name}: {name} has shape {list(parts[mark][1])}, not two dimensions")
         if lacking := [part for part in form.needed if part not in parts]:
             raise ConfigError(f"{file.name}: {name} lacks {module}.{lacking[0]} ({form.name})")
         try:
@@ -339,6 +346,10 @@ def name_of(place: str, names: Names) -> str:
 
 def _files(folder: Path, load_format: str) -> list[Path]:
     """The weight files, indexed ones first. Raises ConfigError where there are none, or one is missing."""
+    if folder.is_file() and load_format in ("auto", "gguf"):
+        return [folder]
+    if folder.is_file() or load_format == "gguf":
+        raise ConfigError(f"--load-format {load_format} does not read {folder}; leave it at auto")
     if load_format in ("auto", "safetensors"):
         found = _indexed(folder, "model.safetensors.index.json")
         if not found:
@@ -378,6 +389,10 @@ def _headers(files: list[Path]) -> Iterator[tuple[Path, str, tuple[int, ...], st
     """File, name, shape and safetensors' word for the type of every tensor."""
     words = {dtype: word for word, dtype in PLAIN.items()}
     for file in files:
+        if file.suffix == ".gguf":
+            for name, shape, word in gguf.headers(file):
+                yield file, name, shape, word
+            continue
         if file.suffix != ".safetensors":
             for name, tensor in _pickled(file).items():
                 yield file, name, tuple(tensor.shape), words.get(tensor.dtype, str(tensor.dtype))
@@ -400,6 +415,8 @@ def _read(jobs: list[_Job]) -> Iterator[tuple[_Job, list[Tensor]]]:
             for file, _ in job.sources:
                 if file not in opened and file.suffix == ".safetensors":
                     opened[file] = stack.enter_context(safe_open(file, framework="pt")).get_tensor
+                elif file not in opened and file.suffix == ".gguf":
+                    opened[file] = partial(gguf.tensor, file)
                 elif file not in opened:
                     opened[file] = _pickled(file).__getitem__
             yield job, [opened[file](name) for file, name in job.sources]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sglang.base.errors import ConfigError
 from sglang.quant.base import Grid
+from sglang.quant.blocks import BLOCKS
 from sglang.quant.words import awq_unpacked, marlin_scales, marlin_unpacked, unpacked
 
 Config = Mapping[str, Any]
@@ -31,14 +32,14 @@ KV_SCALES = ("k_scale", "v_scale", "kv_scale", "q_scale", "prob_scale", "output_
 
 @dataclass(frozen=True)
 class Format:
-    """mark: the ending that tells. parts: all endings that make a weight. needed: those that no module may lack.
+    """marks: the endings that tell. parts: all endings that make a weight. needed: those that no module may lack.
 
     shape: module, shapes -> (rows, inputs). read: module, tensors -> the weight. Either raises ValueError for tensors
     that do not fit together.
     """
 
     name: str
-    mark: str
+    marks: tuple[str, ...]
     parts: tuple[str, ...]
     needed: tuple[str, ...]
     shape: Callable[[str, Shapes], tuple[int, int]]
@@ -116,7 +117,7 @@ def _awq(config: Config) -> Format:
         codes = awq_unpacked(found["qweight"]).t().contiguous()
         return Grid(codes, scales, 4, codes.shape[1] // scales.shape[1], zeros.contiguous())
 
-    return Format("awq", "qweight", ("qweight", "qzeros", "scales"), ("scales",), shape, read)
+    return Format("awq", ("qweight",), ("qweight", "qzeros", "scales"), ("scales",), shape, read)
 
 
 def _groups(scales: Shape, rows: Shape, inputs: int) -> int:
@@ -169,7 +170,7 @@ def _gptq(config: Config) -> Format:
         group_of, size = _columns("g_idx", found, codes.shape[1], scales.shape[1], size)
         return Grid(codes, scales, few, size, zeros.t().float().contiguous(), group_of)
 
-    return Format("gptq", "qweight", ("qweight", "qzeros", "scales", "g_idx"), ("qzeros", "scales"), shape, read)
+    return Format("gptq", ("qweight",), ("qweight", "qzeros", "scales", "g_idx"), ("qzeros", "scales"), shape, read)
 
 
 def _columns(part: str, found: Found, inputs: int, groups: int, size: int) -> tuple[Tensor | None, int]:
@@ -200,7 +201,7 @@ def _marlin(config: Config) -> Format:
         codes, scales = marlin_unpacked(found["B"]), marlin_scales(found["s"]).contiguous()
         return Grid(codes, scales, 4, codes.shape[1] // scales.shape[1], torch.full_like(scales, 8.0))
 
-    return Format("marlin", "B", ("B", "s", "workspace"), ("s",), shape, read)
+    return Format("marlin", ("B",), ("B", "s", "workspace"), ("s",), shape, read)
 
 
 def _fp8(config: Config) -> Format:
@@ -271,7 +272,7 @@ def _whole(name: str, dtype: torch.dtype, static: bool, block: tuple[int, int] |
 
     parts = ("weight", "weight_scale", "weight_scale_inv", "weight_zero_point", "input_scale", "act_scale")
     kind = "int8" if dtype == torch.int8 else "fp8"
-    return Format(name, "weight", (*parts, "input_zero_point"), (), shape, read, kind)
+    return Format(name, ("weight",), (*parts, "input_zero_point"), (), shape, read, kind)
 
 
 def _compressed(config: Config) -> Format:
@@ -329,7 +330,19 @@ def _packed(bits: int, size: int) -> Format:
         return Grid(codes, scales, bits, own, zeros, group_of)
 
     parts = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx")
-    return Format("compressed-tensors", "weight_packed", parts, ("weight_scale",), shape, read)
+    return Format("compressed-tensors", ("weight_packed",), parts, ("weight_scale",), shape, read)
+
+
+def _gguf(config: Config) -> Format:
+    def shape(module: str, shapes: Shapes) -> tuple[int, int]:
+        ((kind, (rows, size)),) = shapes.items()
+        return rows, size // BLOCKS[kind].bytes * BLOCKS[kind].columns
+
+    def read(module: str, found: Found) -> Grid:
+        ((kind, raw),) = found.items()
+        return BLOCKS[kind].read(raw.view(raw.shape[0], -1, BLOCKS[kind].bytes))
+
+    return Format("gguf", tuple(BLOCKS), tuple(BLOCKS), (), shape, read)
 
 
 READERS: dict[str, Callable[[Config], Format]] = {
@@ -339,4 +352,5 @@ READERS: dict[str, Callable[[Config], Format]] = {
     "fp8": _fp8,
     "modelopt": _modelopt,
     "compressed-tensors": _compressed,
+    "gguf": _gguf,
 }

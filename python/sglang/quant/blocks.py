@@ -1,0 +1,84 @@
+"""Weights in GGUF's blocks: 32 or 256 columns of a row, their scales and codes side by side in bytes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sglang.quant.base import Grid
+
+
+@dataclass(frozen=True)
+class Block:
+    """columns and bytes of one. read: uint8 [rows, blocks, bytes] -> the weight."""
+
+    columns: int
+    bytes: int
+    read: Callable[[Tensor], Grid]
+
+
+def _halves(raw: Tensor, at: int, count: int = 1) -> Tensor:
+    """float16 numbers from byte `at` on: float32 [rows, blocks, count]."""
+    return raw[..., at : at + 2 * count].contiguous().view(torch.float16).float()
+
+
+def _nibbles(raw: Tensor) -> Tensor:
+    """uint8 [..., n] -> [..., 2, n]: all low halves, then all high ones."""
+    return torch.stack((raw & 15, raw >> 4), -2)
+
+
+def _q4_0(raw: Tensor) -> Grid:
+    scales = _halves(raw, 0).flatten(1)
+    return Grid(_nibbles(raw[..., 2:]).flatten(1), scales, 4, 32, torch.full_like(scales, 8.0))
+
+
+def _q8_0(raw: Tensor) -> Grid:
+    return Grid(raw[..., 2:].contiguous().view(torch.int8).flatten(1), _halves(raw, 0).flatten(1), 8, 32)
+
+
+def _steps(raw: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales and zeros of the 8 groups of a block of 256, of which a byte each holds 6 bits."""
+    packed = raw[..., 4:16]
+    first, second, third = packed[..., :4], packed[..., 4:8], packed[..., 8:]
+    scale = torch.cat((first & 63, (third & 15) | (first >> 6) << 4), -1)
+    least = torch.cat((second & 63, (third >> 4) | (second >> 6) << 4), -1)
+    step = _halves(raw, 0) * scale
+    below = _halves(raw, 2) * least
+    # A group of equal values has a step of 0; one that is too small to see keeps what they are.
+    step = torch.where(step == 0, below.clamp_min(1e-20) * 2.0**-20, step)
+    return step.flatten(1), (below / step).flatten(1)
+
+
+def _q4_k(raw: Tensor) -> Grid:
+    codes = _nibbles(raw[..., 16:].unflatten(-1, (4, 32))).flatten(1)
+    return Grid(codes, *_in_order(_steps(raw), 4))
+
+
+def _q5_k(raw: Tensor) -> Grid:
+    shifts = torch.arange(8, dtype=torch.uint8, device=raw.device).view(4, 2, 1)
+    fifth = (raw[..., None, None, 16:48] >> shifts) & 1
+    codes = _nibbles(raw[..., 48:].unflatten(-1, (4, 32))) | fifth << 4
+    return Grid(codes.flatten(1), *_in_order(_steps(raw), 5))
+
+
+def _in_order(steps: tuple[Tensor, Tensor], bits: int) -> tuple[Tensor, int, int, Tensor]:
+    return steps[0], bits, 32, steps[1]
+
+
+def _q6_k(raw: Tensor) -> Grid:
+    low = _nibbles(raw[..., :128].unflatten(-1, (2, 64)))  # [.., half, nibble, 64]
+    shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device=raw.device).view(4, 1)
+    high = (raw[..., 128:192].unflatten(-1, (2, 1, 32)) >> shifts) & 3  # [.., half, 4, 32]
+    codes = (low.unflatten(-1, (2, 32)).flatten(-3, -2) | high << 4).to(torch.int8) - 32
+    scales = raw[..., 192:208].contiguous().view(torch.int8) * _halves(raw, 208)
+    return Grid(codes.flatten(1), scales.flatten(1), 6, 16)
+
+
+BLOCKS = {
+    "Q4_0": Block(32, 18, _q4_0),
+    "Q8_0": Block(32, 34, _q8_0),
+    "Q4_K": Block(256, 144, _q4_k),
+    "Q5_K": Block(256, 176, _q5_k),
+    "Q6_K": Block(256, 210, _q6_k),
+}
