@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,24 +34,28 @@ def encode_video(path: str, count: int) -> str:
     its last. Animated images are read with Pillow, anything else with PyAV."""
     if count < 1:
         raise ValueError(f"num_frames must be at least 1, got {count}")
-    frames = _frames(path)
-    if not frames:
+    total = sum(1 for _ in _frames(path))  # read twice: all frames at once may be gigabytes
+    if total == 0:
         raise ValueError(f"no frames in {path}")
-    if len(frames) <= count:
-        picked = [*frames, *[frames[-1]] * (count - len(frames))]
+    if total <= count:
+        wanted = [min(i, total - 1) for i in range(count)]
     else:
-        picked = [frames[round(i * (len(frames) - 1) / max(count - 1, 1))] for i in range(count)]
-    return VIDEO + base64.b64encode(b"".join(map(_png, picked))).decode()
+        wanted = [round(i * (total - 1) / max(count - 1, 1)) for i in range(count)]
+    pngs = {i: _png(picture()) for i, picture in enumerate(_frames(path)) if i in wanted}
+    return VIDEO + base64.b64encode(b"".join(pngs[i] for i in wanted)).decode()
 
 
-def _frames(path: str) -> list[Any]:
+def _frames(path: str) -> Iterator[Callable[[], Any]]:
+    """For each frame, in order, what makes a picture of it, until the next is asked for."""
     try:
         from PIL import Image, ImageSequence, UnidentifiedImageError
     except ImportError:
         raise RuntimeError("video needs Pillow: pip install pillow") from None
     try:
         with Image.open(path) as image:
-            return [frame.convert("RGB") for frame in ImageSequence.Iterator(image)]
+            for frame in ImageSequence.Iterator(image):
+                yield lambda frame=frame: frame.convert("RGB")
+        return
     except UnidentifiedImageError:
         pass
     try:
@@ -58,7 +63,8 @@ def _frames(path: str) -> list[Any]:
     except ImportError:
         raise RuntimeError(f"{path} is not an animated image; other videos need PyAV: pip install av") from None
     with av.open(path) as container:
-        return [frame.to_image() for frame in container.decode(video=0)]
+        for frame in container.decode(video=0):
+            yield frame.to_image
 
 
 def _png(image: Any) -> bytes:

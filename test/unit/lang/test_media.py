@@ -2,7 +2,10 @@
 
 import base64
 import io
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from PIL import Image
@@ -42,3 +45,36 @@ def test_what_is_no_video_says_so(tmp_path: Path) -> None:
         encode_video("x", 0)
     with pytest.raises(FileNotFoundError):
         encode_video(str(tmp_path / "none.mp4"), 1)
+
+
+def test_a_video_is_read_frame_by_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through PyAV's interface: an optional package that is not here."""
+    (tmp_path / "x.mp4").write_bytes(b"no image")
+    monkeypatch.setitem(sys.modules, "av", None)  # what an import of an absent package finds
+    with pytest.raises(RuntimeError, match="pip install av"):
+        encode_video(str(tmp_path / "x.mp4"), 2)
+    alive: list[int] = []
+
+    class Frame:
+        def __init__(self, i: int):
+            self.i = i
+
+        def to_image(self) -> Image.Image:
+            alive.append(self.i)
+            return picture(self.i)
+
+    class Container:
+        def __enter__(self) -> "Container":
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def decode(self, video: int) -> Iterator[Frame]:
+            return map(Frame, range(100))
+
+    av = ModuleType("av")
+    av.open = lambda path: Container()  # type: ignore[attr-defined]  # a module made here
+    monkeypatch.setitem(sys.modules, "av", av)
+    video = encode_video(str(tmp_path / "x.mp4"), 3)
+    assert alive == [0, 50, 99], "only the frames that are sent become pictures"
+    assert base64.b64decode(video.removeprefix("video:")).count(b"\x89PNG") == 3
