@@ -28,7 +28,10 @@ Ctrl-C stops an answer. A line that ends in \\ goes on in the next one."""
 CONNECT_S = 10
 REDRAW_S = 0.05  # reading Markdown anew for every token would take longer than the token
 # Settings of a listening server: chat has none.
-OF_HTTP = ("host", "port", "ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "ssl_keyfile_password", "log_level_http")
+OF_HTTP = (
+    "host", "port", "ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "ssl_keyfile_password", "log_level_http",
+    "admin_api_key", "incremental_streaming_output",
+)  # fmt: skip
 
 
 class ChatError(Exception):

@@ -172,6 +172,7 @@ def test_without_a_url_it_starts_an_engine_of_its_own():
         (["--url", "localhost:30000"], "--url must begin with http", 2),
         (["--url", "http://127.0.0.1:9", "--dtype", "half"], "unknown argument --dtype", 2),
         (["--port", "80"], "--port: chat starts no HTTP server", 2),
+        (["--admin-api-key", "k"], "--admin-api-key: chat starts no HTTP server", 2),
         (["--api-key", "x"], "--api-key goes with --url", 2),
         (["--max-total-tokens", "-3"], "--max-total-tokens must be at least 1", 2),
         (["/no/such/folder"], "--model-path /no/such/folder: no such folder", 2),
