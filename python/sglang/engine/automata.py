@@ -57,6 +57,11 @@ class Automata:
         self._spelling = spelling
         return True
 
+    @property
+    def learned(self) -> bool:
+        """Whether states follow tokens: a graph captured before would never let them."""
+        return self._spelling is not None
+
     def load(self, load: Load) -> None:
         """Put an automaton where the scheduler wants it, and make its masks."""
         assert self._spelling is not None

@@ -188,7 +188,7 @@ class DecodeGraphs:
             captured.graph.replay()
             return captured.logits
         logits = self._step(kind)
-        if self.captures:
+        if self.captures and (self._automata.learned or not kind.held):
             self._capture(kind)
         return logits
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from engine_driver import load
 pytest.importorskip("triton")
 from sglang.attention import cascade
 from sglang.engine import warmup
-from sglang.engine.graphs import sizes
+from sglang.engine.graphs import DecodeGraphs, _Kind, sizes
 from sglang.kernels import attention as kernels
 from sglang.kernels.compiling import _load, compile_ahead, trial
 
@@ -108,3 +109,20 @@ def test_what_is_tried_runs_while_others_are_compiled(monkeypatch: pytest.Monkey
 
     assert compile_ahead(launch) == 2
     assert launched == [("a", True), ("tried", False), ("b", True)]
+
+
+def test_masked_steps_are_captured_only_once_states_follow_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that warm up come before the vocabulary is known: their graphs would never move a state."""
+    graphs = DecodeGraphs.__new__(DecodeGraphs)
+    captured: list[_Kind] = []
+    automata = SimpleNamespace(learned=False)
+    for name, value in {"captures": True, "_captured": {}, "_automata": automata, "_capture": captured.append}.items():
+        monkeypatch.setattr(graphs, name, value, raising=False)
+    monkeypatch.setattr(graphs, "_step", lambda kind: torch.zeros(1))
+    free, held = _Kind(1, True, False, False), _Kind(1, True, True, False)
+    for kind in (free, held):
+        graphs._run(kind)
+    assert captured == [free]
+    automata.learned = True
+    graphs._run(held)
+    assert captured == [free, held]
