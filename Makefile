@@ -44,7 +44,7 @@ docs: $(VENV)/.dev  ## renew the pages that are made of code: server arguments, 
 size:  ## code lines per room (no blanks, comments, docstrings)
 	@$(PY) scripts/size.py
 
-wheel: $(VENV)/.dev  ## build python/dist/*.whl
+wheel: $(VENV)/.dev  ## build dist/*.whl
 	$(PY) -m build --wheel python -o dist
 
 install: $(VENV)/.installed  ## the environment in .venv
