@@ -7,12 +7,26 @@ from typing import Any
 import numpy as np
 import torch
 
+from sglang.attention.torch_native import TorchAttention
 from sglang.base.config import ServerConfig
 from sglang.base.plan import DRAWN, Ask, Plan, PromptAsk, Result, Seat
 from sglang.base.sampling import SamplingParams
 from sglang.engine.engine import Engine
 
 GREEDY = SamplingParams(temperature=0)
+TINY: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 300,
+    "max_position_embeddings": 128,
+    "eos_token_id": 3,
+    "torch_dtype": "float32",
+}
 
 
 def ints(values: Any) -> np.ndarray:
@@ -88,6 +102,39 @@ def load(folder: Path, device: str = "cpu", **flags: Any) -> Engine:
     settings: dict[str, Any] = {"dtype": "float32", "max_total_tokens": 2048, "max_running_requests": 8}
     config = ServerConfig(model_path=str(folder), device=device, **{**settings, **flags})  # type: ignore[arg-type]
     return Engine.load(config.resolve(), progress=False)
+
+
+class Copied:
+    """A Landing without pinned memory: steps in flight do not share theirs."""
+
+    def bring(self, tensor: torch.Tensor) -> Any:
+        return tensor.clone(), self
+
+    def synchronize(self) -> None: ...
+
+
+def on_device(folder: Path, **flags: Any) -> Engine:
+    """An engine of a folder with TINY's config as it is on CUDA; without a GPU, put together like it on the CPU."""
+    from sglang.attention.base import Shape
+    from sglang.attention.triton import TritonAttention
+    from sglang.engine.automata import Automata
+    from sglang.engine.graphs import DecodeGraphs
+    from sglang.kernels.staging import Stager
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    engine = load(folder, device.type, load_format="dummy", max_total_tokens=256, **flags)
+    if device.type == "cpu":
+        tables, plain = engine._tables, engine._attention
+        assert isinstance(plain, TorchAttention)
+        tables.device_pages = torch.zeros(tables.pages.shape, dtype=torch.int32)
+        shape = Shape(4, 2, 16, 0.25)
+        own = TritonAttention(shape, plain._keys, plain._values, tables.device_pages, engine.page_size, 8)
+        engine._attention = own
+        engine._automata = Automata(engine.slots, engine.ready.vocab_size, 1 << 18, device)
+        engine._sampler._stager = Stager(device)
+        engine._graphs = DecodeGraphs(engine._model, own, tables, engine._sampler, engine._automata, engine.slots)
+        engine._landing, engine.overlap = Copied(), True  # type: ignore[assignment]
+    return engine
 
 
 def all_logprobs(engine: Engine, rows: list[Row], driver: Driver, seats: list[Seat] | None = None) -> torch.Tensor:

@@ -43,14 +43,14 @@ class Automata:
     def learn(self, tokens: Sequence[bytes], eos_ids: Sequence[int]) -> bool:
         """What each token says; nothing for special ones. False, with a warning, where the device cannot follow.
 
-        May be called in a thread of its own, before the first plan with a Load; compiles the kernels.
+        May be called in a thread of its own, before the first plan with a Load.
         """
         spelling = spell(tokens, eos_ids, self._vocab, self._device)
-        if self.rows <= self.first:
+        if self.rows == self.first:
             return False
         try:
             with torch.inference_mode():
-                self._rehearse(spelling)
+                self.rehearse(spelling)
         except Exception as error:  # whatever a compiler throws
             log.warning("Automata are not followed on the device, their masks come from the host: %s", error)
             return False
@@ -100,8 +100,9 @@ class Automata:
         if self._spelling is not None:
             kernels.advance(self.arena, self._spelling, held, tokens)
 
-    def _rehearse(self, spelling: Spelling) -> None:
+    def rehearse(self, spelling: Spelling | None = None) -> None:
         """Every kernel once, over a row that leads nowhere."""
+        spelling = spelling or spell([b"a"], (), self._vocab, self._device)
         kernels.make_masks(self.arena, spelling, self.first, 1)
         nobody = torch.full((1,), -1, dtype=torch.int64, device=self._device)
         kernels.advance(self.arena, spelling, self.held(nobody, nobody), torch.zeros_like(nobody))

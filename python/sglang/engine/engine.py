@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from sglang.base.errors import ConfigError
 from sglang.base.messages import Ready
 from sglang.base.plan import Plan, Result
 from sglang.engine.batch import Tables
-from sglang.engine.blueprint import draw_up
+from sglang.engine.blueprint import Blueprint, draw_up, load_foreign
 from sglang.engine.pool import chunk_of, make_pool, slots_of
 from sglang.engine.pooling import Pooler
 from sglang.engine.sampler import SCORE_BLOCK, Masked, Sampler, next_positions, score_drawn, score_known
@@ -24,6 +25,7 @@ from sglang.kernels.staging import Landing, triton_works
 from sglang.models import config as hf
 from sglang.models.checkpoint import load
 from sglang.models.decoder import Model
+from sglang.models.foreign import Foreign
 from sglang.models.quantized import quantize, weight_bytes
 from sglang.models.spec import Pooling
 
@@ -112,13 +114,9 @@ class Engine:
         device = _device(config.device)
         if device.type == "cpu" and config.cpu_threads is not None:
             torch.set_num_threads(config.cpu_threads)
-        plan = draw_up(config, device)
-        spec, form = plan.spec, plan.form
         with torch.inference_mode():
-            model = Model(spec, plan.context, device, plan.dtype)
-            became = quantize(model, plan.kind, form)
-            parameters = sum(t.numel() for t in model.places().values())
-            load(model, plan.family, plan.folder, config.load_format, progress, form)
+            model, plan, parameters, became = _loaded(config, device, progress)
+            spec = plan.spec
             loaded = time.monotonic()
             if became:
                 counts = " ".join(f"{name}={count}" for name, count in became.items())
@@ -139,7 +137,9 @@ class Engine:
             page_size=engine.page_size,
             max_running=engine.slots,
             parameters=parameters,
-            weight_bytes=weight_bytes(model, parameters),
+            weight_bytes=parameters * model.dtype.itemsize
+            if isinstance(model, Foreign)
+            else weight_bytes(model, parameters),
             kv_bytes=engine.kv_bytes,
             load_s=time.monotonic() - began,
             eos_ids=engine.eos_ids,
@@ -162,7 +162,8 @@ class Engine:
         for seat in plan.seats:
             self._sampler.seat(seat)
         places = self._automata.places(plan) if self._automata is not None else None
-        if self._graphs is not None and self._graphs.fits(plan):
+        held = places is not None or not len(plan.masked)  # where it must be held, it is
+        if self._graphs is not None and held and self._graphs.fits(plan):
             return self._decode(plan, self._graphs, places)
         batch = self._tables.batch(plan)
         self._attention.plan(batch.rows)
@@ -227,7 +228,31 @@ class Engine:
         shares = isinstance(self._attention, TritonAttention) and self._attention.shares
         kv_heads = self._model.spec.kv_heads
         plans = warmup.plans(self.slots, kv_heads, self.pages, self.page_size, self.context_length, shares)
-        warmup.warm(self.launch, plans, self._graphs, self._model.dtype)
+        held = warmup.held([plans[0], next(plan for plan in plans if len(plan.tokens) == 1)])
+        automata = self._automata
+        assert automata is not None
+        warmup.warm(
+            self.launch, plans, self._graphs, self._model.dtype, lambda: [*map(self.launch, held), automata.rehearse()]
+        )
+        try:
+            for plan in held:
+                self.launch(plan).wait()
+        except Exception as error:  # whatever a compiler throws
+            log.warning("Constraints are slow, their draws cannot be compiled for this device: %s", error)
+            self._automata = None
+
+
+def _loaded(config: ServerConfig, device: torch.device, progress: bool) -> tuple[Model, Blueprint, int, Counter[str]]:
+    """The model, how many parameters it has, and what those became that are kept in few bits."""
+    if (foreign := load_foreign(config, device)) is not None:
+        model, plan = foreign
+        return model, plan, model.parameters, Counter()
+    plan = draw_up(config, device)
+    model = Model(plan.spec, plan.context, device, plan.dtype)
+    became = quantize(model, plan.kind, plan.form)
+    parameters = sum(t.numel() for t in model.places().values())
+    load(model, plan.family, plan.folder, config.load_format, progress, plan.form)
+    return model, plan, parameters, became
 
 
 def attention_of(config: ServerConfig, device: torch.device, shape: Shape, looks: list[Look]) -> str:

@@ -157,8 +157,7 @@ class Sampler:
         Returns int64 [S]. A random row without a single finite logit, or with a NaN, draws token 0; a greedy one some
         token of the vocabulary. No row fails, and none harms another.
         """
-        if self._stager is not None:
-            assert masked is None
+        if self._stager is not None and masked is None:
             return self._draw_on_device(logits, slots, positions, held)
         if self._plain[slots].all():
             if masked is None:

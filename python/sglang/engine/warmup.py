@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from msgspec import structs
 
 from sglang.attention import cascade
-from sglang.base.plan import Plan, Seat
+from sglang.base.plan import FREE, Plan, Seat
 from sglang.base.sampling import SamplingParams
 from sglang.kernels.compiling import compile_ahead
 from sglang.kernels.matvec import works
@@ -29,15 +30,19 @@ FEW = 128  # rows that are enough to have in common what is shared
 
 
 def warm(
-    launch: Callable[[Plan], "Flight"], plans: list[Plan], graphs: "DecodeGraphs | None", dtype: torch.dtype
+    launch: Callable[[Plan], "Flight"],
+    plans: list[Plan],
+    graphs: "DecodeGraphs | None",
+    dtype: torch.dtype,
+    more: Callable[[], object] = lambda: None,
 ) -> None:
-    """Before any real plan, since it writes to many slots and to the first cells."""
+    """Before any real plan, since it writes to many slots and to the first cells. more: what is only to be compiled."""
     began = time.monotonic()
     works(dtype)  # its kernels must run to say whether they are right
     captures = graphs is not None and graphs.captures
     if graphs is not None:
         graphs.captures = False  # a graph would hold what was not launched: nothing
-    compiled = compile_ahead(lambda: [launch(plan) for plan in plans])
+    compiled = compile_ahead(lambda: [*map(launch, plans), more()])
     torch.cuda.synchronize()
     if graphs is not None:
         graphs.captures = captures
@@ -56,6 +61,11 @@ def plans(slots: int, kv_heads: int, pages: int, page_size: int, context: int, s
     common = sharing(slots, kv_heads) if shares else []
     found += [_plan(rows, keys, 1, page_size) for rows, keys in common if keys <= most]
     return found
+
+
+def held(plans: list[Plan]) -> list[Plan]:
+    """The same plans, their rows drawn by the kernels of rows under constraints."""
+    return [structs.replace(plan, places=np.full(len(plan.slots), FREE, np.int32)) for plan in plans]
 
 
 def decodes(slots: int, kv_heads: int) -> list[int]:

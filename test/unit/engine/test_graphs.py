@@ -3,63 +3,24 @@
 import itertools
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from engine_driver import DRAWN, Ask, Driver, Row, load
+from engine_driver import DRAWN, TINY, Ask, Driver, Row, load, on_device
 
 from sglang.base.plan import Plan
 from sglang.base.sampling import SamplingParams
-from sglang.engine.engine import Engine
 
 pytest.importorskip("triton")
-from sglang.attention.base import Shape
 from sglang.attention.triton import TritonAttention
-from sglang.engine.automata import Automata
-from sglang.engine.graphs import DecodeGraphs, sizes
-from sglang.kernels.staging import Stager
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-CONFIG: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 300,
-    "max_position_embeddings": 128,
-    "eos_token_id": 3,
-    "torch_dtype": "float32",
-}
+from sglang.engine.graphs import sizes
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("graphs")
-    (path / "config.json").write_text(json.dumps(CONFIG))
+    (path / "config.json").write_text(json.dumps(TINY))
     return path
-
-
-def on_device(folder: Path, **flags: Any) -> Engine:
-    """An engine as it is on CUDA; without a GPU, one put together the same way on the CPU."""
-    engine = load(folder, DEVICE, load_format="dummy", max_total_tokens=256, **flags)
-    if DEVICE == "cpu":
-        tables = engine._tables
-        tables.device_pages = torch.zeros(tables.pages.shape, dtype=torch.int32)
-        plain: Any = engine._attention
-        shape = Shape(4, 2, 16, 0.25)
-        own = TritonAttention(shape, plain._keys, plain._values, tables.device_pages, engine.page_size, 8)
-        engine._attention = own
-        device = torch.device("cpu")
-        engine._automata = Automata(engine.slots, engine.ready.vocab_size, 4 << 20, device)
-        engine._sampler._stager = Stager(device)
-        engine._graphs = DecodeGraphs(engine._model, own, tables, engine._sampler, engine._automata, engine.slots)
-        engine.overlap = True
-    return engine
 
 
 @pytest.mark.parametrize("page_size", [1, 4])
