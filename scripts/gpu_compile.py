@@ -108,9 +108,10 @@ def loads_before_the_wait(ptx: str) -> int:
 
 def kernels(compiler: Compiler) -> None:
     from sglang.kernels import attention as own
-    from sglang.kernels import automata, cells, enter, matvec, pointwise, sample
+    from sglang.kernels import automata, cells, enter, fp8, int4, matvec, pointwise, sample
 
     matvec._capable = lambda: True  # type: ignore[assignment]
+    int4._asm = lambda: True  # type: ignore[assignment]
     bf16 = torch.bfloat16
 
     def some(*shape: int, dtype: torch.dtype = bf16) -> torch.Tensor:
@@ -135,6 +136,11 @@ def kernels(compiler: Compiler) -> None:
     spelling = automata.Spelling(some(vocab + 1, dtype=torch.int32), bytes_, numbers, numbers, bytes_, numbers)
     compiler.of("automata")
     automata.make_masks(arena, spelling, 512, 300)
+    compiler.of("masks")
+    bytes_, words = some(600000, dtype=torch.uint8), [some(n, dtype=torch.int32) for n in (128257, 128256, 128000, 33)]
+    spelling = automata.Spelling(words[0], bytes_, words[1], words[2], bytes_, words[3])
+    arena = automata.Arena(some(900, 256, dtype=torch.int16), bytes_[:900], some(900, 4008, dtype=torch.int32))
+    automata.make_masks(arena, spelling, 512, 300)
     for rows in (1, 2, 8, 16, 32, 64, 128, 512):
         compiler.of(f"{rows} rows")
         early = rows == 1
@@ -152,6 +158,8 @@ def kernels(compiler: Compiler) -> None:
             own.decode(q, pool, score, ints(rows), ints(rows), ints(rows), out, splits, shared=shared)
         entries = ints(rows), ints(rows), ints(rows)
         enter.enter(ints(rows), ints(rows), entries, ints(512), table, ints(rows))
+        held = automata.Held(arena.masks, ints(rows), ints(rows), ints(512))
+        automata.advance(arena, spelling, held, ints(rows))
         for dtype in (bf16, torch.float32):
             columns = [ints(rows) for _ in range(5)]
             draws = sample.Draws.of(ints(rows), columns)
@@ -159,6 +167,17 @@ def kernels(compiler: Compiler) -> None:
             for under in (None, held):
                 sample.draw(some(rows, vocab, dtype=dtype), draws, ints(512), ints(rows), under)
             automata.advance(arena, spelling, held, ints(rows))
+    few = int4.Words(
+        some(128, hidden // 128, 64, 16, dtype=torch.int32), some(32, 128, dtype=torch.int32), 64, hidden, 128
+    )
+    for rows in (1, 8, 32, 64, 128):
+        compiler.of(f"few bits, {rows} rows")
+        x = some(rows, hidden)
+        int4.multiply(x, few)
+        for groups in (1, hidden // fp8.COLUMNS):
+            codes, scales = fp8.rounded(x, None, groups)
+            weight, own_scales = some(6144, hidden, dtype=fp8.FP8), some(groups, 6144, dtype=torch.float32)
+            fp8.multiply(codes, scales, weight, own_scales, bf16)
     for longest in (2, 64, 128):
         compiler.of(f"rows of {longest}")
         q = some(256, heads + 2 * kv, dim)[:, :heads]
