@@ -1,5 +1,6 @@
 """What RuntimeEndpoint says over the wire, and what it makes of the answers."""
 
+import traceback
 from typing import Any
 
 import pytest
@@ -125,7 +126,7 @@ def test_chains_go_to_servers_that_know_them_only() -> None:
 def test_a_server_that_claims_chains_and_refuses_them_is_asked_one_by_one() -> None:
     def answer(body: dict[str, Any]) -> Answer:
         if "segments" in body:
-            return 400, {"error": {"message": "unknown", "param": "segments"}}
+            return 400, {"error": {"message": "text is missing", "param": "text"}}
         return reply()
 
     with serve(Wire(answer, {"model_path": "x", "segments": True})) as wire:
@@ -133,6 +134,29 @@ def test_a_server_that_claims_chains_and_refuses_them_is_asked_one_by_one() -> N
         for _ in range(2):
             assert two.run(backend=endpoint).text() == "QhiRhi"
         assert sum("segments" in body for body in wire.bodies) == 1
+
+
+def test_a_bad_gen_of_a_chain_fails_at_its_own_line_and_those_before_it_do_not() -> None:
+    def answer(body: dict[str, Any]) -> Answer:
+        if "segments" in body:
+            return 400, {"error": {"message": "too big", "param": "segments[3].sampling_params.top_p"}}
+        if body["sampling_params"]["top_p"] > 1:
+            return 400, {"error": {"message": "too big", "param": "sampling_params.top_p"}}
+        return reply()
+
+    @sgl.function
+    def program(s: Any) -> None:
+        s += "Q" + sgl.gen("a")
+        s += "R" + sgl.gen("b", top_p=7)
+        s += "never"
+
+    with serve(Wire(answer, {"model_path": "x", "segments": True})) as wire:
+        endpoint = sgl.RuntimeEndpoint(wire.url)
+        state = program.run(backend=endpoint)
+        assert (state["a"], state.text()) == ("hi", "QhiR")
+        assert 'sgl.gen("b", top_p=7)' in "".join(traceback.format_exception(state.error()))
+        assert two.run(backend=endpoint).text() == "QhiRhi"
+        assert sum("segments" in body for body in wire.bodies) == 2, "the next program is a chain again"
 
 
 def test_an_error_answer_is_raised_with_its_json() -> None:

@@ -1,10 +1,12 @@
 """EngineBackend: programs over an `sgl.Engine` in this process, without HTTP."""
 
 import inspect
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from sglang.base.chat import ChatTemplate, get_chat_template_by_model_path
+from sglang.lang.backends.base import NotFused
 from sglang.lang.backends.jinja import template_of_model
 from sglang.lang.backends.native import Body, NativeBackend
 
@@ -42,13 +44,30 @@ class EngineBackend(NativeBackend):
         """Nothing: the engine shares the prefix of requests that arrive together."""
 
     async def _post(self, body: Body) -> Any:
-        return await self._engine.async_generate(body.pop("text", None), body.pop("sampling_params", None), **body)
+        with _one_by_one(body):
+            return await self._ask(body)
 
     async def _events(self, body: Body) -> AsyncIterator[Body]:
-        events = await self._engine.async_generate(body.pop("text", None), body.pop("sampling_params", None), **body)
-        try:
-            async for event in events:
-                yield event
-        finally:
-            if inspect.isasyncgen(events):
-                await events.aclose()
+        with _one_by_one(body):
+            events = await self._ask(body)
+            try:
+                async for event in events:
+                    yield event
+            finally:
+                if inspect.isasyncgen(events):
+                    await events.aclose()
+
+    async def _ask(self, body: Body) -> Any:
+        fields = {name: value for name, value in body.items() if name not in ("text", "sampling_params")}
+        return await self._engine.async_generate(body.get("text"), body.get("sampling_params"), **fields)
+
+
+@contextmanager
+def _one_by_one(body: Body) -> Iterator[None]:
+    """A chain that is refused is asked gen by gen: those before a bad one are answered."""
+    try:
+        yield
+    except ValueError:
+        if "segments" in body:
+            raise NotFused from None
+        raise

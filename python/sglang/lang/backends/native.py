@@ -3,12 +3,12 @@
 import logging
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 from sglang.base.choices import METHODS, ChoicesDecision, Method, choice_tokens, decide, needs_unconditional
 from sglang.base.choices import token_length_normalized as by_default
-from sglang.lang.backends.base import AsyncBackend, Meta, Segment, StateView
+from sglang.lang.backends.base import AsyncBackend, Meta, NotFused, Segment, StateView
 from sglang.lang.config import global_config
 from sglang.lang.ir import DTYPES, Select, SglSamplingParams, Text
 
@@ -111,9 +111,10 @@ class NativeBackend(AsyncBackend):
     ) -> ChoicesDecision:
         """One zero-token request for the length of the prompt (and to cache it), one for all choices, and where the
         method asks for it one for all choices with nothing before them."""
-        if self.fuses and choices_method in _NAMES and not s.images_:
-            async for _, text, meta, _ in self.async_chain(s, [Select(None, choices, 0.0, choices_method)], False):
-                return ChoicesDecision(text, meta)
+        if self.fuses and choices_method in _NAMES and all(choices) and not s.images_:
+            with suppress(NotFused):
+                async for _, text, meta, _ in self.async_chain(s, [Select(None, choices, 0.0, choices_method)], False):
+                    return ChoicesDecision(text, meta)
         nothing: Body = {"max_new_tokens": 0, "temperature": 0}
         first = await self._post({**self._prompt(s), "sampling_params": nothing})
         length: int = first["meta_info"]["prompt_tokens"]

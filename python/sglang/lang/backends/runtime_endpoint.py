@@ -116,8 +116,9 @@ class RuntimeEndpoint(NativeBackend):
                 async with client.stream("POST", url, json=body) as answer:
                     if answer.status_code != 200:
                         text = (await answer.aread()).decode(errors="replace")
-                        if "segments" in body and self._not_known(answer.status_code, text):
-                            self.segments = False
+                        if "segments" in body and answer.status_code in (400, 422):
+                            # One by one, the gens before a bad one are answered, and it fails at its own line.
+                            self.segments = self.segments and not self._not_known(text)
                             raise NotFused
                         raise RuntimeError(f"{url}: {answer.status_code} {_told(text)}")
                     yield answer
@@ -131,13 +132,11 @@ class RuntimeEndpoint(NativeBackend):
         return httpx.AsyncClient(headers=self._headers, verify=self._verify, timeout=timeout)
 
     @staticmethod
-    def _not_known(status: int, text: str) -> bool:
+    def _not_known(text: str) -> bool:
         """Whether a refusal means that the server has never heard of segments, not that one of them is wrong."""
-        if status not in (400, 422):
-            return False
         try:
             answer = json.loads(text)
-            return (answer.get("error") or answer).get("param") in ("segments", "text")
+            return (answer.get("error") or answer).get("param", "text") == "text"
         except (ValueError, AttributeError):
             return True
 
