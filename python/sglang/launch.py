@@ -184,16 +184,27 @@ async def _serve(config: ServerConfig, worker: WorkerHandle) -> None:
     listener = _bind(config)
     front = Front(worker.link, load_tokenizer(config), config)
     worker.watch(front.fail_soon)
+    # Answering from now on, with 503 until the model is there: who asks too early is told so, and not left hanging.
+    serving = asyncio.create_task(serve(build_app(front, config), front, config, [listener]))
+    starting = asyncio.create_task(_start(front, config, listener))
     try:
-        ready = await front.start()
-        came = age()
-        if not config.skip_server_warmup:
-            await _warm_up(front)
-        log.info("start: %.1f s since the command, of which the first answer %.1f s", age(), age() - came)
-        _announce(config, ready, listener)
-        await serve(build_app(front, config), front, config, [listener])
+        await asyncio.wait((serving, starting), return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+        await serving
     finally:
+        starting.cancel()
         await front.close()
+        await asyncio.gather(serving, starting, return_exceptions=True)
+
+
+async def _start(front: "Front", config: ServerConfig, listener: socket.socket) -> None:
+    ready = await front.start()
+    came = age()
+    if not config.skip_server_warmup:
+        await _warm_up(front)
+    log.info("start: %.1f s since the command, of which the first answer %.1f s", age(), age() - came)
+    _announce(config, ready, listener)
 
 
 def _bind(config: ServerConfig) -> socket.socket:

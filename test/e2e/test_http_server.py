@@ -1,9 +1,11 @@
 """The server as users run it: a process with a port, a model and signals."""
 
+import contextlib
 import json
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -145,6 +147,26 @@ def test_a_queue_that_is_full_answers_503_until_it_is_not(start_server: Any) -> 
         for reader in readers:
             reader.join(20)
         assert generate(server, text="y").status_code == 200
+
+
+def test_a_server_that_loads_says_so_and_can_be_stopped() -> None:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    command = [sys.executable, "-m", "sglang.launch_server", "--port", str(port), "--max-total-tokens", "2000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        early = None
+        while early is None:
+            assert process.poll() is None
+            with contextlib.suppress(httpx.ConnectError):
+                early = httpx.get(f"http://127.0.0.1:{port}/health", timeout=20)
+        assert (early.status_code, early.json()["error"]["message"]) == (503, "the server is starting")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert process.stderr is not None and "Traceback" not in process.stderr.read()
+    finally:
+        process.kill()
 
 
 def test_sigterm_lets_a_running_request_end_and_exits_zero(start_server: Any) -> None:

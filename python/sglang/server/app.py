@@ -22,7 +22,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sglang.base.config import ServerConfig
-from sglang.base.errors import ConfigError, WorkerDied
+from sglang.base.errors import ConfigError, Overloaded, WorkerDied
 from sglang.server.connection import Connection, allow_connections, prepare
 from sglang.server.embeddings import Embeddings
 from sglang.server.front import Front
@@ -42,7 +42,7 @@ OPEN_PATHS = ("/health", "/metrics", "/ping")
 
 
 def build_app(front: Front, config: ServerConfig) -> Starlette:
-    """Every route over `front`, which must have started before the first request comes."""
+    """Every route over `front`; until it has started they answer 503."""
     version = _version()
     operations = [*Native(front, config, version).operations(), *OpenAI(front, config).operations()]
     operations += Embeddings(front, config).operations()
@@ -54,7 +54,7 @@ def build_app(front: Front, config: ServerConfig) -> Starlette:
     operations.append(Operation(("/openapi.json",), openapi, "This description.", answer=dict[str, Any]))
     return _App(
         routes=[page(), *(route for operation in operations for route in operation.routes())],
-        middleware=[Middleware(Guard, config=config)],
+        middleware=[Middleware(Guard, front=front, config=config)],
         exception_handlers={HTTPException: _refuse},
     )
 
@@ -79,10 +79,14 @@ async def _refuse(_: HTTPRequest, error: Exception) -> Response:
 
 
 class Guard:
-    """Lets in who has the key, and no web page of another origin: browsers send what any page tells them to."""
+    """Lets in who has the key, and no web page of another origin: browsers send what any page tells them to.
 
-    def __init__(self, app: ASGIApp, config: ServerConfig):
+    And nobody before there is a model to ask.
+    """
+
+    def __init__(self, app: ASGIApp, front: Front, config: ServerConfig):
         self._app = app
+        self._front = front
         self._key = _digest(config.api_key.encode()) if config.api_key else None
         self._admin_key = _digest(config.admin_api_key.encode()) if config.admin_api_key else None
         # Without a key and bound to this machine, only pages of this machine: a name of somebody else's that
@@ -93,7 +97,7 @@ class Guard:
         refusal = self._refusal(scope) if scope["type"] == "http" else None
         await (self._app if refusal is None else error_response(refusal))(scope, receive, send)
 
-    def _refusal(self, scope: Scope) -> HTTPException | None:
+    def _refusal(self, scope: Scope) -> HTTPException | Overloaded | None:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         if b"origin" in headers:
             origin = _netloc(headers[b"origin"].decode("latin-1"))
@@ -101,13 +105,16 @@ class Guard:
             if origin != host or (self._local_pages and not _is_loopback(host)):
                 return HTTPException(403, "requests from pages of another origin are refused")
         controls = self._admin_key is not None and scope["path"] in CONTROL_PATHS
+        starting = None
+        if not self._front.up and self._front.failed is None:
+            starting = Overloaded("the server is starting")
         if not controls and (self._key is None or scope["path"] == "/" or scope["path"].startswith(OPEN_PATHS)):
-            return None
+            return starting
         scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
         given = _digest(key.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b""))
         for held in (self._admin_key, None if controls else self._key):
             if held is not None and hmac.compare_digest(given, held):
-                return None
+                return starting
         return HTTPException(401, "a valid API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY")
 
 

@@ -63,6 +63,19 @@ def test_health_and_metrics_need_no_key(serving: Any) -> None:
             assert server.get(path).status_code == 200
 
 
+async def test_who_asks_before_the_model_is_there_is_told_to_come_back(tokenizer_folder: Path) -> None:
+    ours, _ = pair()
+    app = build_app(Front(ours, text.load(str(tokenizer_folder)), KEYED), KEYED)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+        key = {"X-API-Key": "s3cret"}
+        for method, path in (("GET", "/health"), ("GET", "/v1/models"), ("POST", "/generate"), ("GET", "/metrics")):
+            early = await client.request(method, path, headers=key)
+            assert early.status_code == 503
+            assert early.json()["error"]["message"] == "the server is starting"
+            assert early.headers["retry-after"]
+        assert (await client.get("/v1/models")).status_code == 401
+
+
 @pytest.mark.parametrize("key", [None, "s3cret"])
 def test_control_needs_the_key_of_who_controls(serving: Any, key: str | None) -> None:
     admin = {"Authorization": "Bearer r00t"}
