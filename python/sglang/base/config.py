@@ -35,6 +35,9 @@ class ServerConfig:
         "auto",
         "Weight files to read. dummy: random weights, no file is read. pt: loaded with weights_only. gguf: one file.",
     )
+    model_impl: Literal["auto", "sglang", "transformers"] = flag(
+        "auto", "Whose code computes the model: transformers' over our attention where auto finds no family of ours."
+    )
     dtype: Literal["auto", "half", "float16", "bfloat16", "float", "float32"] = flag(
         "auto", "Type of weights and activations. auto: the checkpoint's (fp32 checkpoints: fp16 on CUDA, fp32 on CPU)."
     )

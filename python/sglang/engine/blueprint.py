@@ -9,6 +9,7 @@ from sglang.base.config import ServerConfig
 from sglang.base.errors import ConfigError
 from sglang.layers.linear import bfloat16_arithmetic
 from sglang.models import config as hf
+from sglang.models import foreign
 from sglang.models.checkpoint import folder_of
 from sglang.models.quantized import Format, chosen
 from sglang.models.spec import FAMILIES, Decoder, Family, Pooling, headless
@@ -37,11 +38,39 @@ class Blueprint:
     context: int
 
 
-def draw_up(config: ServerConfig, device: torch.device) -> Blueprint:
-    """Raises ConfigError for what cannot be."""
+def load_foreign(config: ServerConfig, device: torch.device) -> tuple[foreign.Foreign, Blueprint] | None:
+    """A model that transformers' code computes, where --model-impl wants one; None: one of ours. Raises ConfigError."""
+    if config.model_impl == "sglang":
+        return None
+    folder, raw = _read(config)
+    if config.model_impl == "auto" and (_known(raw) or not foreign.known(raw)):
+        return None
+    for flag, value in (("--is-embedding", config.is_embedding), ("--quantization", config.quantization)):
+        if value:
+            raise ConfigError(f"{flag} is not supported by --model-impl transformers")
+    dtype, context = _dtype(config.dtype, raw, device, False), config.context_length or hf.context_length(raw)
+    model = foreign.load(folder, raw, config.load_format, device, dtype)
+    family = Family(tuple(raw["architectures"]), lambda _: model.spec)
+    return model, Blueprint(folder, raw, family, model.spec, None, "none", None, dtype, context)
+
+
+def _read(config: ServerConfig) -> tuple[Path, hf.HFConfig]:
     pickled = config.load_format == "pt"
     folder = folder_of(config.model_path, config.revision, config.download_dir, pickled)
-    raw = hf.read(folder, config.json_model_override_args)
+    return folder, hf.read(folder, config.json_model_override_args)
+
+
+def _known(raw: hf.HFConfig) -> bool:
+    try:
+        _family(raw, False)
+    except ConfigError:
+        return False
+    return True
+
+
+def draw_up(config: ServerConfig, device: torch.device) -> Blueprint:
+    """Of a model of ours. Raises ConfigError for what cannot be."""
+    folder, raw = _read(config)
     family, embeds = _family(raw, config.is_embedding)
     raw = family.defaults | raw
     spec = _spec(family, raw)
