@@ -53,13 +53,20 @@ class Connection(AutoHTTPProtocol):  # pyright: ignore[reportUntypedBaseClass]  
         super()._start_asgi_task(cycle, app)  # pyright: ignore[reportAttributeAccessIssue]  # httptools' alone
 
     def data_received(self, data: bytes) -> None:
+        cycle = self.cycle
+        early = cycle is not None and not cycle.response_complete and not cycle.more_body
         super().data_received(data)
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
             self._wait_no_more()
-            self._head = 0
-            ahead = getattr(self, "pipeline", ())
-            if ahead and (len(ahead) > PIPELINED or len(cycle.body) > limits.BODY_BYTES):
+            ahead: Any = getattr(self, "pipeline", None)
+            if ahead is None:  # h11 keeps what comes early as it is
+                self._head = self._head + len(data) if early else 0
+                too_much = self._head > HEAD_BYTES
+            else:
+                self._head = 0
+                too_much = ahead and (len(ahead) > PIPELINED or len(cycle.body) > limits.BODY_BYTES)
+            if too_much:
                 self._end()
             return
         self._wait()
