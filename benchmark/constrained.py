@@ -7,12 +7,16 @@ Two engines of the same model, one with jump-forward and one without, take turns
   jumping   constrained, forced text appended
 
 Two constraints: the pattern of a character's record and a schema of 60 fields. Ratios are of the medians of a run;
-`cold` is the time of a first, lone request whose constraint nobody has compiled, less that of a second one.
+`cold` is the time of a first, lone request whose constraint nobody has compiled, less that of a second one. `gap` is
+the time between two tokens of a free stream, its median and 99th percentile: alone, beside requests whose constraint is
+known, and beside the same requests whose constraints must be compiled, one after another (`gap of known`: their ratio).
 """
 
 import argparse
+import itertools
 import json
 import statistics
+import threading
 import time
 from typing import Any
 
@@ -34,9 +38,53 @@ def run(engine: Engine, prompts: list[str], params: list[dict[str, Any]]) -> tup
 def cold(engine: Engine, constraint: dict[str, Any], limit: int) -> float:
     """Seconds that the first request with a constraint waits for its compilation."""
     [(kind, text)] = constraint.items()
-    fresh = text.replace("name", f"nam{time.time_ns() % 10**6}")
-    times = [run(engine, [PROMPT], [{kind: fresh, "max_new_tokens": limit, "temperature": 0}])[0] for _ in range(2)]
+    new = text.replace("name", f"nam{time.time_ns() % 10**6}")
+    times = [run(engine, [PROMPT], [{kind: new, "max_new_tokens": limit, "temperature": 0}])[0] for _ in range(2)]
     return times[0] - times[1]
+
+
+def gaps(engine: Engine, constraints: list[dict[str, Any]], tokens: int) -> list[float]:
+    """Seconds between the tokens of a free stream while requests of one token are made with each of `constraints`."""
+    done = threading.Event()
+
+    def ask() -> None:
+        for constraint in itertools.cycle(constraints):
+            if done.is_set():
+                return
+            engine.generate(PROMPT, {**constraint, "max_new_tokens": 1, "temperature": 0})
+
+    other = threading.Thread(target=ask)
+    if constraints:
+        other.start()
+    came = []
+    for _ in engine.generate(PROMPT, {"max_new_tokens": tokens, "ignore_eos": True, "temperature": 0}, stream=True):
+        came.append(time.perf_counter())
+    done.set()
+    if constraints:
+        other.join()
+    return [b - a for a, b in itertools.pairwise(came)]
+
+
+def fresh(constraint: dict[str, Any], n: int) -> list[dict[str, Any]]:
+    """The constraint under names that nobody has asked for."""
+    [(kind, text)] = constraint.items()
+    return [{kind: text.replace("name", f"n{time.time_ns() % 10**9}x{i}")} for i in range(n)]
+
+
+def stalls(engine: Engine, name: str, constraint: dict[str, Any], tokens: int) -> list[dict[str, Any]]:
+    many = max(2, tokens)  # more than can be asked for while the stream lasts
+    known = fresh(constraint, 1)
+    engine.generate(PROMPT, {**known[0], "max_new_tokens": 1})
+    rows, median = [], {}
+    for beside, constraints in (("nothing", []), ("known", known), ("compiling", fresh(constraint, many))):
+        found = sorted(gaps(engine, constraints, tokens))
+        median[beside] = statistics.median(found)
+        row = {"constraint": name, "mode": f"stream beside {beside}", "gap": median[beside] * 1e3}
+        row |= {"gap p99": found[int(len(found) * 0.99)] * 1e3}
+        row["gap of known"] = median[beside] / median["known"] if "known" in median else None
+        rows.append({key: round(v, 3) if isinstance(v, float) else v for key, v in row.items()})
+        print(rows[-1])
+    return rows
 
 
 def main() -> None:
@@ -48,6 +96,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--limit", type=int, default=1500, help="most tokens of an answer")
     parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--stream", type=int, default=300, help="tokens of the stream whose gaps are measured")
     parser.add_argument("--only", choices=("record", "schema"))
     add_flag(parser, "constrained")
     args = parser.parse_args()
@@ -107,8 +156,10 @@ def main() -> None:
                     }
                 )
                 print(rows[-1])
+            rows += stalls(jumping, name, constraint, args.stream)
     if args.save:
-        save(args.save, rows, units={"cold": "ms"}, note="free and drawn: the same engine, the same number of tokens")
+        units = {"cold": "ms", "gap": "ms", "gap p99": "ms"}
+        save(args.save, rows, units=units, note="free and drawn: the same engine, the same number of tokens")
 
 
 if __name__ == "__main__":
