@@ -1,12 +1,14 @@
 """Decode speed on a CPU beside others, in one process and in turns: `python benchmark/cpu_decode.py --model-path DIR`.
 
 For each batch size: our engine (plans by hand, no server), transformers' `generate`, and llama.cpp where the packages
-`llama-cpp-python` and `gguf` are installed (the weights are converted to F16; Qwen2 models only). Every contestant gets
-the same prompt tokens and draws greedily. Printed per contestant: tokens per second, and the share of the memory rate
-that reading all weights once a step amounts to, against the best read rate seen in the same run.
+`llama-cpp-python` and `gguf` are installed (the weights are converted to F16; Qwen2 models only). `--formats int8,int4`
+puts our weights of 8 and 4 bits, rounded while they load, beside llama.cpp's Q8_0 and Q4_0, made from the F16 file.
+Every contestant gets the same prompt tokens and draws greedily. Printed per contestant: tokens per second, and the
+share of the memory rate that reading all weights once a step amounts to, against the best read rate of the same run.
 """
 
 import argparse
+import ctypes
 import json
 import statistics
 import tempfile
@@ -69,14 +71,16 @@ def transformers_generate(folder: Path, dtype: torch.dtype) -> Run:
     return lambda prompts, steps: once(prompts, steps + 1) - once(prompts, 1)
 
 
-def llama_cpp(path: Path, threads: int, tokens: int) -> Run:
-    """tokens: most KV cells that will be needed."""
+def llama_cpp(path: Path, threads: int, tokens: int, extra: bool = True) -> Run:
+    """tokens: most KV cells that will be needed. extra: weights may be laid out anew, as it does by itself."""
     import llama_cpp as ll
 
     ll.llama_backend_init()
     quiet = ll.llama_log_callback(lambda *_: None)
     ll.llama_log_set(quiet, None)
-    model = ll.llama_model_load_from_file(str(path).encode(), ll.llama_model_default_params())
+    loading = ll.llama_model_default_params()
+    loading.use_extra_bufts = extra
+    model = ll.llama_model_load_from_file(str(path).encode(), loading)
     params = ll.llama_context_default_params()
     params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = tokens, tokens, 512, 64
     params.n_threads = params.n_threads_batch = threads
@@ -161,6 +165,20 @@ def write_gguf(folder: Path, out: Path) -> None:
     w.close()
 
 
+# Our formats, and llama.cpp's of as many bits with their numbers there.
+RIVALS = {"plain": ("F16", 1), "int8": ("Q8_0", 7), "int4": ("Q4_0", 2)}
+
+
+def requantize(path: Path, out: Path, ftype: int) -> Path:
+    import llama_cpp as ll
+
+    params = ll.llama_model_quantize_default_params()
+    params.ftype = ftype
+    if ll.llama_model_quantize(str(path).encode(), str(out).encode(), ctypes.byref(params)) != 0:
+        raise RuntimeError(f"llama.cpp does not quantise {path}")
+    return out
+
+
 def read_rate() -> float:
     """Best bytes per second of a few sums over 512 MiB."""
     big = torch.ones(2**27)
@@ -175,27 +193,48 @@ def read_rate() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-path", required=True, help="A Qwen2 folder with weights.")
+    parser.add_argument("--formats", default="plain", help=f"Of {', '.join(RIVALS)}, comma-separated.")
     parser.add_argument("--batch", default="1,16", help="Batch sizes, comma-separated.")
     parser.add_argument("--prompt", type=int, default=128, help="Prompt tokens per sequence.")
     parser.add_argument("--tokens", type=int, default=32, help="Decode steps per measurement.")
     parser.add_argument("--rounds", type=int, default=5, help="Turns of each contestant; the median counts.")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--no-repack",
+        action="store_true",
+        help="llama.cpp: weights as they are in the file; where its AMX code meets a CPU without, it would die.",
+    )
     add_flag(parser, "cpu_decode")
     args = parser.parse_args()
     folder = Path(args.model_path)
     batches = [int(b) for b in args.batch.split(",")]
     cells = max(batches) * (args.prompt + args.tokens + 1)
     torch.set_num_threads(args.threads)
-    config = ServerConfig(
-        model_path=args.model_path, device="cpu", cpu_threads=args.threads, max_total_tokens=cells
-    ).resolve()
-    engine = Engine.load(config)
-    dtype = getattr(torch, engine.ready.dtype)
-    runs: dict[str, Run] = {"sglang": ours(engine), "transformers": transformers_generate(folder, dtype)}
+    formats = args.formats.split(",")
+    engines = {}
+    for name in formats:
+        quantization = None if name == "plain" else name
+        config = ServerConfig(
+            model_path=args.model_path, device="cpu", cpu_threads=args.threads, max_total_tokens=cells,
+            quantization=quantization,
+        ).resolve()  # fmt: skip
+        engines[name] = Engine.load(config)
+    engine = engines[formats[0]]
+    called = {name: "sglang" if name == "plain" else f"sglang {name}" for name in formats}
+    runs: dict[str, Run] = {called[name]: ours(one) for name, one in engines.items()}
+    weights = {called[name]: one.ready.weight_bytes for name, one in engines.items()}
+    beside = {name: name for name in called.values()}  # who each is compared with
+    if "plain" in formats:
+        runs["transformers"] = transformers_generate(folder, getattr(torch, engine.ready.dtype))
+        weights["transformers"], beside["transformers"] = engine.ready.weight_bytes, "sglang"
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            write_gguf(folder, Path(scratch) / "f16.gguf")
-            runs["llama.cpp F16"] = llama_cpp(Path(scratch) / "f16.gguf", args.threads, cells + 256)
+            write_gguf(folder, whole := Path(scratch) / "f16.gguf")
+            for name in formats:
+                kind, number = RIVALS[name]
+                path = whole if name == "plain" else requantize(whole, Path(scratch) / f"{kind}.gguf", number)
+                runs[f"llama.cpp {kind}"] = llama_cpp(path, args.threads, cells + 256, not args.no_repack)
+                weights[f"llama.cpp {kind}"], beside[f"llama.cpp {kind}"] = path.stat().st_size, called[name]
         except ImportError as error:
             print(f"llama.cpp left out: {error}")
         rng = np.random.default_rng(0)
@@ -207,7 +246,8 @@ def main() -> None:
                 prompts = rng.integers(3, engine.ready.vocab_size, (batch, args.prompt)).tolist()
                 for name, run in list(runs.items())[:: 1 - turn % 2 * 2]:  # who is first, takes turns too
                     seconds[batch, name].append(run(prompts, args.tokens) / args.tokens)
-    print(f"\nread rate {rate / 1e9:.1f} GB/s, {engine.ready.weight_bytes / 1e6:.0f} MB of weights ({dtype}), "
+    sizes = ", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in weights.items())
+    print(f"\nread rate {rate / 1e9:.1f} GB/s; weights: {sizes}; activations {engine.ready.dtype}; "
           f"{args.threads} threads, prompt {args.prompt}, {args.tokens} steps, {args.rounds} rounds\n")  # fmt: skip
     print("| batch | engine | ms/step median | best | tok/s median | ours is faster by | weights/s of read rate |")
     print("|---|---|---|---|---|---|---|")
@@ -215,8 +255,8 @@ def main() -> None:
     for (batch, name), found in seconds.items():
         median, best = statistics.median(found), min(found)
         # Round by round, since what disturbs one contestant of a round disturbs its neighbours.
-        ratio = statistics.median(x / y for x, y in zip(found, seconds[batch, "sglang"], strict=True))
-        share = engine.ready.weight_bytes / best / rate
+        ratio = statistics.median(x / y for x, y in zip(found, seconds[batch, beside[name]], strict=True))
+        share = weights[name] / best / rate
         print(f"| {batch} | {name} | {median * 1e3:.1f} | {best * 1e3:.1f} | {batch / median:.1f} | {ratio:.2f} | "
               f"{share:.0%} |")  # fmt: skip
         rows.append({"batch": batch, "engine": name, "step, median": median * 1e3, "step, best": best * 1e3,
@@ -224,7 +264,7 @@ def main() -> None:
                      "weights per step, of read rate": 100 * share})  # fmt: skip
     if args.save:
         note = (
-            f"{engine.ready.weight_bytes / 1e6:.0f} MB of weights ({engine.ready.dtype}), prompt {args.prompt}, "
+            f"Weights: {sizes}; activations {engine.ready.dtype}; prompt {args.prompt}, "
             f"{args.tokens} steps, {args.threads} threads; read rate {rate / 1e9:.1f} GB/s. In turns, {args.rounds} "
             f"rounds; ratios are medians of rounds."
         )

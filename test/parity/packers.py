@@ -307,8 +307,10 @@ def gguf_of(
         f"{arch}.context_length": config["max_position_embeddings"],
         f"{arch}.rope.freq_base": float((config.get("rope_parameters") or config)["rope_theta"]),
         "tokenizer.ggml.tokens": ["a", "é"],
-        "tokenizer.ggml.eos_token_id": 2,
     }
+    ends = config["eos_token_id"]
+    for end, token in zip(("eos", "eot"), ends if isinstance(ends, list) else [ends], strict=False):
+        keys[f"tokenizer.ggml.{end}_token_id"] = token
     written: dict[str, tuple[str, Array, bytes]] = {}
     stands_for = {}
     for name, w in tensors.items():

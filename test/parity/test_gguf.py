@@ -64,6 +64,12 @@ def test_other_families_and_tied_heads(family: str, changes: dict[str, Any], mak
     assert difference(path, model, load_format="gguf") < CLOSE
 
 
+def test_every_token_that_ends_a_turn_ends_the_text(make: Make, tmp_path: Path) -> None:
+    config, tensors, _ = parts(make, "Llama")
+    raw, _ = packers.gguf_of(config | {"eos_token_id": [2, 7]}, tensors, lambda name: "F16")
+    assert load(_saved(tmp_path / "model.gguf", raw)).eos_ids == (2, 7)
+
+
 def test_factors_of_the_rotation_are_llama_3s(make: Make, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     scaling = {**LLAMA3, "original_max_position_embeddings": 8192}

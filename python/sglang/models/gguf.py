@@ -227,7 +227,10 @@ def config(path: Path) -> HFConfig:
         "vocab_size": embedding.shape[0],
         "tie_word_embeddings": "lm_head.weight" not in file.tensors,
         "bos_token_id": file.keys.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": file.keys.get("tokenizer.ggml.eos_token_id"),
+        # The end of a text, of a turn and of a message to a tool.
+        "eos_token_id": [
+            file.keys[key] for end in ("eos", "eot", "eom") if (key := f"tokenizer.ggml.{end}_token_id") in file.keys
+        ],
         "torch_dtype": "float16",
         "rope_scaling": _scaling(file),
         "quantization_config": {"quant_method": "gguf"},
