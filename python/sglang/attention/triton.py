@@ -106,18 +106,44 @@ class TritonAttention:
         """`attend` for q and k that are not rotated yet; q is overwritten. turn: cos, signed sin, [tokens, 1, dim]."""
         return self._attend(q, k, v, turn, layer, look)
 
+    def attend_into(
+        self,
+        out: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        turn: tuple[Tensor, Tensor] | None,
+        layer: int,
+        look: Look,
+    ) -> None:
+        """`attend`, or where there is a turn `turn_and_attend`, into `out`, whose rows of padding stay as they are.
+
+        out: [tokens, heads * head_dim], contiguous.
+        """
+        self._attend(q, k, v, turn, layer, look, out)
+
     def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, turn: tuple[Tensor, Tensor] | None, layer: int, look: Look
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        turn: tuple[Tensor, Tensor] | None,
+        layer: int,
+        look: Look,
+        into: Tensor | None = None,
     ) -> Tensor:
         step, pool = self._step, self._pools[layer]
         assert step is not None, "plan() first"
         n = step.tokens
-        chained = early(n)
+        chained = into is None and early(n)  # what runs before and after those of a piece does not start early
         file_cells(
             q[:n], k[:n], v[:n], turn, pool.keys, pool.values, step.slots, step.positions, pool.table, pool.page_size,
             chained,
         )  # fmt: skip
-        out = q.new_empty(q.shape) if n == len(q) else q.new_zeros(q.shape)
+        if into is not None:
+            out = into.view(q.shape)
+        else:
+            out = q.new_empty(q.shape) if n == len(q) else q.new_zeros(q.shape)
         score = kernels.Score(self._shape.scale, look.window or 0, look.chunk or 0, look.softcap or 0.0, look.sinks)
         if step.decodes is not None:
             shared = None if look.window or look.chunk else step.shared
