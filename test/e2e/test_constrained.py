@@ -60,6 +60,13 @@ def test_a_random_models_answers_match_too(random_served: Any) -> None:
     assert all_match(random_served, REAL[1::3], 32)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(6))
+@pytest.mark.parametrize("model", ["served", "random_served"])
+def test_all_patterns_are_matched_by_both_models(request: pytest.FixtureRequest, model: str, part: int) -> None:
+    assert all_match(request.getfixturevalue(model), REAL[part::6], 100)
+
+
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_json_validates_against_its_schema(random_served: Any, temperature: float) -> None:
     params = [
@@ -177,13 +184,18 @@ def test_logprobs_are_the_models_own(served: Any) -> None:
         ({"regex": "(a{1000}){1000}"}, "regex", "too large"),
         ({"regex": "(.*a.*){20}b(.?c){30}"}, "regex", "too large"),
         ({"regex": "(a|b)*a(a|b){18}"}, "regex", "too large"),
+        ({"regex": "(" * 5000 + ")" * 5000}, "regex", "nested"),
         ({"regex": "a" * (5 << 20)}, "regex", "at most"),
         ({"json_schema": json.dumps({"enum": ["x" * (5 << 20)]})}, "json_schema", "at most"),
+        ({"json_schema": '{"items": ' * 5000 + "{}" + "}" * 5000}, "json_schema", "nested"),
+        ({"json_schema": {"$ref": "#"}}, "json_schema", "$ref"),
         ({"json_schema": "{"}, "json_schema", "JSON"),
         ({"json_schema": {"type": "object", "not": {}}}, "json_schema", "not"),
         ({"ebnf": "root ::= ("}, "ebnf", "ebnf"),
+        ({"ebnf": "root ::= " + "(" * 5000 + "a" + ")" * 5000}, "ebnf", "ebnf"),
         ({"structural_tag": {"triggers": []}}, "structural_tag", "structures"),
         ({"regex": "a", "choices": ["b"]}, "choices", "at most one constraint"),
+        ({"regex": r"(a)\1"}, "regex", "back-reference"),
     ],
 )
 def test_what_cannot_be_compiled_is_a_400_that_names_the_field(

@@ -78,7 +78,9 @@ def load(schema: str | dict[str, Any] | bool, name: str = "json_schema") -> dict
             raise FieldError(name, f"{name} may have at most {limits.GRAMMAR_CHARS} characters, got {len(schema)}")
         try:
             schema = json.loads(schema)
-        except (ValueError, RecursionError) as error:
+        except RecursionError:
+            raise FieldError(name, f"{name} is nested too deeply") from None
+        except ValueError as error:
             raise FieldError(name, f"{name} is not valid JSON: {error}") from None
     if not isinstance(schema, dict | bool):
         raise FieldError(name, f"{name} must be an object, got {type(schema).__name__}")

@@ -108,8 +108,19 @@ def test_a_compilation_that_takes_too_long_is_killed_and_the_next_one_served():
             compiler.compile(Rules("regex", "a{30000}"))
         assert error.value.status == 400
     assert compiler._child is not None
-    compiler._child._timeout_s = 60
+    compiler._child._timeout_s = compiler._child._patience_s = 60
     assert accepts(compiler, Rules("regex", "a{300}"), b"a" * 300)
+    compiler.close()
+
+
+def test_computing_for_too_long_ends_the_child_before_patience_does():
+    compiler = Compiler(VOCABULARY, timeout_s=0.02)
+    began = time.monotonic()
+    assert compiler._child is not None
+    compiler._child._patience_s = 60.0
+    with pytest.raises(FieldError, match=r"more than 0\.02 s"):
+        compiler.compile(Rules("regex", "(.*a.*){20}b(.?c){30}"))
+    assert time.monotonic() - began < 40
     compiler.close()
 
 

@@ -2,10 +2,13 @@ import re
 
 import numpy as np
 import pytest
-from grammar_patterns import CHARACTER, REAL
+from grammar_patterns import CHARACTER, REAL, patterns
 from grammar_tokenizers import kind
 from grammar_walks import sample
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
+from sglang.base.errors import FieldError
 from sglang.grammar import automaton, regex
 from sglang.grammar.regular import RegularCompiled, RegularCursor
 from sglang.grammar.rules import Illegal
@@ -34,6 +37,19 @@ def test_a_model_without_sense_writes_what_matches(name: str, pattern: str):
             assert re.fullmatch(pattern, text.decode())
         else:  # cut off: some text goes on from here
             assert compiled.automaton.walk(0, text) == at.state >= 0
+
+
+@settings(max_examples=150, deadline=None)
+@given(patterns, st.integers(0, 1 << 30))
+def test_new_patterns_are_matched_by_a_model_without_sense(pattern: str, seed: int):
+    vocabulary = kind("gpt4").vocabulary
+    try:
+        compiled = RegularCompiled(automaton.compile(regex.parse(pattern)), vocabulary)
+    except FieldError:
+        assume(False)
+        raise
+    text, ended = sample(compiled.cursor(), vocabulary, np.random.default_rng(seed), 40)
+    assert not ended or re.fullmatch(pattern, text.decode(), re.ASCII) or re.fullmatch(pattern, text.decode())
 
 
 def test_the_end_is_allowed_exactly_where_the_text_may_end():
