@@ -66,8 +66,9 @@ class Automata:
         """Put an automaton where the scheduler wants it, and make its masks."""
         assert self._spelling is not None
         states, here = len(load.flags), slice(load.base, load.base + len(load.flags))
-        distances = np.where(load.table == DEAD, kernels.NONE, load.table - np.arange(states, dtype=np.int32)[:, None])
-        for target, array in ((self.arena.table, distances.astype(np.int16)), (self.arena.flags, load.flags.copy())):
+        distances = load.table - np.arange(states, dtype=np.int16)[:, None]
+        distances[load.table == DEAD] = kernels.NONE
+        for target, array in ((self.arena.table, distances), (self.arena.flags, load.flags.copy())):
             host = torch.from_numpy(array)
             host = host.pin_memory() if self._device.type == "cuda" else host  # pageable memory waits for the device
             target[here].copy_(host, non_blocking=True)

@@ -58,7 +58,7 @@ def test_masks_of_all_states_are_those_of_the_cpu(vocabulary: Vocabulary, patter
             assert np.array_equal(found[state], one.mask(state)), state
 
 
-@pytest.mark.parametrize("pattern", [r"""\{"name": "[\w\d\s]{1,6}"\}""", REAL[3], REAL[6], r"(.|\n)*"])
+@pytest.mark.parametrize("pattern", [r"""\{"name": "[\w\d\s]{1,6}"\}""", REAL[3], REAL[4]])
 def test_masks_over_a_real_vocabulary(pattern: str) -> None:
     vocabulary = kind("gpt4").vocabulary
     one = compiled(pattern, vocabulary)
