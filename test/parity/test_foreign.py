@@ -12,7 +12,7 @@ from tiny_checkpoints import by_transformers
 
 from sglang.attention.base import Look
 from sglang.base.errors import ConfigError
-from sglang.models.foreign import Rule
+from sglang.models.foreign import Foreign, Rule
 
 CLOSE = 1e-4
 # None of these has a family here.
@@ -72,6 +72,16 @@ def test_a_model_that_counts_positions_by_itself_is_refused(tmp_path: Path) -> N
     by_transformers(tmp_path, "Llama4", LLAMA4)
     with pytest.raises(ConfigError, match="attn_temperature_tuning"):
         load(tmp_path, model_impl="transformers")
+
+
+def test_a_model_that_hears_no_positions_is_refused(tmp_path: Path) -> None:
+    model = by_transformers(tmp_path, "Nemotron", {"head_dim": 16})
+    load(tmp_path)  # registers how we attend
+    model.set_attn_implementation("sglang")
+    inner = model.model.forward
+    model.model.forward = lambda position_ids, **more: inner(**more)
+    with pytest.raises(ConfigError, match="does not take positions"):
+        Foreign(model, {}, torch.device("cpu"), torch.float32)
 
 
 def test_what_cannot_be_run_stops_the_start(tmp_path: Path) -> None:

@@ -79,6 +79,8 @@ class Step:
 
     backend: Backend | None
     layers: dict[int, Layer] = field(default_factory=dict)
+    asked: list[Tensor] = field(default_factory=list)  # queries and keys, token by token
+    reads: bool = True  # the rules of masks
 
 
 STEP: ContextVar[Step] = ContextVar("step")
@@ -122,8 +124,9 @@ def _attend(
             raise ValueError("a token sees what comes after it")
         if unknown := [name for name in ("position_bias", "head_mask") if more.get(name) is not None]:
             raise ValueError(f"its attention takes a {unknown[0]}")
-        look = Look(window=sliding_window) if attention_mask is None else attention_mask.look()
+        look = attention_mask.look() if attention_mask is not None and step.reads else Look(window=sliding_window)
         look = replace(look, softcap=softcap, sinks=s_aux)
+        step.asked += [query[0].transpose(0, 1), key[0].transpose(0, 1)]
         step.layers[number] = Layer(look, heads, key.shape[1], head_dim, value_dim)
         return torch.zeros(1, query.shape[2], heads, value_dim, dtype=query.dtype, device=query.device), None
     look = step.layers[number].look
@@ -167,13 +170,18 @@ class Foreign(Model):
         self._head._modules = {**loaded._modules, place: _Given()}
         self._parameters = list(loaded.parameters())
         config = loaded.config
-        self._step = Step(None)
-        tokens = torch.arange(3, device=device) % config.vocab_size
+        self._step, other = Step(None), Step(None, reads=False)
+        order = torch.tensor([2, 0, 1], device=device)
+        tokens, positions = torch.arange(3, device=device) % config.vocab_size, torch.arange(3, device=device)
         try:
-            states = self._run(tokens, torch.arange(3, device=device), self._step)
+            states = self._run(tokens, positions, self._step)
+            self._run(tokens[order], positions[order], other)
         except (ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise ConfigError(f"--model-impl transformers: {name} cannot be run: {error}") from None
         layers = self._step.layers
+        if not all(torch.allclose(a[order], b, atol=1e-2) for a, b in zip(self._step.asked, other.asked, strict=True)):
+            raise ConfigError(f"--model-impl transformers: {name} does not take positions from who runs it")
+        self._step.asked.clear()
         if sorted(layers) != list(range(config.num_hidden_layers)):
             raise ConfigError(
                 f"--model-impl transformers: of {config.num_hidden_layers} layers of {name} only {len(layers)} attend "

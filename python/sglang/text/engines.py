@@ -66,9 +66,10 @@ class FastEngine:
         """Heed `add_bos_token` and `add_eos_token` of tokenizer_config.json where tokenizer.json does otherwise.
 
         Checkpoints of the Llama tokenizer class (DeepSeek's, say) leave tokenizer.json without a BOS and rely on this:
-        their class obeyed these keys up to transformers 4. Other classes never did.
+        their class obeyed these keys up to transformers 4. Other classes never did, but code that a folder brings does
+        (gte-Qwen2 ends every text).
         """
-        if config.get("tokenizer_class") not in ("LlamaTokenizer", "LlamaTokenizerFast"):
+        if config.get("tokenizer_class") not in ("LlamaTokenizer", "LlamaTokenizerFast") and "auto_map" not in config:
             return
         around = self.encode("", True)
         wanted: list[str] = []

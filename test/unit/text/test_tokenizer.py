@@ -142,6 +142,13 @@ def test_the_llama_tokenizer_class_obeys_its_config(tmp_path: Path, file_adds: b
     assert tokenizer_of("byte_level").decode(ids) == "one two"
 
 
+@pytest.mark.parametrize("own_code", [True, False])
+def test_a_class_with_code_of_its_own_ends_texts_where_its_config_says_so(tmp_path: Path, own_code: bool) -> None:
+    more = {"auto_map": {"AutoTokenizer": ["theirs.Tokenizer", None]}} if own_code else {}
+    folder = save(tmp_path, "byte_level", tokenizer_class="Qwen2Tokenizer", add_eos_token=True, **more)
+    assert (load(str(folder)).encode("one two")[-1] == 1) == own_code
+
+
 def test_a_chat_begins_with_one_bos_whoever_writes_it(tmp_path: Path) -> None:
     folder = save(tmp_path, "byte_level", chat_template=JINJA)
     writes_bos(folder)
