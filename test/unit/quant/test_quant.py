@@ -1,5 +1,6 @@
 """Grids, rounding, and the products that a CPU has for them."""
 
+import platform
 from collections import Counter
 
 import pytest
@@ -15,6 +16,7 @@ from sglang.quant.late import Late
 from sglang.quant.rounding import dummy, rounded
 
 CPU = torch.device("cpu")
+X86 = platform.machine() == "x86_64"
 
 
 def some(*size: int) -> torch.Tensor:
@@ -96,7 +98,7 @@ def test_rounding_to_4_bits_beats_the_widest_steps() -> None:
 
 @pytest.mark.parametrize("tokens", [1, 3, 40])
 def test_a_product_of_8_bits_loses_nothing_to_its_inputs(tokens: int) -> None:
-    if not integers.bytes_work():
+    if not integers.bytes_work() and not X86:  # there it must
         pytest.skip("torch's product of bytes does not work here")
     grid = rounded(some(48, 96), "int8")
     x = some(tokens, 96)
@@ -107,7 +109,7 @@ def test_a_product_of_8_bits_loses_nothing_to_its_inputs(tokens: int) -> None:
 
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_a_product_of_4_bits_follows_its_columns(shuffled: bool) -> None:
-    if not integers.nibbles_work():
+    if not integers.nibbles_work() and not X86:
         pytest.skip("torch's product of 4 bits does not work here")
     grid = made(48, 128, 32, shuffled)
     x = some(5, 128)
