@@ -120,7 +120,7 @@ def served(other: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     from sglang.offline import Engine
 
     prompts = [PROMPT.format(i) for i in range(len(PATTERNS))]
-    params = [{"regex": p, "max_new_tokens": 300, "temperature": 0} for p in PATTERNS]
+    params = [{"regex": p, "max_new_tokens": 200, "temperature": 0} for p in PATTERNS]
     answers: dict[tuple[str, bool], list[dict[str, Any]]] = {}
     figures: list[dict[str, Any]] = []
     loads = 0
@@ -188,7 +188,7 @@ def _speed(engine: Any) -> list[dict[str, Any]]:
         "60 fields": {"json_schema": json.dumps(schema()[0])},
     }
     for name, constraint in cases.items():
-        bound = [{**constraint, "max_new_tokens": 600, "temperature": 0.7, "seed": i} for i in range(len(prompts))]
+        bound = [{**constraint, "max_new_tokens": 300, "temperature": 0.7, "seed": i} for i in range(len(prompts))]
         run(prompts, bound)
         jumping, answers = run(prompts, bound)
         metas = [a["meta_info"] for a in answers]
