@@ -2,6 +2,7 @@
 
 import platform
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from sglang.quant import integers
 from sglang.quant.base import Grid, joined
 from sglang.quant.dense import ACTS
 from sglang.quant.float8 import Float8, rounded_rows
-from sglang.quant.formats import READERS, chosen
+from sglang.quant.formats import ALIASES, KINDS, READERS, chosen
 from sglang.quant.late import Late
 from sglang.quant.rounding import dummy, rounded
 
@@ -236,4 +237,8 @@ def test_the_flag_and_the_config_must_agree() -> None:
     assert chosen(None, None, "cpu") == ("none", None)
     assert chosen({"quant_method": "mxfp4"}, None, "cpu", ("mxfp4",)) == ("none", None)
     assert chosen({"quant_method": "fbgemm_fp8"}, None, "cuda")[1] is not None
-    assert set(READERS) == {"awq", "gptq", "marlin", "fp8", "modelopt", "compressed-tensors"}
+
+
+def test_every_method_that_is_read_is_explained() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "quantization.md").read_text()
+    assert all(f"`{name}`" in page for name in (*READERS, *ALIASES, *KINDS))
