@@ -1,12 +1,14 @@
 """Attention by our own Triton kernels, on CUDA devices.
 
 A step's rows of one token go to a kernel that cuts each sequence into parts, longer rows to one that works on tiles of
-queries. Both read keys and values from the pool, where the step's own were filed first. `fix` makes the backend read
-decodes from tensors that never move, so that a captured graph finds each step's rows in them.
+queries, or to cuDNN where they are very long (`attention.long`). All read keys and values from the pool, where the
+step's own were filed first. `fix` makes the backend read decodes from tensors that never move, so that a captured graph
+finds each step's rows in them.
 """
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from sglang.attention import cascade
 from sglang.attention.base import Feature, Ints, Look, Rows, Shape
+from sglang.attention.long import LongRows, Row
 from sglang.kernels import attention as kernels
 from sglang.kernels.cells import file_cells
 from sglang.kernels.matvec import early
@@ -34,6 +37,8 @@ class _Step:
     longest: int  # tokens of a row
     tokens: int
     shared: kernels.Shared | None = None
+    long: list[Row] = field(default_factory=list)
+    short: int = 0  # tiles of rows that are not long: the first
 
 
 class TritonAttention:
@@ -61,6 +66,7 @@ class TritonAttention:
         self._stager = Stager(table.device)
         self._step: _Step | None = None
         self._height = kernels.shared_rows(shape.heads, shape.kv_heads, shape.head_dim, self._dtype)
+        self._long = LongRows(shape, self._dtype, table.device)
         self.shares = self._height > 0  # whether keys that decodes have in common are read once
 
     def sharing(self, slots: Ints, starts: Ints, table: Ints, page_size: int) -> cascade.Sharing | None:
@@ -75,6 +81,7 @@ class TritonAttention:
         positions = np.arange(tokens) + np.repeat(rows.starts - begins, rows.counts)
         single = rows.counts == 1
         some = not single.all()
+        long, short = [], 0
         longest = int(rows.counts.max(initial=1))
         arrays = [np.repeat(rows.slots, rows.counts), positions]
         if single.any():
@@ -84,13 +91,21 @@ class TritonAttention:
             arrays += [common.own, common.used, common.members, common.tiles]
         if some:
             height = kernels.extend_tuning(self._shape.head_dim, self._dtype, longest).queries
-            arrays.append(tiles_of(rows, begins, height))
+            long = self._long.find(rows, begins)
+            tiles = tiles_of(rows, begins, height)
+            theirs = np.isin(tiles[:, 3], [row.place for row in long])
+            short = int((~theirs).sum())
+            arrays.append(np.concatenate((tiles[~theirs], tiles[theirs])))
         staged = self._stager.put(arrays)
         decodes = (staged[2], staged[3], staged[4]) if single.any() else None
         splits = kernels.splits_for(int(single.sum()), self._shape.kv_heads, self._programs) if decodes else 1
         shared = None if common is None else kernels.Shared(staged[5], staged[6], staged[7], staged[8], cascade.ENTRIES)
         tiles = staged[-1] if some else None
-        self._step = _Step(staged[0], staged[1], decodes, splits, tiles, longest, tokens, shared)
+        self._step = _Step(staged[0], staged[1], decodes, splits, tiles, longest, tokens, shared, long, short)
+
+    def prepare(self, spans: Iterable[tuple[int, int]]) -> None:
+        """Before any step: what the first long rows of such (start, count) would wait for."""
+        self._long.prepare(self._pools[0], spans)
 
     def fix(self, slots: Tensor, positions: Tensor, places: Tensor, shared: kernels.Shared | None = None) -> None:
         """All rows are decodes, read from these tensors at the time the kernels run. Each [R]; slot -1: padding."""
@@ -156,8 +171,25 @@ class TritonAttention:
                 self.shares, step.shared = False, None
                 kernels.decode(q, pool, score, *step.decodes, out, step.splits)
         if step.tiles is not None:
-            kernels.extend(q, pool, score, step.tiles, out, step.longest)
+            plain = not (look.window or look.chunk or look.softcap or look.sinks is not None)
+            tiles = step.tiles
+            if step.long and plain and self._attend_long(q, pool, out):
+                tiles = tiles[: step.short]
+            if len(tiles):
+                kernels.extend(q, pool, score, tiles, out, step.longest)
         return out.view(len(q), -1)
+
+    def _attend_long(self, q: Tensor, pool: kernels.Pool, out: Tensor) -> bool:
+        """False: it cannot be done, now and later; tiles can."""
+        assert self._step is not None
+        try:
+            for row in self._step.long:
+                self._long.attend(q, pool, row, out)
+        except Exception as error:  # of a plan for a shape that was not tried, or memory
+            log.warning("Long rows are computed by tiles from now on, not by cuDNN: %s", error)
+            self._long.on = False
+            self._step.long = []
+        return bool(self._step.long)
 
 
 def tiles_of(rows: Rows, begins: np.ndarray, height: int) -> np.ndarray:

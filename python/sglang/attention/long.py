@@ -1,0 +1,221 @@
+"""Long rows, one by one, by cuDNN's attention through torch: on contiguous tensors it does twice what our tiles do.
+
+It knows no pages, so a row's keys and values are gathered first; it plans for every shape it has not met, which takes
+as long as several long rows, so a row is padded to one of few shapes; and its causal mask is for as many keys as
+queries. A row whose sequence has `start` keys already is therefore two calls: all queries on the first `cached` keys,
+and a causal square of what follows. Queries of no token stand before the row's own in it, from `cached` to `start`, and
+after them, up to its padded size; nobody reads what they yield, and no real query sees the keys after its own.
+"""
+
+import functools
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sglang.attention.base import Ints, Rows, Shape
+from sglang.kernels import attention as kernels
+from sglang.kernels.compiling import trial
+from sglang.kernels.long import gather, unite
+
+log = logging.getLogger("sglang.attention")
+LEAST = 1024  # tokens of a row: 8 tiles of queries for each head, enough to fill a device
+LEAST_PAIRS = 2048 * 2048 // 2  # of a query and a key: below, a layer's row takes 0.1 ms and there is little to win
+GRAINS = (2048, 1024, 512, 256)  # `cached` is a multiple of the first that wastes little
+STEPS = 16  # sizes of a square between a power of two and the next
+WASTE = 1.13  # pairs that are computed for one that is asked for, at most: the next size is 1/16 away, 1.0625 squared
+MOST_BYTES = 512 << 20  # of keys and values side by side: memory that no profile of a step has seen
+WARM_S = 1.0  # for plans at the start
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a row is computed. square: queries of both calls, and keys of the causal one; lead: of them before the
+    row's own; cached: keys of the other call, which is not made where there are none."""
+
+    cached: int
+    square: int
+    lead: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.cached, self.square
+
+
+def pairs(queries: int, cached: int) -> int:
+    """Of a query and a key it sees."""
+    return queries * cached + queries * (queries + 1) // 2
+
+
+def padded(queries: int) -> int:
+    step = max(8, (1 << (queries - 1).bit_length()) // (2 * STEPS))
+    return -(-queries // step) * step
+
+
+def cut(start: int, count: int) -> Cut | None:
+    """None: every way to do it wastes too much."""
+    for grain in GRAINS:
+        cached = start // grain * grain
+        lead = start - cached
+        square = padded(lead + count)
+        if pairs(square, cached) <= WASTE * pairs(count, start):
+            return Cut(cached, square, lead)
+    return None
+
+
+@dataclass(frozen=True)
+class Row:
+    """slot, start, count, place: as in `kernels.attention.extend`."""
+
+    slot: int
+    start: int
+    count: int
+    place: int
+    cut: Cut
+
+
+class LongRows:
+    """Which rows are computed like this, and their computation."""
+
+    def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device):
+        self._shape = shape
+        self._dtype = dtype
+        self._met: set[tuple[int, int]] = set()
+        cell = 2 * shape.kv_heads * shape.head_dim * dtype.itemsize
+        self._most = MOST_BYTES // cell
+        self.on = possible(shape, dtype, device)
+
+    def find(self, rows: Rows, begins: Ints) -> list[Row]:
+        """Those that are better computed like this. begins: [R], the place of each row's first token."""
+        found = []
+        for row in np.flatnonzero(rows.counts >= LEAST) if self.on else ():
+            slot, start, count, place = (int(of[row]) for of in (rows.slots, rows.starts, rows.counts, begins))
+            if (cut := self._take(start, count)) is not None:
+                found.append(Row(slot, start, count, place, cut))
+        return found
+
+    def _take(self, start: int, count: int) -> Cut | None:
+        """A shape is planned for when it comes a second time: of random lengths most come once."""
+        if pairs(count, start) < LEAST_PAIRS or start + count > self._most:
+            return None
+        found = cut(start, count)
+        if found is None or not works(self._shape, self._dtype):
+            return None
+        if found.shape not in self._met:
+            self._met.add(found.shape)
+            return None
+        return found
+
+    def attend(self, q: Tensor, pool: kernels.Pool, row: Row, out: Tensor) -> None:
+        """q, out: [tokens, heads, dim] of the step, out contiguous. The row's keys are in the pool."""
+        attend(q, pool, self._shape.scale, row, out)
+
+    def prepare(self, pool: kernels.Pool, spans: Iterable[tuple[int, int]]) -> None:
+        """Plans for rows of such (start, count) before anybody waits for them, as many as there is time for."""
+        began = time.monotonic()
+        if not self.on or not works(self._shape, self._dtype):
+            return
+        for start, count in spans:
+            found = cut(start, count)
+            if time.monotonic() - began > WARM_S:
+                break
+            if found is None or start + count > self._most or count < LEAST or found.shape in self._met:
+                continue
+            q = torch.zeros(count, self._shape.heads, self._shape.head_dim, dtype=self._dtype, device=pool.keys.device)
+            # Of slot 0, whatever its table says: pages that it names are there.
+            attend(q, pool, self._shape.scale, Row(0, start, count, 0, found), torch.empty_like(q))
+            self._met.add(found.shape)
+
+
+def attend(q: Tensor, pool: kernels.Pool, scale: float, row: Row, out: Tensor) -> None:
+    cut, count = row.cut, row.count
+    both = gather(pool, row.slot, row.start + count, cut.cached + cut.square)
+    queries = q[row.place : row.place + count]
+    if cut.square > count or not queries.is_contiguous():  # the way a tensor lies is a part of a shape
+        queries = q.new_empty(cut.square, *q.shape[1:])
+        queries[: cut.lead].zero_()
+        queries[cut.lead : cut.lead + count] = q[row.place : row.place + count]
+        queries[cut.lead + count :].zero_()
+    keys, values = both
+    near, near_norms = fused(queries, keys[cut.cached :], values[cut.cached :], True, scale)
+    if cut.cached:
+        far, far_norms = fused(queries, keys[: cut.cached], values[: cut.cached], False, scale)
+        unite(far, near, far_norms, near_norms, out, cut.lead, row.place, count)
+    else:
+        out[row.place : row.place + count] = near[cut.lead : cut.lead + count]
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """q: [n, heads, dim]; k, v: [m, kv_heads, dim] -> [n, heads, dim], and [heads, n]: log of the sum of exp(score)."""
+    q, k, v = (t.transpose(0, 1).unsqueeze(0) for t in (q, k, v))
+    out, norms, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
+        q, k, v, None, True, 0.0, causal, False, scale=scale
+    )
+    heads, n = q.shape[1:3]
+    return out[0].transpose(0, 1).contiguous(), norms.reshape(heads, n)
+
+
+def possible(shape: Shape, dtype: torch.dtype, device: torch.device) -> bool:
+    """On devices from Hopper on: on older ones cuDNN's kernels are no faster than tiles."""
+    return (
+        device.type == "cuda"
+        and dtype in (torch.bfloat16, torch.float16)
+        and shape.head_dim <= 128
+        and shape.head_dim % 8 == 0
+        and shape.value_dim in (None, shape.head_dim)
+        and torch.version.cuda is not None
+        and torch.cuda.get_device_capability(device) >= (9, 0)
+    )
+
+
+@functools.cache
+def works(shape: Shape, dtype: torch.dtype) -> bool:
+    """Whether it gives what a reference in float64 gives, with keys before the row and padding on both its sides."""
+    try:
+        error = disagreement(shape, dtype, torch.device("cuda"))
+        if error < 0.02:
+            return True
+        reason = f"results differ by {error:.2g}"
+    except Exception as error:  # torch's, cuDNN's or a compiler's: whatever it is, tiles are there
+        reason = str(error)
+    log.warning("Long rows are computed by tiles, not by cuDNN: %s", reason)
+    return False
+
+
+@trial
+@torch.inference_mode()
+def disagreement(shape: Shape, dtype: torch.dtype, device: torch.device) -> float:
+    """Relative error of two rows of a step: one after 150 cached keys, one after none."""
+    random = torch.Generator(device).manual_seed(0)
+    heads, kv, dim = shape.heads, shape.kv_heads, shape.head_dim
+    rows = [Row(1, 150, 300, 3, Cut(128, 384, 22)), Row(0, 0, 256, 303, Cut(0, 256, 0))]
+
+    def some(*size: int) -> Tensor:
+        return torch.randn(size, generator=random, device=device).to(dtype)
+
+    pool = kernels.Pool(some(1024, kv, dim), some(1024, kv, dim), torch.randperm(1024, device=device).view(2, 512), 1)
+    q = some(560, heads + 1, dim)[:, :heads]  # not contiguous, as a part of a product of q, k and v
+    out = torch.zeros(560, heads, dim, dtype=dtype, device=device)
+    worst = 0.0
+    for row in rows:
+        attend(q, pool, shape.scale, row, out)
+        wanted = reference(q, pool, shape.scale, row)
+        got = out[row.place : row.place + row.count].double()
+        error = (torch.linalg.norm(got - wanted) / torch.linalg.norm(wanted)).item()
+        worst = max(worst, error) if error == error else float("inf")  # NaN is no agreement
+    return worst
+
+
+def reference(q: Tensor, pool: kernels.Pool, scale: float, row: Row) -> Tensor:
+    """The same by definition, in float64: [count, heads, dim]."""
+    at = torch.arange(row.start + row.count, device=q.device)
+    cells = pool.table[row.slot, at // pool.page_size] * pool.page_size + at % pool.page_size
+    group = q.shape[1] // pool.keys.shape[1]
+    k, v = (t[cells].double().repeat_interleave(group, 1) for t in (pool.keys, pool.values))
+    scores = torch.einsum("nhd,mhd->hnm", q[row.place : row.place + row.count].double(), k) * scale
+    hidden = at[None, :] > at[row.start :, None]
+    return torch.einsum("hnm,mhd->nhd", scores.masked_fill(hidden, float("-inf")).softmax(-1), v)

@@ -1,0 +1,101 @@
+# pyright: reportCallIssue=false, reportIndexIssue=false, reportAssignmentType=false
+# Launch options and compile-time branches are beyond the types of Triton's decorators.
+"""What stands around attention computed on contiguous tensors: a row's cells side by side, and two parts as one."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sglang.kernels.attention import Pool
+
+LOG2E = tl.constexpr(1.4426950408889634)
+CELLS = 16  # that a program copies
+TOKENS = 32  # that a program merges
+
+
+@triton.jit(do_not_specialize=["slot", "count"])
+def _gather(
+    keys,
+    values,
+    table,
+    to,
+    slot,
+    count,
+    table_row,
+    half,
+    PAGE: tl.constexpr,
+    WIDE: tl.constexpr,  # KV * DIM
+    BLOCK_N: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    position = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    w = tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)
+    there = position < count
+    page = tl.load(table + slot.to(tl.int64) * table_row + position // PAGE, mask=there, other=0).to(tl.int64)
+    cell = (page * PAGE + position % PAGE) * WIDE
+    read = there[:, None] & (w < WIDE)[None, :]
+    here = position.to(tl.int64)[:, None] * WIDE + w[None, :]
+    inside = (here < half) & (w < WIDE)[None, :]
+    tl.store(to + here, tl.load(keys + cell[:, None] + w[None, :], mask=read, other=0.0), mask=inside)
+    tl.store(to + half + here, tl.load(values + cell[:, None] + w[None, :], mask=read, other=0.0), mask=inside)
+
+
+@triton.jit(do_not_specialize=["rows", "first", "place", "count"])
+def _unite(
+    a,
+    b,
+    a_norms,
+    b_norms,
+    out,
+    rows,
+    first,
+    place,
+    count,
+    HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    head = tl.program_id(1)
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    d = tl.arange(0, BLOCK_D)
+    there = m < count
+    norm = head.to(tl.int64) * rows + first + m
+    x = tl.load(a_norms + norm, mask=there, other=0.0)
+    y = tl.load(b_norms + norm, mask=there, other=0.0)
+    share = 1.0 / (1.0 + tl.exp2((y - x) * LOG2E))  # of a: e^x / (e^x + e^y)
+    mine = there[:, None] & (d < DIM)[None, :]
+    from_ = ((first + m).to(tl.int64)[:, None] * HEADS + head) * DIM + d[None, :]
+    one = tl.load(a + from_, mask=mine, other=0.0).to(tl.float32)
+    two = tl.load(b + from_, mask=mine, other=0.0).to(tl.float32)
+    whole = two + (one - two) * share[:, None]
+    to = ((place + m).to(tl.int64)[:, None] * HEADS + head) * DIM + d[None, :]
+    tl.store(out + to, whole.to(out.dtype.element_ty), mask=mine)
+
+
+def gather(pool: Pool, slot: int, count: int, room: int) -> Tensor:
+    """A sequence's first `count` keys and values side by side, then zeros: [2, room, kv_heads, dim]."""
+    kv, dim = pool.keys.shape[1:]
+    wide = kv * dim
+    to = torch.empty(2, room, kv, dim, dtype=pool.keys.dtype, device=pool.keys.device)
+    block = min(1024, triton.next_power_of_2(wide))
+    _gather[(triton.cdiv(room, CELLS), triton.cdiv(wide, block))](
+        pool.keys, pool.values, pool.table, to, slot, count, pool.table.stride(0), room * wide,
+        PAGE=pool.page_size, WIDE=wide, BLOCK_N=CELLS, BLOCK_W=block, num_warps=4,
+    )  # fmt: skip
+    return to
+
+
+def unite(
+    a: Tensor, b: Tensor, a_norms: Tensor, b_norms: Tensor, out: Tensor, first: int, place: int, count: int
+) -> None:
+    """Attention to two sets of keys as attention to both, of `count` rows from `first` on, to out[place:].
+
+    a, b: [rows, heads, dim], contiguous as `out` is; norms: float32 [heads, rows], the log of the sum of exp(score).
+    """
+    rows, heads, dim = a.shape
+    _unite[(triton.cdiv(count, TOKENS), heads)](
+        a, b, a_norms, b_norms, out, rows, first, place, count,
+        HEADS=heads, DIM=dim, BLOCK_M=TOKENS, BLOCK_D=triton.next_power_of_2(dim), num_warps=4,
+    )  # fmt: skip
