@@ -35,7 +35,7 @@ def compile_ahead(launch: Callable[[], object]) -> int:
     """
     found: list[Any] = []
     try:
-        from triton.runtime._async_compile import AsyncCompileMode
+        from triton.runtime._async_compile import AsyncCompileMode, FutureKernel
         from triton.runtime.jit import JITFunction
     except ImportError as error:
         log.warning("Kernels are compiled one after another: %s", error)
@@ -53,7 +53,9 @@ def compile_ahead(launch: Callable[[], object]) -> int:
         with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as threads:
             with AsyncCompileMode(threads, ignore_errors=True):
                 launch()
-            compiled = {id(kernel): kernel for kernel in (getattr(one, "kernel", one) for one in found)}
+            # A compiled kernel has a `kernel` too, its code; that of a promise is None where it failed.
+            kernels = [one.kernel if isinstance(one, FutureKernel) else one for one in found]
+            compiled = {id(kernel): kernel for kernel in kernels if kernel is not None}
             list(threads.map(_load, compiled.values()))
     except Exception as error:  # a first launch says it again, where it is dealt with
         log.warning("Kernels are compiled one after another: %s", error)

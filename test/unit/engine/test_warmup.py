@@ -91,6 +91,34 @@ def test_a_kernel_that_cannot_be_loaded_is_loaded_again_by_its_first_launch() ->
     assert kernel._run is None
 
 
+def test_kernels_that_were_compiled_before_and_that_failed_are_no_reason_to_stop(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from triton.runtime._async_compile import FutureKernel
+    from triton.runtime.jit import JITFunction
+
+    class Compiled:
+        kernel = b"its code"
+        loaded = 0
+
+        def _init_handles(self) -> None:
+            self.loaded += 1
+
+    before, now = Compiled(), Compiled()
+    promise, broken = FutureKernel.__new__(FutureKernel), FutureKernel.__new__(FutureKernel)
+    promise.kernel, broken.kernel = now, None
+    kernels = iter([before, broken, promise, before])
+    monkeypatch.setattr(JITFunction, "run", lambda fn, grid, warmup: next(kernels))
+
+    def launch() -> None:
+        for _ in range(4):
+            JITFunction.run("any", grid=(1,), warmup=False)  # type: ignore[arg-type]
+
+    assert compile_ahead(launch) == 4
+    assert (before.loaded, now.loaded) == (1, 1)
+    assert not caplog.records
+
+
 def test_what_is_tried_runs_while_others_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     from triton.runtime.jit import JITFunction
 
