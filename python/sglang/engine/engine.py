@@ -1,5 +1,6 @@
 """Engine: a loaded model, its KV pool, and `launch(plan)`."""
 
+import functools
 import logging
 import time
 from collections import Counter
@@ -18,7 +19,7 @@ from sglang.base.messages import Ready
 from sglang.base.plan import Plan, Result
 from sglang.engine.batch import Tables
 from sglang.engine.blueprint import Blueprint, draw_up, load_foreign
-from sglang.engine.pool import chunk_of, make_pool, slots_of
+from sglang.engine.pool import beside_of, chunk_of, make_pool, slots_of
 from sglang.engine.pooling import Pooler
 from sglang.engine.sampler import SCORE_BLOCK, Masked, Sampler, next_positions, score_drawn, score_known
 from sglang.kernels.staging import Landing, triton_works
@@ -32,6 +33,7 @@ from sglang.models.spec import Pooling
 if TYPE_CHECKING:
     from sglang.engine.automata import Automata
     from sglang.engine.graphs import DecodeGraphs
+    from sglang.engine.pieces import Pieces
 
 log = logging.getLogger("sglang.engine")
 
@@ -71,6 +73,7 @@ class Engine:
         self.eos_ids = eos_ids
         self.slots = slots_of(config, device)
         self.chunk_tokens = chunk_of(config, context, device)
+        self.beside_tokens = beside_of(config, device)
         self.pooler = None if pooling is None else Pooler(pooling, model, self.slots)
         self._automata: Automata | None = None  # where draws are made by kernels; before the pool takes what is left
         if device.type == "cuda" and triton_works():
@@ -88,12 +91,13 @@ class Engine:
         self._landing = Landing(self.slots, device) if device.type == "cuda" else None
         self._attention: AttentionBackend
         self._graphs: DecodeGraphs | None = None
+        self._pieces: Pieces | None = None
         if attention_of(config, device, shape, model.looks) == "torch":
             self._attention = TorchAttention(shape, pool.keys, pool.values)
             return
         # Triton is imported where it is used: it is not installed everywhere.
         from sglang.attention.triton import TritonAttention
-        from sglang.engine import graphs
+        from sglang.engine import graphs, pieces
 
         table = self._tables.device_pages
         assert table is not None
@@ -105,6 +109,9 @@ class Engine:
             self._graphs = graphs.DecodeGraphs(
                 model, self._attention, self._tables, self._sampler, self._automata, most
             )
+            if not spec.latent and self._graphs.stream is not None:
+                one = functools.partial(pieces.CudaGraph, self._graphs.stream, self._graphs.pool)
+                self._pieces = pieces.Pieces(model, self._attention, one)
         self.ready: Ready  # set by load
 
     @classmethod
@@ -167,7 +174,10 @@ class Engine:
             return self._decode(plan, self._graphs, places)
         batch = self._tables.batch(plan)
         self._attention.plan(batch.rows)
-        hidden = self._model.forward(batch.tokens, batch.positions, self._attention)
+        if self._pieces is not None and self._pieces.fits(len(batch.tokens)):
+            hidden = self._pieces.forward(batch.tokens, batch.positions)
+        else:
+            hidden = self._model.forward(batch.tokens, batch.positions, self._attention)
         result = Result(plan.samples.astype("int32") - 1)  # -1 where nothing is drawn
         for ask in plan.prompt_asks:
             begin = int(batch.offsets[ask.row]) + ask.offset
@@ -231,9 +241,15 @@ class Engine:
         held = warmup.held([plans[0], next(plan for plan in plans if len(plan.tokens) == 1)])
         automata = self._automata
         assert automata is not None
-        warmup.warm(
-            self.launch, plans, self._graphs, self._model.dtype, lambda: [*map(self.launch, held), automata.rehearse()]
-        )
+        fills = warmup.fills(self.pages, self.page_size, self.context_length) if self._pieces is not None else []
+        captures = [one for one in (self._graphs, self._pieces) if one is not None]
+
+        def rehearse() -> None:
+            for plan in held:
+                self.launch(plan)
+            automata.rehearse()
+
+        warmup.warm(self.launch, plans, fills, captures, self._model.dtype, rehearse)
         try:
             for plan in held:
                 self.launch(plan).wait()

@@ -22,6 +22,7 @@ CUDA_FRACTION = 0.88
 CPU_SLOTS, CUDA_SLOTS = 256, 512
 CPU_CHUNK = 512  # tokens of a step: about a second of a 1B model on a laptop, the longest pause of a stream
 CUDA_CHUNK = 8192
+CUDA_BESIDE = 2048  # where sequences wait for their next tokens: 50 ms of an 8B model on an H200, their longest pause
 SAMPLER_TENSORS = 4  # float32 [slots, vocab], alive at once where rows are sampled
 LEAST_TOKENS = 16  # a pool below this serves nothing
 
@@ -51,6 +52,11 @@ def chunk_of(config: ServerConfig, context: int, device: torch.device) -> int:
     """Most tokens of one step."""
     chunk = config.chunked_prefill_size or (CPU_CHUNK if device.type == "cpu" else CUDA_CHUNK)
     return chunk if chunk > 0 else context
+
+
+def beside_of(config: ServerConfig, device: torch.device) -> int | None:
+    """Most tokens of prompts in a step with decodes, where it is not `chunk_of`."""
+    return CUDA_BESIDE if device.type == "cuda" and config.chunked_prefill_size is None else None
 
 
 def cell_bytes(spec: Decoder, dtype: torch.dtype) -> int:

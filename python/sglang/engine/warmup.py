@@ -7,7 +7,7 @@ side by side, then every shape is run, which loads them, and those of cuBLAS.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,31 +23,38 @@ from sglang.kernels.matvec import works
 if TYPE_CHECKING:
     from sglang.engine.engine import Flight
     from sglang.engine.graphs import DecodeGraphs
+    from sglang.engine.pieces import Pieces
 
 log = logging.getLogger("sglang.engine")
 LONG = (128, 64, 2)  # tokens of a row
+FILLS = (2048, 1024, 512, 256, 128, 64)  # tokens of steps to capture; the largest first, the others use its memory
 FEW = 128  # rows that are enough to have in common what is shared
 
 
 def warm(
     launch: Callable[[Plan], "Flight"],
     plans: list[Plan],
-    graphs: "DecodeGraphs | None",
+    fills: list[Plan],
+    captures: "Sequence[DecodeGraphs | Pieces]",
     dtype: torch.dtype,
     more: Callable[[], object] = lambda: None,
 ) -> None:
-    """Before any real plan, since it writes to many slots and to the first cells. more: what is only to be compiled."""
+    """Before any real plan, since it writes to many slots and to the first cells.
+
+    fills: what needs no kernels that `plans` do not. captures: what makes graphs of plans that are run.
+    more: what is only to be compiled.
+    """
     began = time.monotonic()
     works(dtype)  # its kernels must run to say whether they are right
-    captures = graphs is not None and graphs.captures
-    if graphs is not None:
-        graphs.captures = False  # a graph would hold what was not launched: nothing
+    able = [one for one in captures if one.captures]
+    for one in able:
+        one.captures = False  # a graph would hold what was not launched: nothing
     compiled = compile_ahead(lambda: [*map(launch, plans), more()])
     torch.cuda.synchronize()
-    if graphs is not None:
-        graphs.captures = captures
+    for one in able:
+        one.captures = True
     ran = time.monotonic()
-    for plan in plans:
+    for plan in (*fills, *plans):
         launch(plan).wait()
     times = ran - began, time.monotonic() - ran
     log.info("start: %d launches of kernels compiled in %.1f s, run in %.1f s", compiled, *times)
@@ -61,6 +68,11 @@ def plans(slots: int, kv_heads: int, pages: int, page_size: int, context: int, s
     common = sharing(slots, kv_heads) if shares else []
     found += [_plan(rows, keys, 1, page_size) for rows, keys in common if keys <= most]
     return found
+
+
+def fills(pages: int, page_size: int, context: int) -> list[Plan]:
+    """Steps of the most usual numbers of tokens, as far as they fit."""
+    return [_plan(1, 0, tokens, page_size) for tokens in FILLS if tokens < min(pages * page_size, context)]
 
 
 def held(plans: list[Plan]) -> list[Plan]:

@@ -1,0 +1,158 @@
+"""Steps with prompts, cut where they attend: what is remembered of the pieces and done again is the whole."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engine_driver import DRAWN, TINY, Driver, Row, load, on_device
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sglang.base.plan import PromptAsk
+
+pytest.importorskip("triton")
+import itertools
+
+from triton.runtime.interpreter import GridExecutor
+
+from sglang.attention.triton import TritonAttention
+from sglang.engine.pieces import SIZES, Pieces
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the stand-in records what runs on a CPU")
+SHAPES: list[dict[str, Any]] = [
+    {"num_hidden_layers": 3},
+    {
+        "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "num_hidden_layers": 2, "head_dim": 16,
+        "query_pre_attn_scalar": 16, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
+        "sliding_window": 4, "hidden_activation": "gelu_pytorch_tanh",
+    },
+]  # fmt: skip
+
+
+class Recording(TorchDispatchMode):
+    """A graph without a device: operators and kernels, done again on the tensors they were done on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._done: list[Callable[[], None]] = []
+        self._launch = GridExecutor.__call__
+        self._on = False
+
+    def begin(self) -> None:
+        launch, done = self._launch, self._done
+
+        def remember(kernel: GridExecutor, *args: Any, **options: Any) -> Any:
+            done.append(lambda: launch(kernel, *args, **options))
+            self._on = False
+            try:
+                return launch(kernel, *args, **options)
+            finally:
+                self._on = True
+
+        GridExecutor.__call__ = remember  # type: ignore[method-assign]
+        self._on = True
+        self.__enter__()
+
+    def end(self) -> None:
+        self.__exit__(None, None, None)
+        GridExecutor.__call__ = self._launch  # type: ignore[method-assign]
+
+    def replay(self) -> None:
+        for one in self._done:
+            one()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if self._on:
+
+            def again() -> None:
+                got = func(*args, **(kwargs or {}))
+                for old, new in zip(tensors(found), tensors(got), strict=True):
+                    if old.data_ptr() != new.data_ptr():
+                        old.copy_(new)
+
+            self._done.append(again)
+        return found
+
+
+def tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [t for one in value for t in tensors(one)] if isinstance(value, tuple | list) else []
+
+
+def write(folder: Path, shape: dict[str, Any]) -> Path:
+    (folder / "config.json").write_text(json.dumps({**TINY, **shape}))
+    return folder
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    return write(tmp_path, {})
+
+
+def cut(folder: Path, graph: Callable[[], Any] = Recording) -> Driver:
+    engine = on_device(folder)
+    assert isinstance(engine._attention, TritonAttention)
+    engine._pieces = Pieces(engine._model, engine._attention, graph)
+    return Driver(engine)
+
+
+def walk(driver: Driver) -> list[Any]:
+    """Steps of 16 and of 32 tokens with padding, each twice, then mixed ones of few tokens and of all 16."""
+    found: list[Any] = []
+    prompts = {0: [5, 6, 7], 3: list(range(11, 22)), 5: list(range(30, 57)), 1: list(range(60, 91)), 2: [9]}
+    lengths = {slot: len(prompt) for slot, prompt in prompts.items()}
+    for slot, prompt in prompts.items():
+        scores = PromptAsk(0, 1, prompt[2:], 0, ()) if slot == 3 else None
+        result = driver.step([Row(slot, 0, prompt, scores=scores)], [driver.seat(slot, len(prompt))])
+        found.append(result.tokens.tolist())
+        found.append([pytest.approx(s.logprob, abs=1e-4) for s in result.prompt_scores.get(0, ())])
+    for more in ([101, 102, 103], list(range(200, 213)), [42, 43]):
+        rows = [Row(slot, lengths[slot], [DRAWN]) for slot in (0, 5, 3)]
+        rows.append(Row(1, lengths[1], more, samples=len(more) < 5))
+        found.append(driver.step(rows).tokens.tolist())
+        for row in rows:
+            lengths[row.slot] += len(row.tokens)
+    rows = [Row(slot, lengths[slot], [DRAWN]) for slot in (5, 0, 1)]
+    found.append(driver.step(rows).tokens.tolist())  # by a decode's graph, were there any
+    return found
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=["llama", "gemma2"])
+def test_steps_of_pieces_are_those_of_the_plain_engine(tmp_path: Path, shape: dict[str, Any]) -> None:
+    folder = write(tmp_path, shape)
+    plain = Driver(load(folder, load_format="dummy", max_total_tokens=256))
+    own = cut(folder)
+    assert walk(own) == walk(plain)
+    pieces = own.engine._pieces
+    assert pieces is not None and pieces.captures
+    assert sorted(pieces._captured) == [16, 32]
+    assert {len(found) for found, _ in pieces._captured.values()} == {own.engine._model.spec.layers + 1}
+
+
+def test_what_cannot_be_captured_runs_kernel_by_kernel(small: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Refusing(Recording):
+        def end(self) -> None:
+            super().end()
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    plain = Driver(load(small, load_format="dummy", max_total_tokens=256))
+    own = cut(small, Refusing)
+    assert walk(own) == walk(plain)
+    assert own.engine._pieces is not None and not own.engine._pieces.captures
+    assert len([r for r in caplog.records if "not permitted" in r.message]) == 1
+
+
+def test_larger_steps_are_not_captured(small: Path) -> None:
+    pieces = cut(small).engine._pieces
+    assert pieces is not None
+    assert pieces.fits(SIZES[-1]) and not pieces.fits(SIZES[-1] + 1)
+
+
+def test_sizes_grow_with_little_padding() -> None:
+    for below, size in itertools.pairwise(SIZES):
+        assert size % 16 == 0, "kernels are compiled once for numbers that 16 divides"
+        assert size - (below + 1) <= max(31, below // 4)
