@@ -1,9 +1,9 @@
 """Before a step: who decodes, who fills its prompt, who is admitted, who must make room.
 
-Decodes always go, one token each. What is left of the step's token budget fills prompts, running ones first, then new
-ones in the policy's order; so the budget bounds how long a stream pauses. Prompt pages enter the tree as they are
-planned: a row may attend to cells that another row of the same step writes (every layer writes before it reads), so
-requests that share a prefix share it from the first step on and nobody waits for anybody.
+Decodes always go, one token each. Beside them a budget of tokens fills prompts, running ones first, then new ones in
+the policy's order; so the budget bounds how long a stream pauses, and may be larger where there is none. Prompt pages
+enter the tree as they are planned: a row may attend to cells that another row of the same step writes (every layer
+writes before it reads), so requests that share a prefix share it from the first step on and nobody waits for anybody.
 """
 
 from typing import Any
@@ -33,9 +33,8 @@ def plan(state: State, now: float) -> Plan | None:
     draft = _Draft(state)
     floor = state.ratio_base * RATIO_FLOOR
     state.new_token_ratio = max(state.new_token_ratio - RATIO_DECAY, floor)
-    left = state.budget.chunk_tokens if state.budget.chunk_tokens > 0 else ENDLESS
     _decode(state, draft)
-    left = _fill(state, draft, left)
+    left = _fill(state, draft, _chunk(state, draft))
     if state.waiting and left > 0 and (state.slots or state.held):
         _admit(state, draft, left, now)
     if not draft.rows:
@@ -62,6 +61,16 @@ def _decode(state: State, draft: "_Draft") -> None:
     pages = state.take_pages(need)
     assert pages is not None
     draft.decodes(rows, pages)
+
+
+def _chunk(state: State, draft: "_Draft") -> int:
+    """Most tokens of prompts in this step, whose decodes are drafted."""
+    chunk, beside = state.budget.chunk_tokens, state.budget.beside_tokens
+    if beside is not None and (
+        draft.rows or any(s.computed + 1 == s.length and s.first < s.length < s.last for s in state.running)
+    ):
+        chunk = beside  # the latter wait for a mask, and then for this step
+    return chunk if chunk > 0 else ENDLESS
 
 
 def _fill(state: State, draft: "_Draft", left: int) -> int:

@@ -29,6 +29,7 @@ RATIO_JUMP = 0.05  # added when sequences had to be retracted
 class Budget:
     """What there is to decide over. chunk_tokens: most tokens of prompts in a step, -1 for no limit.
 
+    beside_tokens: the same where sequences wait for their next tokens, which bounds their pause; None: chunk_tokens.
     embeds: sequences end in a vector, and nothing is generated. whole: they are computed in one step, uncut.
     """
 
@@ -46,6 +47,7 @@ class Budget:
     seed: int
     embeds: bool = False
     whole: bool = False
+    beside_tokens: int | None = None
 
     @property
     def tokens(self) -> int:

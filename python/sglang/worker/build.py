@@ -50,4 +50,5 @@ def budget(config: ServerConfig, engine: Engine) -> schedule.Budget:
         seed=config.random_seed,
         embeds=pooler is not None,
         whole=not engine.causal,
+        beside_tokens=engine.beside_tokens,
     )

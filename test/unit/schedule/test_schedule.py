@@ -152,6 +152,30 @@ def test_prompts_are_cut_into_chunks_that_ride_with_decodes() -> None:
     assert run.got[2] == expected(list(range(40)), 1)
 
 
+def test_chunks_are_smaller_while_a_sequence_waits_for_its_next_token() -> None:
+    run = Run(chunk_tokens=16, beside_tokens=4)
+    run.send(submit(1, list(range(20)), 1))
+    run.step()
+    run.step()
+    assert [plan.counts.tolist() for plan in run.plans] == [[16], [4]]  # alone, then what is left
+    run.send(submit(2, [1], 3))
+    run.step()
+    run.send(submit(3, list(range(100, 140)), 1))
+    run.drain()
+    # The second decode is the last: what follows has the step to itself.
+    assert [plan.counts.tolist() for plan in run.plans[2:]] == [[1], [1, 4], [1, 4], [16], [16]]
+    assert run.got[3] == expected(list(range(100, 140)), 1)
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_last_token_in_flight_is_no_reason_for_small_chunks(depth: int) -> None:
+    run = Run(depth, chunk_tokens=16, beside_tokens=4)
+    for id in (1, 2, 3):
+        run.send(submit(id, list(range(100 * id, 100 * id + 16)), 1))
+    run.drain()
+    assert [plan.counts.tolist() for plan in run.plans] == [[16]] * 3
+
+
 @pytest.mark.parametrize("depth", [0, 1])
 def test_retracted_sequences_go_on_with_the_same_tokens(depth: int) -> None:
     run = Run(depth, pages=40, conservativeness=0.01)
@@ -321,17 +345,18 @@ class Workload(RuleBasedStateMachine):
 
     @initialize(
         depth=st.integers(0, 1), page_size=st.sampled_from([1, 4]), pages=st.sampled_from([40, 64, 200]),
-        slots=st.integers(1, 4), chunk=st.sampled_from([-1, 1, 5, 16]), radix=st.booleans(),
+        slots=st.integers(1, 4), chunk=st.sampled_from([-1, 1, 5, 16]), beside=st.sampled_from([None, 1, 4]),
+        radix=st.booleans(),
         policy=st.sampled_from(["lpm", "dfs-weight", "fcfs", "random", "lof"]),
         conservative=st.sampled_from([0.01, 1.0]),
     )  # fmt: skip
     def start(
-        self, depth: int, page_size: int, pages: int, slots: int, chunk: int, radix: bool, policy: str,
-        conservative: float,
+        self, depth: int, page_size: int, pages: int, slots: int, chunk: int, beside: int | None,
+        radix: bool, policy: str, conservative: float,
     ) -> None:  # fmt: skip
         self.run = Run(
             depth, page_size=page_size, pages=pages // page_size, slots=slots, chunk_tokens=chunk, radix=radix,
-            policy=policy, conservativeness=conservative,
+            policy=policy, conservativeness=conservative, beside_tokens=beside,
         )  # fmt: skip
         self.want: dict[int, list[int]] = {}
         self.known: dict[int, list[int]] = {}
