@@ -10,7 +10,6 @@ after them, up to its padded size; nobody reads what they yield, and no real que
 import functools
 import logging
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +27,8 @@ LEAST_PAIRS = 2048 * 2048 // 2  # of a query and a key: below, a layer's row tak
 GRAINS = (2048, 1024, 512, 256)  # `cached` is a multiple of the first that wastes little
 STEPS = 16  # sizes of a square between a power of two and the next
 WASTE = 1.13  # pairs that are computed for one that is asked for, at most: the next size is 1/16 away, 1.0625 squared
-MOST_BYTES = 512 << 20  # of keys and values side by side: memory that no profile of a step has seen
+MOST_BYTES = 512 << 20  # of keys and values side by side, queries, results: what an MLP takes for a step of 8192 tokens
+USUAL = (4096, 2048, 8192)  # tokens of prompts to be ready for, besides those of a step's chunk
 WARM_S = 1.0  # for plans at the start
 
 
@@ -85,8 +85,6 @@ class LongRows:
         self._shape = shape
         self._dtype = dtype
         self._met: set[tuple[int, int]] = set()
-        cell = 2 * shape.kv_heads * shape.head_dim * dtype.itemsize
-        self._most = MOST_BYTES // cell
         self.on = possible(shape, dtype, device)
 
     def find(self, rows: Rows, begins: Ints) -> list[Row]:
@@ -94,41 +92,43 @@ class LongRows:
         found = []
         for row in np.flatnonzero(rows.counts >= LEAST) if self.on else ():
             slot, start, count, place = (int(of[row]) for of in (rows.slots, rows.starts, rows.counts, begins))
-            if (cut := self._take(start, count)) is not None:
+            cut = self._cut(start, count)
+            if cut is None or not works(self._shape, self._dtype):
+                continue
+            if cut.shape in self._met:
                 found.append(Row(slot, start, count, place, cut))
+            self._met.add(cut.shape)  # a shape is planned for when it comes again: of random lengths most come once
         return found
 
-    def _take(self, start: int, count: int) -> Cut | None:
-        """A shape is planned for when it comes a second time: of random lengths most come once."""
-        if pairs(count, start) < LEAST_PAIRS or start + count > self._most:
+    def _cut(self, start: int, count: int) -> Cut | None:
+        if count < LEAST or pairs(count, start) < LEAST_PAIRS:
             return None
-        found = cut(start, count)
-        if found is None or not works(self._shape, self._dtype):
+        found, s = cut(start, count), self._shape
+        if found is None:
             return None
-        if found.shape not in self._met:
-            self._met.add(found.shape)
-            return None
-        return found
+        heads = 2 * s.kv_heads * (found.cached + found.square) + 3 * s.heads * found.square
+        return found if heads * s.head_dim * self._dtype.itemsize <= MOST_BYTES else None
 
     def attend(self, q: Tensor, pool: kernels.Pool, row: Row, out: Tensor) -> None:
         """q, out: [tokens, heads, dim] of the step, out contiguous. The row's keys are in the pool."""
         attend(q, pool, self._shape.scale, row, out)
 
-    def prepare(self, pool: kernels.Pool, spans: Iterable[tuple[int, int]]) -> None:
-        """Plans for rows of such (start, count) before anybody waits for them, as many as there is time for."""
-        began = time.monotonic()
-        if not self.on or not works(self._shape, self._dtype):
-            return
-        for start, count in spans:
-            found = cut(start, count)
-            if time.monotonic() - began > WARM_S:
-                break
-            if found is None or start + count > self._most or count < LEAST or found.shape in self._met:
+    def prepare(self, pool: kernels.Pool, chunk: int, most: int) -> None:
+        """Plans for usual rows before anybody waits for them, as many as there is time for. chunk: tokens of a step;
+        most: of a sequence."""
+        began, s = time.monotonic(), self._shape
+        for start, count in dict.fromkeys([(0, chunk), (chunk, chunk), *((0, count) for count in USUAL)]):
+            cut = self._cut(start, count) if self.on and start + count <= most else None
+            if cut is None or not works(s, self._dtype) or time.monotonic() - began > WARM_S:
                 continue
-            q = torch.zeros(count, self._shape.heads, self._shape.head_dim, dtype=self._dtype, device=pool.keys.device)
-            # Of slot 0, whatever its table says: pages that it names are there.
-            attend(q, pool, self._shape.scale, Row(0, start, count, 0, found), torch.empty_like(q))
-            self._met.add(found.shape)
+            q = torch.zeros(count, s.heads, s.head_dim, dtype=self._dtype, device=pool.keys.device)
+            try:  # of slot 0, whatever its table says: pages that it names are there
+                attend(q, pool, s.scale, Row(0, start, count, 0, cut), torch.empty_like(q))
+            except Exception as error:
+                log.warning("Long rows are computed by tiles, not by cuDNN: %s", error)
+                self.on = False
+                return
+            self._met.add(cut.shape)
 
 
 def attend(q: Tensor, pool: kernels.Pool, scale: float, row: Row, out: Tensor) -> None:

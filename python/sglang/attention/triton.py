@@ -7,7 +7,6 @@ finds each step's rows in them.
 """
 
 import logging
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -103,9 +102,9 @@ class TritonAttention:
         tiles = staged[-1] if some else None
         self._step = _Step(staged[0], staged[1], decodes, splits, tiles, longest, tokens, shared, long, short)
 
-    def prepare(self, spans: Iterable[tuple[int, int]]) -> None:
-        """Before any step: what the first long rows of such (start, count) would wait for."""
-        self._long.prepare(self._pools[0], spans)
+    def prepare(self, chunk: int, most: int) -> None:
+        """Before any step: what the first long rows would wait for. chunk: tokens of a step; most: of a sequence."""
+        self._long.prepare(self._pools[0], chunk, most)
 
     def fix(self, slots: Tensor, positions: Tensor, places: Tensor, shared: kernels.Shared | None = None) -> None:
         """All rows are decodes, read from these tensors at the time the kernels run. Each [R]; slot -1: padding."""

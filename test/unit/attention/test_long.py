@@ -197,12 +197,16 @@ def test_what_fails_is_done_by_tiles_from_then_on(
     ]
 
 
-def test_plans_made_at_the_start_are_used_at_once(backends: Backends, small: None) -> None:
+def test_plans_made_at_the_start_are_used_at_once(
+    backends: Backends, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own, wide, table = backends
-    own.prepare([(70, 8), (0, 33), (0, 33)])
+    monkeypatch.setattr(long, "USUAL", (33, 33, 4, 90))
+    own.prepare(12, 50)
+    assert own._long._met == {(0, 16), (0, 24), (0, 40)}, "neither short ones nor what does not fit"
     assert step(own, wide, table, Look()) < 2e-6
     assert own._step is not None
-    assert [(row.start, row.count) for row in own._step.long] == [(0, 33), (70, 8)]
+    assert [(row.start, row.count) for row in own._step.long] == [(0, 33)]
 
 
 def test_the_trial_sees_a_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
