@@ -256,6 +256,8 @@ class Engine:
         except Exception as error:  # whatever a compiler throws
             log.warning("Constraints are slow, their draws cannot be compiled for this device: %s", error)
             self._automata = None
+        if isinstance(self._attention, TritonAttention):
+            self._attention.prepare(self.chunk_tokens, min(self.context_length, self.pages * self.page_size))
 
 
 def _loaded(config: ServerConfig, device: torch.device, progress: bool) -> tuple[Model, Blueprint, int, Counter[str]]:
