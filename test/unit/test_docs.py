@@ -89,7 +89,7 @@ def test_numbers_that_are_explained_are_those_of_the_code():
     text = (ROOT / "docs" / "hyperparameter_tuning.md").read_text()
     for said in (
         f"({pool.CPU_CHUNK} on a CPU, {pool.CUDA_CHUNK} on CUDA)",
-        f"at most {pool.CUDA_BESIDE} while",
+        f"at most {pool.CUDA_BESIDE} tokens in all while",
         f"({pool.CPU_SLOTS} on a CPU, {pool.CUDA_SLOTS} on CUDA)",
         f"of the device ({pool.CUDA_FRACTION})",
         f"loaded ({pool.CPU_FRACTION})",

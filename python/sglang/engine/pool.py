@@ -22,7 +22,7 @@ CUDA_FRACTION = 0.88
 CPU_SLOTS, CUDA_SLOTS = 256, 512
 CPU_CHUNK = 512  # tokens of a step: about a second of a 1B model on a laptop, the longest pause of a stream
 CUDA_CHUNK = 8192
-CUDA_BESIDE = 2048  # where sequences wait for their next tokens: 50 ms of an 8B model on an H200, their longest pause
+CUDA_BESIDE = 2048  # where sequences wait for their next tokens: some 50 ms of an 8B model on an H200
 SAMPLER_TENSORS = 4  # float32 [slots, vocab], alive at once where rows are sampled
 LEAST_TOKENS = 16  # a pool below this serves nothing
 
@@ -55,7 +55,7 @@ def chunk_of(config: ServerConfig, context: int, device: torch.device) -> int:
 
 
 def beside_of(config: ServerConfig, device: torch.device) -> int | None:
-    """Most tokens of prompts in a step with decodes, where it is not `chunk_of`."""
+    """Most tokens of a step with decodes, where these have no say in `chunk_of`."""
     return CUDA_BESIDE if device.type == "cuda" and config.chunked_prefill_size is None else None
 
 

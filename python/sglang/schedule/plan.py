@@ -69,7 +69,7 @@ def _chunk(state: State, draft: "_Draft") -> int:
     if beside is not None and (
         draft.rows or any(s.computed + 1 == s.length and s.first < s.length < s.last for s in state.running)
     ):
-        chunk = beside  # the latter wait for a mask, and then for this step
+        chunk = max(beside - len(draft.rows), (beside + 1) // 2)  # the latter wait for a mask, and then for this step
     return chunk if chunk > 0 else ENDLESS
 
 

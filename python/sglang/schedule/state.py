@@ -29,7 +29,8 @@ RATIO_JUMP = 0.05  # added when sequences had to be retracted
 class Budget:
     """What there is to decide over. chunk_tokens: most tokens of prompts in a step, -1 for no limit.
 
-    beside_tokens: the same where sequences wait for their next tokens, which bounds their pause; None: chunk_tokens.
+    beside_tokens: most tokens of a step for which sequences wait, their own included: it bounds their pause. Half of it
+    is left to prompts. None: chunk_tokens beside any number of decodes.
     embeds: sequences end in a vector, and nothing is generated. whole: they are computed in one step, uncut.
     """
 

@@ -153,7 +153,7 @@ def test_prompts_are_cut_into_chunks_that_ride_with_decodes() -> None:
 
 
 def test_chunks_are_smaller_while_a_sequence_waits_for_its_next_token() -> None:
-    run = Run(chunk_tokens=16, beside_tokens=4)
+    run = Run(chunk_tokens=16, beside_tokens=5)
     run.send(submit(1, list(range(20)), 1))
     run.step()
     run.step()
@@ -165,6 +165,16 @@ def test_chunks_are_smaller_while_a_sequence_waits_for_its_next_token() -> None:
     # The second decode is the last: what follows has the step to itself.
     assert [plan.counts.tolist() for plan in run.plans[2:]] == [[1], [1, 4], [1, 4], [16], [16]]
     assert run.got[3] == expected(list(range(100, 140)), 1)
+
+
+def test_prompts_go_on_beside_any_number_of_decodes() -> None:
+    run = Run(chunk_tokens=16, beside_tokens=3, pages=200)
+    for id in range(3):
+        run.send(submit(id, [id], 30))
+    run.step()
+    run.send(submit(3, list(range(100, 140)), 1))
+    run.step()
+    assert run.plans[-1].counts.tolist() == [1, 1, 1, 2]
 
 
 @pytest.mark.parametrize("depth", [0, 1])
