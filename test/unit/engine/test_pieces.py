@@ -20,7 +20,6 @@ from triton.runtime.interpreter import GridExecutor
 from sglang.attention.triton import TritonAttention
 from sglang.engine.pieces import SIZES, Pieces
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the stand-in records what runs on a CPU")
 SHAPES: list[dict[str, Any]] = [
     {"num_hidden_layers": 3},
     {
@@ -94,9 +93,11 @@ def small(tmp_path: Path) -> Path:
 
 
 def cut(folder: Path, graph: Callable[[], Any] = Recording) -> Driver:
+    """On a GPU as the engine is, by its graphs."""
     engine = on_device(folder)
     assert isinstance(engine._attention, TritonAttention)
-    engine._pieces = Pieces(engine._model, engine._attention, graph)
+    if not torch.cuda.is_available() or graph is not Recording:
+        engine._pieces = Pieces(engine._model, engine._attention, graph)
     return Driver(engine)
 
 
@@ -129,10 +130,11 @@ def test_steps_of_pieces_are_those_of_the_plain_engine(tmp_path: Path, shape: di
     assert walk(own) == walk(plain)
     pieces = own.engine._pieces
     assert pieces is not None and pieces.captures
-    assert sorted(pieces._captured) == [16, 32]
+    assert set(pieces._captured) >= {16, 32}
     assert {len(found) for found, _ in pieces._captured.values()} == {own.engine._model.spec.layers + 1}
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the stand-in records what runs on a CPU")
 def test_what_cannot_be_captured_runs_kernel_by_kernel(small: Path, caplog: pytest.LogCaptureFixture) -> None:
     class Refusing(Recording):
         def end(self) -> None:
