@@ -2,6 +2,7 @@
 
     python scripts/gpu_check.py demo                      # same text as the CPU and under other flags, up to near-ties
     python scripts/gpu_check.py kernels                   # each kernel against float64, then its time
+    python scripts/gpu_check.py long                      # attention of long rows by cuDNN and by tiles: both, timed
     python scripts/gpu_check.py graphs                    # steps of an 8B model: graphs on and off, time by batch
     python scripts/gpu_check.py quant                     # products of 4 and 8 bits against float64, then their time
     python scripts/gpu_check.py constraints               # automata on the device against the CPU's, then their time
@@ -238,6 +239,15 @@ def kernels() -> dict[str, Any]:
     return {"checks": checks, **times, "ok": not bad}
 
 
+def long() -> dict[str, Any]:
+    import gpu_long
+
+    found = gpu_long.run()
+    for name in ("checks", "times"):
+        table(found[name])
+    return found
+
+
 def graphs() -> dict[str, Any]:
     import gpu_steps
 
@@ -267,7 +277,7 @@ def quant() -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["demo", "kernels", "graphs", "quant", "constraints", "serve", "table"])
+    parser.add_argument("part", choices=["demo", "kernels", "long", "graphs", "quant", "constraints", "serve", "table"])
     parser.add_argument("--model-path", default="", help="Folder with config.json and tokenizer (parts serve, table).")
     parser.add_argument("--out", help="Write the figures here as JSON.")
     parser.add_argument("--device", default="cuda", help="cpu: to try part demo where there is no GPU.")
@@ -288,6 +298,8 @@ def main() -> int:
             figures = demo(args.device)
         case "kernels":
             figures = kernels()
+        case "long":
+            figures = long()
         case "quant":
             figures = quant()
         case "constraints":
