@@ -1,6 +1,5 @@
 """Engine: a loaded model, its KV pool, and `launch(plan)`."""
 
-import functools
 import logging
 import time
 from collections import Counter
@@ -109,9 +108,8 @@ class Engine:
             self._graphs = graphs.DecodeGraphs(
                 model, self._attention, self._tables, self._sampler, self._automata, most
             )
-            if not spec.latent and self._graphs.stream is not None:
-                one = functools.partial(pieces.CudaGraph, self._graphs.stream, self._graphs.pool)
-                self._pieces = pieces.Pieces(model, self._attention, one)
+            if not spec.latent:
+                self._pieces = pieces.Pieces(model, self._attention, pieces.cuda_graphs(device))
         self.ready: Ready  # set by load
 
     @classmethod

@@ -141,8 +141,8 @@ class DecodeGraphs:
         self._captured: dict[_Kind, _Captured] = {}
         self._common = _Common(attention, tables, most, device, self._stager)
         self.captures = device.type == "cuda"
-        self.stream = torch.cuda.Stream(device) if self.captures else None
-        self.pool = torch.cuda.graph_pool_handle() if self.captures else None
+        self._stream = torch.cuda.Stream(device) if self.captures else None
+        self._pool = torch.cuda.graph_pool_handle() if self.captures else None
 
     def fits(self, plan: Plan) -> bool:
         n = len(plan.slots)
@@ -212,12 +212,12 @@ class DecodeGraphs:
 
     def _capture(self, kind: _Kind) -> None:
         """Not torch.cuda.graph: that waits for the device and empties caches, in the middle of serving."""
-        assert self.stream is not None
+        assert self._stream is not None
         graph = torch.cuda.CUDAGraph()
-        self.stream.wait_stream(torch.cuda.current_stream())
+        self._stream.wait_stream(torch.cuda.current_stream())
         try:
-            with torch.cuda.stream(self.stream):
-                graph.capture_begin(self.pool, capture_error_mode="thread_local")
+            with torch.cuda.stream(self._stream):
+                graph.capture_begin(self._pool, capture_error_mode="thread_local")
                 try:
                     logits = self._step(kind)
                 finally:
@@ -230,5 +230,5 @@ class DecodeGraphs:
             log.warning("CUDA graphs are off, this model's decode step cannot be captured: %s", error)
             self.captures = False
             return
-        torch.cuda.current_stream().wait_stream(self.stream)
+        torch.cuda.current_stream().wait_stream(self._stream)
         self._captured[kind] = _Captured(graph, logits)

@@ -8,6 +8,7 @@ Numbers are rounded up to a few; what is left is padding, computed with the othe
 for the first time runs kernel by kernel, and is captured while the device is busy with that.
 """
 
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class CudaGraph:
     """Not torch.cuda.graph: that waits for the device and empties caches, in the middle of serving."""
 
     def __init__(self, stream: torch.cuda.Stream, pool: Any):
-        """pool: memory that graphs share which are replayed one after another, torch.cuda.graph_pool_handle()."""
+        """pool: torch.cuda.graph_pool_handle()."""
         self._stream, self._pool = stream, pool
         self._graph = torch.cuda.CUDAGraph()
         self._on = torch.cuda.stream(stream)
@@ -61,6 +62,12 @@ class CudaGraph:
 
     def replay(self) -> None:
         self._graph.replay()
+
+
+def cuda_graphs(device: torch.device) -> Callable[[], CudaGraph]:
+    """Makes graphs that share memory, since they are replayed one after another; it is not that of decodes, whose
+    graphs outlive a capture that fails here."""
+    return functools.partial(CudaGraph, torch.cuda.Stream(device), torch.cuda.graph_pool_handle())
 
 
 class _Unowned:
