@@ -86,7 +86,12 @@ def unowned(t: Tensor) -> Tensor:
 
     A piece's inputs to attention are read before later pieces run, so nothing is lost by that.
     """
-    return torch.as_tensor(_Unowned(t), device=t.device).view(t.dtype) if t.is_cuda else t
+    if not t.is_cuda:
+        return t
+    found = torch.as_tensor(_Unowned(t), device=t.device).view(t.dtype)
+    if found.data_ptr() != t.data_ptr() or found.stride() != t.stride():
+        raise RuntimeError("torch copies what it should point to")
+    return found
 
 
 @dataclass
