@@ -108,7 +108,7 @@ def loads_before_the_wait(ptx: str) -> int:
 
 def kernels(compiler: Compiler) -> None:
     from sglang.kernels import attention as own
-    from sglang.kernels import automata, cells, enter, fp8, int4, matvec, pointwise, sample
+    from sglang.kernels import automata, cells, enter, fp8, int4, long, matvec, pointwise, sample
 
     matvec._capable = lambda: True  # type: ignore[assignment]
     int4._asm = lambda: True  # type: ignore[assignment]
@@ -182,6 +182,10 @@ def kernels(compiler: Compiler) -> None:
         compiler.of(f"rows of {longest}")
         q = some(256, heads + 2 * kv, dim)[:, :heads]
         own.extend(q, pool, score, ints(4, 5), some(256, heads, dim), longest)
+    compiler.of("long rows")
+    long.gather(pool, 3, 200, 256)
+    parts, norms = some(256, heads, dim), some(heads, 256, dtype=torch.float32)
+    long.unite(parts, parts, norms, norms, parts, 5, 7, 100)
 
 
 def main() -> int:

@@ -121,9 +121,11 @@ class LongRows:
             cut = self._cut(start, count) if self.on and start + count <= most else None
             if cut is None or not works(s, self._dtype) or time.monotonic() - began > WARM_S:
                 continue
-            q = torch.zeros(count, s.heads, s.head_dim, dtype=self._dtype, device=pool.keys.device)
+            wide = (count, s.heads + 2 * s.kv_heads, s.head_dim)
+            q = torch.zeros(wide, dtype=self._dtype, device=pool.keys.device)[:, : s.heads]
+            out = q.new_empty(q.shape)
             try:  # of slot 0, whatever its table says: pages that it names are there
-                attend(q, pool, s.scale, Row(0, start, count, 0, cut), torch.empty_like(q))
+                attend(q, pool, s.scale, Row(0, start, count, 0, cut), out)
             except Exception as error:
                 log.warning("Long rows are computed by tiles, not by cuDNN: %s", error)
                 self.on = False
@@ -134,11 +136,13 @@ class LongRows:
 def attend(q: Tensor, pool: kernels.Pool, scale: float, row: Row, out: Tensor) -> None:
     cut, count = row.cut, row.count
     both = gather(pool, row.slot, row.start + count, cut.cached + cut.square)
-    queries = q[row.place : row.place + count]
-    if cut.square > count or not queries.is_contiguous():  # the way a tensor lies is a part of a shape
-        queries = q.new_empty(cut.square, *q.shape[1:])
+    own = q[row.place : row.place + count]
+    queries = own
+    if cut.square > count:
+        # As far apart as the step's own, which are parts of a product: strides are a part of what is planned for.
+        queries = q.new_empty(cut.square * q.stride(0)).as_strided((cut.square, *q.shape[1:]), q.stride())
         queries[: cut.lead].zero_()
-        queries[cut.lead : cut.lead + count] = q[row.place : row.place + count]
+        queries[cut.lead : cut.lead + count] = own
         queries[cut.lead + count :].zero_()
     keys, values = both
     near, near_norms = fused(queries, keys[cut.cached :], values[cut.cached :], True, scale)
@@ -198,7 +202,7 @@ def disagreement(shape: Shape, dtype: torch.dtype, device: torch.device) -> floa
         return torch.randn(size, generator=random, device=device).to(dtype)
 
     pool = kernels.Pool(some(1024, kv, dim), some(1024, kv, dim), torch.randperm(1024, device=device).view(2, 512), 1)
-    q = some(560, heads + 1, dim)[:, :heads]  # not contiguous, as a part of a product of q, k and v
+    q = some(560, heads + 2 * kv, dim)[:, :heads]  # a part of a product, as in a step
     out = torch.zeros(560, heads, dim, dtype=dtype, device=device)
     worst = 0.0
     for row in rows:

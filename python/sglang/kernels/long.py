@@ -82,7 +82,7 @@ def gather(pool: Pool, slot: int, count: int, room: int) -> Tensor:
     block = min(1024, triton.next_power_of_2(wide))
     _gather[(triton.cdiv(room, CELLS), triton.cdiv(wide, block))](
         pool.keys, pool.values, pool.table, to, slot, count, pool.table.stride(0), room * wide,
-        PAGE=pool.page_size, WIDE=wide, BLOCK_N=CELLS, BLOCK_W=block, num_warps=4,
+        PAGE=pool.page_size, WIDE=wide, BLOCK_N=CELLS, BLOCK_W=block, num_warps=8,
     )  # fmt: skip
     return to
 
