@@ -45,16 +45,14 @@ def run(device: str = "cuda", spans: list[tuple[int, int]] = SPANS) -> dict[str,
         cells = [torch.randn(length, 8, 128, generator=random, device=on).to(dtype) for _ in range(2)]
         table = torch.randperm(length, generator=random, device=on).int().view(1, length)
         pool, score = own.Pool(cells[0], cells[1], table, 1), own.Score(SHAPE.scale)
-        q = torch.randn(count, 48, 128, generator=random, device=on).to(dtype)[
-            :, :32
-        ]  # part of a product, as in a step
-        outs = [torch.zeros(count, 32, 128, dtype=dtype, device=on) for _ in range(2)]
+        q = torch.randn(count, 48, 128, generator=random, device=on).to(dtype)[:, :32]  # of a product, as in a step
+        out, by_tiles = (torch.zeros(count, 32, 128, dtype=dtype, device=on) for _ in range(2))
         height = own.extend_tuning(128, dtype, count).queries
         rows = Rows(np.array([0]), np.array([start]), np.array([count]), np.zeros((1, 1), np.int32), 1)
         tiles = torch.from_numpy(tiles_of(rows, np.zeros(1, np.int64), height)).to(on)
         calls = [
-            lambda: long.attend(q, pool, SHAPE.scale, row, outs[0]),
-            lambda: own.extend(q, pool, score, tiles, outs[1], count),
+            lambda: long.attend(q, pool, SHAPE.scale, row, out),
+            lambda: own.extend(q, pool, score, tiles, by_tiles, count),
         ]
         name = f"{count} after {start}"
         time_row: dict[str, Any] = {"tokens": name, "square": found.square, "lead": found.lead, "cached": found.cached}
@@ -62,7 +60,7 @@ def run(device: str = "cuda", spans: list[tuple[int, int]] = SPANS) -> dict[str,
             first_ms = _host_ms(call, on)
             again_ms = _host_ms(call, on)
             time_row |= {f"{by} first ms": first_ms, f"{by} again ms": again_ms}
-        errors = [_error(q, pool, row, out) for out in outs]
+        errors = [_error(q, pool, row, found) for found in (calls[0](), by_tiles)]
         checks.append(
             {"tokens": name, "cuDNN": errors[0], "tiles": errors[1], "bound": BOUND, "ok": max(errors) < BOUND}
         )

@@ -109,9 +109,12 @@ class LongRows:
         heads = 2 * s.kv_heads * (found.cached + found.square) + 3 * s.heads * found.square
         return found if heads * s.head_dim * self._dtype.itemsize <= MOST_BYTES else None
 
-    def attend(self, q: Tensor, pool: kernels.Pool, row: Row, out: Tensor) -> None:
-        """q, out: [tokens, heads, dim] of the step, out contiguous. The row's keys are in the pool."""
-        attend(q, pool, self._shape.scale, row, out)
+    def attend(self, q: Tensor, pool: kernels.Pool, row: Row, out: Tensor) -> Tensor:
+        """q, out: [tokens, heads, dim] of the step, out contiguous. The row's keys are in the pool.
+
+        Returns out, or what is to take its place: where the row is all of the step, nothing is copied.
+        """
+        return attend(q, pool, self._shape.scale, row, out)
 
     def prepare(self, pool: kernels.Pool, chunk: int, most: int) -> None:
         """Plans for usual rows before anybody waits for them, as many as there is time for. chunk: tokens of a step;
@@ -133,7 +136,7 @@ class LongRows:
             self._met.add(cut.shape)
 
 
-def attend(q: Tensor, pool: kernels.Pool, scale: float, row: Row, out: Tensor) -> None:
+def attend(q: Tensor, pool: kernels.Pool, scale: float, row: Row, out: Tensor) -> Tensor:
     cut, count = row.cut, row.count
     both = gather(pool, row.slot, row.start + count, cut.cached + cut.square)
     own = q[row.place : row.place + count]
@@ -149,8 +152,12 @@ def attend(q: Tensor, pool: kernels.Pool, scale: float, row: Row, out: Tensor) -
     if cut.cached:
         far, far_norms = fused(queries, keys[: cut.cached], values[: cut.cached], False, scale)
         unite(far, near, far_norms, near_norms, out, cut.lead, row.place, count)
-    else:
-        out[row.place : row.place + count] = near[cut.lead : cut.lead + count]
+        return out
+    near = near[cut.lead : cut.lead + count]
+    if count == len(out):
+        return near
+    out[row.place : row.place + count] = near
+    return out
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
@@ -206,7 +213,7 @@ def disagreement(shape: Shape, dtype: torch.dtype, device: torch.device) -> floa
     out = torch.zeros(560, heads, dim, dtype=dtype, device=device)
     worst = 0.0
     for row in rows:
-        attend(q, pool, shape.scale, row, out)
+        out = attend(q, pool, shape.scale, row, out)
         wanted = reference(q, pool, shape.scale, row)
         got = out[row.place : row.place + row.count].double()
         error = (torch.linalg.norm(got - wanted) / torch.linalg.norm(wanted)).item()

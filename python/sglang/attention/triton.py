@@ -172,23 +172,26 @@ class TritonAttention:
         if step.tiles is not None:
             plain = not (look.window or look.chunk or look.softcap or look.sinks is not None)
             tiles = step.tiles
-            if step.long and plain and self._attend_long(q, pool, out):
+            if step.long and plain and (done := self._attend_long(q, pool, out)) is not None:
                 tiles = tiles[: step.short]
+                if done is not out:
+                    out = done if into is None else out.copy_(done)
             if len(tiles):
                 kernels.extend(q, pool, score, tiles, out, step.longest)
         return out.view(len(q), -1)
 
-    def _attend_long(self, q: Tensor, pool: kernels.Pool, out: Tensor) -> bool:
-        """False: it cannot be done, now and later; tiles can."""
+    def _attend_long(self, q: Tensor, pool: kernels.Pool, out: Tensor) -> Tensor | None:
+        """`out`, or what is to take its place. None: it cannot be done, now and later; tiles can."""
         assert self._step is not None
         try:
             for row in self._step.long:
-                self._long.attend(q, pool, row, out)
+                out = self._long.attend(q, pool, row, out)
+            return out
         except Exception as error:  # of a plan for a shape that was not tried, or memory
             log.warning("Long rows are computed by tiles from now on, not by cuDNN: %s", error)
             self._long.on = False
             self._step.long = []
-        return bool(self._step.long)
+            return None
 
 
 def tiles_of(rows: Rows, begins: np.ndarray, height: int) -> np.ndarray:
