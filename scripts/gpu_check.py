@@ -275,11 +275,26 @@ def quant() -> dict[str, Any]:
     return found
 
 
+def save(figures: dict[str, Any], name: str, part: str, folder: Path) -> None:
+    """Each table of flat rows as folder/NAME_TABLE.json."""
+    import results_file
+
+    flat = [{"CUDA": key, **row} for key, row in figures.items() if isinstance(row, dict)]
+    tables = {key: rows for key, rows in figures.items() if isinstance(rows, list)} | ({"rows": flat} if flat else {})
+    for key, rows in tables.items():
+        simple = [{k: v for k, v in row.items() if not isinstance(v, list | dict)} for row in rows]
+        if simple:
+            results_file.save(f"{name}_{key}", simple, title=f"GPU: {part}, {key}", folder=folder)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["demo", "kernels", "long", "graphs", "quant", "constraints", "serve", "table"])
     parser.add_argument("--model-path", default="", help="Folder with config.json and tokenizer (parts serve, table).")
     parser.add_argument("--out", help="Write the figures here as JSON.")
+    parser.add_argument(
+        "--save", metavar="NAME", help="Write each table into --out-dir, as docs/benchmarks.md reads it."
+    )
     parser.add_argument("--device", default="cuda", help="cpu: to try part demo where there is no GPU.")
     more = parser.add_argument_group("part table")
     more.add_argument("--out-dir", type=Path, default=Path("table"), help="Folder for figures and log.")
@@ -293,6 +308,10 @@ def main() -> int:
     more.add_argument("--scale", type=float, default=1, help="Of lengths and numbers of requests.")
     more.add_argument("--processes", type=int, default=min(8, max(1, (os.cpu_count() or 2) // 2)))
     args = parser.parse_args()
+    if args.commit:
+        import results_file
+
+        results_file.commit = lambda: args.commit
     match args.part:
         case "demo":
             figures = demo(args.device)
@@ -309,8 +328,6 @@ def main() -> int:
         case "table":
             import gpu_table
 
-            if args.commit:
-                gpu_table.results_file.commit = lambda: args.commit
             names = [name for name in (args.workloads or gpu_table.ORDER).split(",") if name]
             figures = gpu_table.run(
                 args.model_path, args.shape, args.server_flags, names, args.out_dir, args.name, args.total_s,
@@ -320,6 +337,8 @@ def main() -> int:
             figures = serve(args.model_path)
     if args.out:
         Path(args.out).write_text(json.dumps(figures, indent=1))
+    if args.save:
+        save(figures, args.save, args.part, args.out_dir)
     return 0 if figures["ok"] else 1
 
 
