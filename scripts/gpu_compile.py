@@ -185,7 +185,7 @@ def kernels(compiler: Compiler) -> None:
     compiler.of("long rows")
     long.gather(pool, 3, 200, 256)
     parts, norms = some(256, heads, dim), some(heads, 256, dtype=torch.float32)
-    long.unite(parts, parts, norms, norms, parts, 5, 7, 100)
+    long.unite(parts, parts, norms, norms, parts)
 
 
 def main() -> int:

@@ -55,7 +55,12 @@ def run(device: str = "cuda", spans: list[tuple[int, int]] = SPANS) -> dict[str,
             lambda: own.extend(q, pool, score, tiles, by_tiles, count),
         ]
         name = f"{count} after {start}"
-        time_row: dict[str, Any] = {"tokens": name, "square": found.square, "lead": found.lead, "cached": found.cached}
+        time_row: dict[str, Any] = {
+            "tokens": name,
+            "square": found.square,
+            "lead": found.lead,
+            "blocks": str(found.blocks),
+        }
         for by, call in zip(("cuDNN", "tiles"), calls, strict=True):
             first_ms = _host_ms(call, on)
             again_ms = _host_ms(call, on)

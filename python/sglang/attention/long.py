@@ -2,9 +2,10 @@
 
 It knows no pages, so a row's keys and values are gathered first; it plans for every shape it has not met, which takes
 as long as several long rows, so a row is padded to one of few shapes; and its causal mask is for as many keys as
-queries. A row whose sequence has `start` keys already is therefore two calls: all queries on the first `cached` keys,
-and a causal square of what follows. Queries of no token stand before the row's own in it, from `cached` to `start`, and
-after them, up to its padded size; nobody reads what they yield, and no real query sees the keys after its own.
+queries. A row whose sequence has `start` keys already is therefore several calls: all queries on the first `cached`
+keys, a power of two of them at a time, and a causal square of what follows. Queries of no token stand before the row's
+own in the square, from `cached` to `start`, and after them, up to its padded size; nobody reads what they yield, and no
+real query sees the keys after its own.
 """
 
 import functools
@@ -25,25 +26,32 @@ log = logging.getLogger("sglang.attention")
 LEAST = 1024  # tokens of a row: 8 tiles of queries for each head, enough to fill a device
 LEAST_PAIRS = 2048 * 2048 // 2  # of a query and a key: below, a layer's row takes 0.1 ms and there is little to win
 GRAINS = (2048, 1024, 512, 256)  # `cached` is a multiple of the first that wastes little
-STEPS = 16  # sizes of a square between a power of two and the next
+STEPS = (4, 8, 16)  # sizes from a power of two to the next; the first that wastes little
 WASTE = 1.13  # pairs that are computed for one that is asked for, at most: the next size is 1/16 away, 1.0625 squared
 MOST_BYTES = 512 << 20  # of keys and values side by side, queries, results: what an MLP takes for a step of 8192 tokens
-USUAL = (4096, 2048, 8192)  # tokens of prompts to be ready for, besides those of a step's chunk
+USUAL = ((0, 4096), (14336, 2048), (0, 8192))  # start and tokens of rows to be ready for, besides a step's chunk
 WARM_S = 1.0  # for plans at the start
 
 
 @dataclass(frozen=True)
 class Cut:
-    """How a row is computed. square: queries of both calls, and keys of the causal one; lead: of them before the
-    row's own; cached: keys of the other call, which is not made where there are none."""
+    """How a row is computed. square: queries and keys of the causal call; lead: of them before the row's own;
+    cached: keys of the other calls; queries: theirs."""
 
     cached: int
     square: int
     lead: int
+    queries: int
 
     @property
-    def shape(self) -> tuple[int, int]:
-        return self.cached, self.square
+    def blocks(self) -> list[int]:
+        """Keys of the other calls, the most first."""
+        return [1 << bit for bit in reversed(range(self.cached.bit_length())) if self.cached >> bit & 1]
+
+    @property
+    def shapes(self) -> set[tuple[int, int]]:
+        """Queries and keys of all calls; no keys: the causal one."""
+        return {(self.square, 0), *((self.queries, keys) for keys in self.blocks)}
 
 
 def pairs(queries: int, cached: int) -> int:
@@ -51,8 +59,8 @@ def pairs(queries: int, cached: int) -> int:
     return queries * cached + queries * (queries + 1) // 2
 
 
-def padded(queries: int) -> int:
-    step = max(8, (1 << (queries - 1).bit_length()) // (2 * STEPS))
+def padded(queries: int, steps: int) -> int:
+    step = max(8, (1 << (queries - 1).bit_length()) // (2 * steps))
     return -(-queries // step) * step
 
 
@@ -61,9 +69,10 @@ def cut(start: int, count: int) -> Cut | None:
     for grain in GRAINS:
         cached = start // grain * grain
         lead = start - cached
-        square = padded(lead + count)
-        if pairs(square, cached) <= WASTE * pairs(count, start):
-            return Cut(cached, square, lead)
+        for steps in STEPS:
+            square, queries = padded(lead + count, steps), padded(count, steps)
+            if pairs(square, 0) + queries * cached <= WASTE * pairs(count, start):
+                return Cut(cached, square, lead, queries)
     return None
 
 
@@ -95,9 +104,9 @@ class LongRows:
             cut = self._cut(start, count)
             if cut is None or not works(self._shape, self._dtype):
                 continue
-            if cut.shape in self._met:
+            if cut.shapes <= self._met:
                 found.append(Row(slot, start, count, place, cut))
-            self._met.add(cut.shape)  # a shape is planned for when it comes again: of random lengths most come once
+            self._met |= cut.shapes  # a shape is planned for when it comes again: of random lengths most come once
         return found
 
     def _cut(self, start: int, count: int) -> Cut | None:
@@ -106,7 +115,7 @@ class LongRows:
         found, s = cut(start, count), self._shape
         if found is None:
             return None
-        heads = 2 * s.kv_heads * (found.cached + found.square) + 3 * s.heads * found.square
+        heads = 2 * s.kv_heads * (found.cached + found.square) + 5 * s.heads * found.square
         return found if heads * s.head_dim * self._dtype.itemsize <= MOST_BYTES else None
 
     def attend(self, q: Tensor, pool: kernels.Pool, row: Row, out: Tensor) -> Tensor:
@@ -120,7 +129,7 @@ class LongRows:
         """Plans for usual rows before anybody waits for them, as many as there is time for. chunk: tokens of a step;
         most: of a sequence."""
         began, s = time.monotonic(), self._shape
-        for start, count in dict.fromkeys([(0, chunk), (chunk, chunk), *((0, count) for count in USUAL)]):
+        for start, count in dict.fromkeys(((0, chunk), (chunk, chunk), *USUAL)):
             cut = self._cut(start, count) if self.on and start + count <= most else None
             if cut is None or not works(s, self._dtype) or time.monotonic() - began > WARM_S:
                 continue
@@ -133,31 +142,43 @@ class LongRows:
                 log.warning("Long rows are computed by tiles, not by cuDNN: %s", error)
                 self.on = False
                 return
-            self._met.add(cut.shape)
+            self._met |= cut.shapes
 
 
 def attend(q: Tensor, pool: kernels.Pool, scale: float, row: Row, out: Tensor) -> Tensor:
     cut, count = row.cut, row.count
     both = gather(pool, row.slot, row.start + count, cut.cached + cut.square)
     own = q[row.place : row.place + count]
-    queries = own
-    if cut.square > count:
-        # As far apart as the step's own, which are parts of a product: strides are a part of what is planned for.
-        queries = q.new_empty(cut.square * q.stride(0)).as_strided((cut.square, *q.shape[1:]), q.stride())
-        queries[: cut.lead].zero_()
-        queries[cut.lead : cut.lead + count] = own
-        queries[cut.lead + count :].zero_()
     keys, values = both
-    near, near_norms = fused(queries, keys[cut.cached :], values[cut.cached :], True, scale)
+    got, norms = fused(_among(own, cut.lead, cut.square), keys[cut.cached :], values[cut.cached :], True, scale)
+    got, norms = got[cut.lead : cut.lead + count], norms[:, cut.lead : cut.lead + count]
     if cut.cached:
-        far, far_norms = fused(queries, keys[: cut.cached], values[: cut.cached], False, scale)
-        unite(far, near, far_norms, near_norms, out, cut.lead, row.place, count)
+        queries, at = _among(own, 0, cut.queries), 0
+        for n in cut.blocks:
+            far, far_norms = fused(queries, keys[at : at + n], values[at : at + n], False, scale)
+            at += n
+            far, far_norms = far[:count], far_norms[:, :count]
+            to = out[row.place : row.place + count] if at == cut.cached else torch.empty_like(far)
+            unite(far, got, far_norms, norms, to)
+            got, norms = to, torch.logaddexp(far_norms, norms) if at < cut.cached else norms
         return out
-    near = near[cut.lead : cut.lead + count]
     if count == len(out):
-        return near
-    out[row.place : row.place + count] = near
+        return got
+    out[row.place : row.place + count] = got
     return out
+
+
+def _among(own: Tensor, lead: int, size: int) -> Tensor:
+    """`size` queries: zeros but for the own from `lead` on."""
+    count = len(own)
+    if count == size:
+        return own
+    # As far apart as the step's own, which are parts of a product: strides are a part of what is planned for.
+    queries = own.new_empty(size * own.stride(0)).as_strided((size, *own.shape[1:]), own.stride())
+    queries[:lead].zero_()
+    queries[lead : lead + count] = own
+    queries[lead + count :].zero_()
+    return queries
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
@@ -203,7 +224,7 @@ def disagreement(shape: Shape, dtype: torch.dtype, device: torch.device) -> floa
     """Relative error of two rows of a step: one after 150 cached keys, one after none."""
     random = torch.Generator(device).manual_seed(0)
     heads, kv, dim = shape.heads, shape.kv_heads, shape.head_dim
-    rows = [Row(1, 150, 300, 3, Cut(128, 384, 22)), Row(0, 0, 256, 303, Cut(0, 256, 0))]
+    rows = [Row(1, 150, 300, 3, Cut(128, 384, 22, 320)), Row(0, 0, 256, 303, Cut(0, 256, 0, 256))]
 
     def some(*size: int) -> Tensor:
         return torch.randn(size, generator=random, device=device).to(dtype)

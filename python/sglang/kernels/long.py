@@ -41,16 +41,15 @@ def _gather(
     tl.store(to + half + here, tl.load(values + cell[:, None] + w[None, :], mask=read, other=0.0), mask=inside)
 
 
-@triton.jit(do_not_specialize=["rows", "first", "place", "count"])
+@triton.jit(do_not_specialize=["a_row", "b_row", "count"])
 def _unite(
     a,
     b,
     a_norms,
     b_norms,
     out,
-    rows,
-    first,
-    place,
+    a_row,  # from a head's norms to the next one's
+    b_row,
     count,
     HEADS: tl.constexpr,
     DIM: tl.constexpr,
@@ -61,17 +60,15 @@ def _unite(
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
     there = m < count
-    norm = head.to(tl.int64) * rows + first + m
-    x = tl.load(a_norms + norm, mask=there, other=0.0)
-    y = tl.load(b_norms + norm, mask=there, other=0.0)
-    share = 1.0 / (1.0 + tl.exp2((y - x) * LOG2E))  # of a: e^x / (e^x + e^y)
+    x = tl.load(a_norms + head.to(tl.int64) * a_row + m, mask=there, other=0.0)
+    y = tl.load(b_norms + head.to(tl.int64) * b_row + m, mask=there, other=0.0)
+    share = 1.0 / (1.0 + tl.exp2(tl.minimum((y - x) * LOG2E, 126.0)))  # of a: e^x / (e^x + e^y)
     mine = there[:, None] & (d < DIM)[None, :]
-    from_ = ((first + m).to(tl.int64)[:, None] * HEADS + head) * DIM + d[None, :]
-    one = tl.load(a + from_, mask=mine, other=0.0).to(tl.float32)
-    two = tl.load(b + from_, mask=mine, other=0.0).to(tl.float32)
+    here = (m.to(tl.int64)[:, None] * HEADS + head) * DIM + d[None, :]
+    one = tl.load(a + here, mask=mine, other=0.0).to(tl.float32)
+    two = tl.load(b + here, mask=mine, other=0.0).to(tl.float32)
     whole = two + (one - two) * share[:, None]
-    to = ((place + m).to(tl.int64)[:, None] * HEADS + head) * DIM + d[None, :]
-    tl.store(out + to, whole.to(out.dtype.element_ty), mask=mine)
+    tl.store(out + here, whole.to(out.dtype.element_ty), mask=mine)
 
 
 def gather(pool: Pool, slot: int, count: int, room: int) -> Tensor:
@@ -87,15 +84,14 @@ def gather(pool: Pool, slot: int, count: int, room: int) -> Tensor:
     return to
 
 
-def unite(
-    a: Tensor, b: Tensor, a_norms: Tensor, b_norms: Tensor, out: Tensor, first: int, place: int, count: int
-) -> None:
-    """Attention to two sets of keys as attention to both, of `count` rows from `first` on, to out[place:].
+def unite(a: Tensor, b: Tensor, a_norms: Tensor, b_norms: Tensor, out: Tensor) -> None:
+    """Attention to two sets of keys as attention to both.
 
-    a, b: [rows, heads, dim], contiguous as `out` is; norms: float32 [heads, rows], the log of the sum of exp(score).
+    a, b, out: [count, heads, dim], contiguous; norms: float32 [heads, count], the log of the sum of exp(score), a
+    head's side by side.
     """
-    rows, heads, dim = a.shape
+    count, heads, dim = a.shape
     _unite[(triton.cdiv(count, TOKENS), heads)](
-        a, b, a_norms, b_norms, out, rows, first, place, count,
+        a, b, a_norms, b_norms, out, a_norms.stride(0), b_norms.stride(0), count,
         HEADS=heads, DIM=dim, BLOCK_M=TOKENS, BLOCK_D=triton.next_power_of_2(dim), num_warps=4,
     )  # fmt: skip
