@@ -226,6 +226,11 @@ class Engine:
         return drawn
 
     @torch.inference_mode()
+    def prepare(self) -> bool:
+        """Do a little of what later steps would wait for otherwise, while there is no step; whether there is more."""
+        return any(one is not None and one.prepare() for one in (self._pieces, self._graphs))
+
+    @torch.inference_mode()
     def warm(self) -> None:
         """Compile and run what the first requests would wait for. Before any real plan: it writes to slots, cells."""
         if self._landing is None or not triton_works():

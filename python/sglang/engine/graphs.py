@@ -4,7 +4,8 @@ A captured graph reads and writes tensors that never move. A step's host data (s
 row wants of the sampler, new page-table entries) goes to one of them in one copy; the graph does the rest, down to the
 drawn tokens. Sizes are rounded up to a few; what is left of a size is padding: rows of slot -1, filed nowhere.
 
-A size that is seen for the first time runs kernel by kernel, and is captured while the device is busy with that.
+A size that is seen for the first time runs kernel by kernel, and is captured while the device is busy with that. While
+nobody waits, sizes are captured ahead (`prepare`), as long as memory is left for their logits.
 
 Where rows share leading pages (`attention.cascade`) a size has a second graph, which reads those once. What is shared
 changes rarely from one step to the next: it is found, and sent, when it does. Where rows are held to constraints a size
@@ -35,6 +36,7 @@ log = logging.getLogger("sglang.engine")
 # Columns: slot, position, known token, five of Sampler.wishes, place in the arena of automata, and slot, index and page
 # of a new table entry.
 PLACE, ENTRY, COLUMNS = 8, 9, 12
+SPARE_BYTES = 2 << 30  # that sizes captured ahead leave for those that are seen
 
 
 def sizes(most: int) -> list[int]:
@@ -164,6 +166,22 @@ class DecodeGraphs:
             self._common.send()
         logits = self._run(_Kind(size, draws, draws and places is not None, shares))
         return logits[:n], self._drawn[:n] if draws else None, self._columns[:n]
+
+    def prepare(self) -> bool:
+        """Capture one more size of greedy and drawn rows, between two steps; whether there is another."""
+        kinds = (_Kind(size, True, False, False) for size in self._sizes)
+        kind = next((kind for kind in kinds if kind not in self._captured), None)
+        if kind is None or not self.captures:
+            return False
+        logits_bytes = kind.size * self._model.spec.vocab * self._model.dtype.itemsize
+        if torch.cuda.mem_get_info(self._model.device)[0] < SPARE_BYTES + logits_bytes:
+            return False
+        nobody = np.zeros((COLUMNS, kind.size + kind.size % 2), np.int64)
+        nobody[0] = nobody[ENTRY] = -1
+        nobody[PLACE] = FREE
+        self._stager.put_into(self._columns[: nobody.size], nobody)
+        self._run(kind)
+        return self.captures
 
     def _stage(self, plan: Plan, size: int, draws: bool, places: np.ndarray | None) -> None:
         n, entries = len(plan.slots), (plan.table_slots, plan.table_index, plan.table_pages)

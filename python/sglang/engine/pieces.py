@@ -4,8 +4,9 @@ Kernel by kernel, a step of a few hundred tokens takes the CPU longer than the d
 and is launched for those of the step; all the rest depends on the number of tokens alone. So the forward pass is cut
 where the model attends: each piece is a graph, which reads what attention left in a buffer that never moves.
 
-Numbers are rounded up to a few; what is left is padding, computed with the others, filed nowhere. A number that is seen
-for the first time runs kernel by kernel, and is captured while the device is busy with that.
+Numbers are rounded up to a few; what is left is padding, computed with the others, filed nowhere. To capture one takes
+about as long as a stream may pause, so a few are captured at the start and the rest while nobody waits (`prepare`);
+until then the next larger one serves.
 """
 
 import functools
@@ -145,6 +146,25 @@ class _Cutter:
         return self._out[: len(q)]
 
 
+class _Blind:
+    """Stands in for attention where nobody wants a result, and nothing may be filed."""
+
+    features: ClassVar[frozenset[Feature]] = TritonAttention.features
+
+    def __init__(self, out: Tensor):
+        self._out = out
+
+    def plan(self, rows: Rows) -> None: ...
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int, look: Look) -> Tensor:
+        return self._out[: len(q)]
+
+    def turn_and_attend(
+        self, q: Tensor, k: Tensor, v: Tensor, turn: tuple[Tensor, Tensor], layer: int, look: Look
+    ) -> Tensor:
+        return self._out[: len(q)]
+
+
 class Pieces:
     """Forward passes of at most SIZES[-1] tokens, whatever their rows are. One after another, in one stream."""
 
@@ -165,7 +185,7 @@ class Pieces:
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """`Model.forward` of the step that attention has planned. Its result is overwritten by the next call."""
         n = len(tokens)
-        size = next(s for s in SIZES if s >= n)
+        size = next((s for s in sorted(self._captured) if s >= n), None) or next(s for s in SIZES if s >= n)
         for fixed, given in ((self._tokens, tokens), (self._positions, positions)):
             fixed[:n].copy_(given)
             if n < size:
@@ -176,6 +196,16 @@ class Pieces:
         hidden = self._model.forward(self._tokens[:size], self._positions[:size], self._attention)
         self._capture(size)
         return hidden[:n]
+
+    def prepare(self) -> bool:
+        """Capture one more number, between two steps; whether there is another."""
+        size = next((s for s in SIZES if s not in self._captured), None)
+        if size is None or not self.captures:
+            return False
+        # Once without a graph: what compiles or is loaded at its first use must not be met by a capture.
+        self._model.forward(self._tokens[:size], self._positions[:size], _Blind(self._out))
+        self._capture(size)
+        return self.captures
 
     def _replay(self, pieces: list[_Piece], hidden: Tensor) -> Tensor:
         out = self._out[: len(hidden)]

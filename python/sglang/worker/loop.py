@@ -29,6 +29,10 @@ class Device(Protocol):
 
     def launch(self, plan: Plan) -> Flight: ...
 
+    def prepare(self) -> bool:
+        """Do a little of what later steps would wait for otherwise, while there is no step; whether there is more."""
+        ...
+
 
 def serve(
     link: Link[ToWorker, FromWorker],
@@ -46,11 +50,16 @@ def serve(
     flying: tuple[Plan, Flight] | None = None
     overlap = overlap and device.overlap
     stalled = False  # nothing could be planned: only a message changes that
+    unprepared = device.overlap
     while True:
         waiting = flying is None and (stalled or state.idle)
         report.beat(busy=not waiting)
         compiling = grammars is not None and grammars.waiting > 0
-        messages = link.receive((COMPILING_S if compiling else None) if waiting else 0.0)
+        preparing = unprepared and waiting and not compiling
+        messages = link.receive((COMPILING_S if compiling else None) if waiting and not preparing else 0.0)
+        if preparing and not messages:
+            unprepared = device.prepare()
+            continue
         now = clock()
         pieces: list[Piece] = []
         for message in messages:

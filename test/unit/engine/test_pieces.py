@@ -148,6 +148,33 @@ def test_what_cannot_be_captured_runs_kernel_by_kernel(small: Path, caplog: pyte
     assert len([r for r in caplog.records if "not permitted" in r.message]) == 1
 
 
+def test_what_is_captured_ahead_computes_the_same(small: Path) -> None:
+    plain = Driver(load(small, load_format="dummy", max_total_tokens=256))
+    own = cut(small)
+    pieces = own.engine._pieces
+    assert pieces is not None
+    walk(own)  # cells are held, and must stay as they are
+    held = own.engine._attention._pools[0].keys.clone()
+    before = len(pieces._captured)
+    assert own.engine.prepare() and own.engine.prepare()
+    assert len(pieces._captured) == before + 2
+    assert torch.equal(own.engine._attention._pools[0].keys, held)
+    again = cut(small)
+    assert again.engine.prepare() and again.engine.prepare()
+    assert walk(again) == walk(plain)
+
+
+def test_the_next_larger_number_serves_until_its_own_is_captured(small: Path) -> None:
+    own = cut(small)
+    pieces = own.engine._pieces
+    assert pieces is not None
+    for _ in SIZES:
+        own.engine.prepare()
+    del pieces._captured[16]
+    walk(own)
+    assert 16 not in pieces._captured
+
+
 def test_larger_steps_are_not_captured(small: Path) -> None:
     pieces = cut(small).engine._pieces
     assert pieces is not None

@@ -31,6 +31,9 @@ class FakeEngine:
         self.last = [-1] * slots
         self.computed = 0
 
+    def prepare(self) -> bool:
+        return False
+
     def launch(self, plan: Plan) -> "Landed":
         for slot, index, page in zip(plan.table_slots, plan.table_index, plan.table_pages, strict=True):
             self.table[slot][int(index)] = int(page)

@@ -1,6 +1,7 @@
 """The worker's loop over the fake device of the scheduler's tests."""
 
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -24,6 +25,13 @@ class Device(FakeEngine):
         self.overlap = overlap
         self.fails_at = fails_at
         self.order: list[str] = []
+        self.preparations = 0  # that are left
+
+    def prepare(self) -> bool:
+        if self.preparations:
+            self.order.append("prepare")
+            self.preparations -= 1
+        return self.preparations > 0
 
     def launch(self, plan: Plan) -> "Noted":  # type: ignore[override]  # a Landed that tells
         n = sum(event.startswith("launch") for event in self.order)
@@ -113,6 +121,20 @@ def test_a_step_is_launched_before_the_last_one_is_read() -> None:
     running.stop()
     at = {event: i for i, event in enumerate(device.order)}
     assert at["launch 1"] < at["wait 0"] < at["launch 2"] < at["wait 1"]
+
+
+def test_the_device_prepares_while_nobody_waits_until_it_has_done_all() -> None:
+    device = Device(overlap=True)
+    device.preparations = 3
+    running = Running(device)
+    while device.order.count("prepare") < 3:
+        time.sleep(0.001)
+    for id in (1, 2):
+        running.link.send(submit(id, [1, 2, 3], 4))
+        running.steps(ended(id))
+    running.stop()
+    assert device.order[:3] == ["prepare"] * 3
+    assert "prepare" not in device.order[3:]
 
 
 def test_overlap_can_be_turned_off() -> None:
