@@ -5,30 +5,29 @@ from sglang.base.plan import Plan, Result
 from sglang.schedule.constrain import advance, look_ahead
 from sglang.schedule.state import Does, Seq, State
 
+FILLS, DRAWS = Does.FILLS, Does.DRAWS
+
 
 def commit(state: State, plan: Plan, result: Result, now: float) -> list[Piece]:
     """File the result of the oldest plan that has not landed. Returns what each sequence gained."""
     rows = state.flights.popleft()
     assert len(rows) == len(plan.slots)
-    drawn = result.tokens.tolist()
+    scores, prompt_scores = result.scores, result.prompt_scores
     pieces: list[Piece] = []
-    for row, (seq, epoch, does) in enumerate(rows):
+    for row, ((seq, epoch, does), token) in enumerate(zip(rows, result.tokens.tolist(), strict=True)):
         if seq.epoch != epoch:
             continue  # ended, retracted or extended since it was planned
-        if row in result.prompt_scores and not seq.scored:
-            seq.prompt_scores += result.prompt_scores[row]
-        if does is Does.FILLS:
-            continue
-        piece = Piece(seq.id, [])
-        if does is Does.DRAWS:
-            token = drawn[row]
-            piece.tokens.append(token)
-            seq.tokens.append(token)
+        if prompt_scores and row in prompt_scores and not seq.scored:
+            seq.prompt_scores += prompt_scores[row]
+        if does is DRAWS:
+            piece = Piece(seq.id, [token])
+            tokens = seq.tokens
+            tokens.append(token)
             seq.flying -= 1
             state.count.generated_tokens += 1
-            if row in result.scores:
-                piece.scores.append(result.scores[row])
-            n = len(seq.tokens)
+            if scores and row in scores:
+                piece.scores.append(scores[row])
+            n = len(tokens)
             if token in seq.stops and n - seq.first > seq.sampling.min_new_tokens:
                 piece.finish = Finish("stop", token)
             elif seq.cursor is not None and (ended := advance(state, seq, token)):
@@ -37,9 +36,10 @@ def commit(state: State, plan: Plan, result: Result, now: float) -> list[Piece]:
                 piece.finish = Finish("length")
             elif seq.cursor is not None:
                 look_ahead(state, seq, piece)
+        elif does is FILLS:
+            continue
         else:
-            piece.finish = Finish("length")
-            piece.embedding = result.embeddings.get(row, b"")
+            piece = Piece(seq.id, [], Finish("length"), embedding=result.embeddings.get(row, b""))
         if seq.cached:
             piece.cached_tokens, seq.cached = seq.cached, 0
         if not seq.scored:

@@ -26,6 +26,7 @@ from sglang.schedule.state import (
 )
 
 ENDLESS = 1 << 30
+DRAWS = Does.DRAWS
 
 
 def plan(state: State, now: float) -> Plan | None:
@@ -34,7 +35,9 @@ def plan(state: State, now: float) -> Plan | None:
     floor = state.ratio_base * RATIO_FLOOR
     state.new_token_ratio = max(state.new_token_ratio - RATIO_DECAY, floor)
     _decode(state, draft)
-    left = _fill(state, draft, _chunk(state, draft))
+    left = _chunk(state, draft)
+    if len(draft.rows) < len(state.running):
+        left = _fill(state, draft, left)
     if state.waiting and left > 0 and (state.slots or state.held):
         _admit(state, draft, left, now)
     if not draft.rows:
@@ -47,14 +50,16 @@ def plan(state: State, now: float) -> Plan | None:
 def _decode(state: State, draft: "_Draft") -> None:
     size = state.budget.page_size
     while True:
-        rows = [
-            s
-            for s in state.running
-            if s.computed + 1 == s.length
-            and s.first < s.length < s.last
-            and not (s.flying and s.cursor and s.resident is None)
-        ]
-        need = sum(s.computed == len(s.pages) * size for s in rows)
+        rows: list[Seq] = []
+        need = 0
+        for seq in state.running:
+            start, length = seq.computed, len(seq.tokens) + seq.flying
+            if start + 1 != length or not seq.first < length < seq.last:
+                continue
+            if seq.flying and seq.cursor and seq.resident is None:
+                continue
+            rows.append(seq)
+            need += start == len(seq.pages) * size
         if need <= state.available:
             break
         _make_room(state)
@@ -185,9 +190,8 @@ class _Draft:
     def decodes(self, seqs: list[Seq], pages: list[int]) -> None:
         """One row of one token each. pages: one for each of `seqs` whose last page is full."""
         size = self.state.budget.page_size
-        self._members.update([s.id for s in seqs])
-        for seq in seqs:
-            start = seq.computed
+        starts, rows = [seq.computed for seq in seqs], self.rows
+        for seq, start in zip(seqs, starts, strict=True):
             if start == len(seq.pages) * size:
                 seq.pages.append(pages.pop())
             if seq.tabled < len(seq.pages):
@@ -195,15 +199,18 @@ class _Draft:
             if not seq.seated:
                 self._seat(seq)
             if seq.logprobs is not None:
-                self._asks.append(Ask(len(self.rows), seq.logprobs.top, seq.logprobs.ids))
+                self._asks.append(Ask(len(rows), seq.logprobs.top, seq.logprobs.ids))
             if seq.cursor is not None:
                 self._constrain(seq)
-            self._slots.append(seq.slot)
-            self._starts.append(start)
-            self._tokens.append(seq.tokens[start] if start < len(seq.tokens) else DRAWN)
-            self.rows.append((seq, seq.epoch, Does.DRAWS))
+            rows.append((seq, seq.epoch, DRAWS))
             seq.computed = start + 1
+        # One attribute at a time: hundreds of sequences decode in every step.
+        self._slots += [seq.slot for seq in seqs]
+        self._starts += starts
+        self._tokens += [DRAWN if seq.flying else seq.tokens[-1] for seq in seqs]
+        for seq in seqs:
             seq.flying += 1
+        self._members.update([seq.id for seq in seqs])
         self._counts += [1] * len(seqs)
         self._samples += [True] * len(seqs)
 
