@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 CANDIDATES = 256  # most likely tokens looked at before a row's whole vocabulary is
 BLOCK = 256  # tokens summed at once where a cumulative sum over the vocabulary is inverted
-WIDE_BLOCK = 1024  # tokens whose maximum is taken at once
 # [256, 8] float32: the bits of a byte, low first, as what is added to a logit
 _SPREAD = np.where(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little") > 0, 0, -np.inf)
 _SPREAD = _SPREAD.astype(np.float32)
@@ -301,16 +300,10 @@ class Sampler:
 
 def most_likely(logits: Tensor) -> Tensor:
     """The first index of each row's largest value; a NaN counts as largest. logits: [n, m]. Returns int64 [n]."""
-    m = logits.shape[-1]
-    if logits.is_cuda or m < 4 * WIDE_BLOCK:
+    if logits.is_cuda:
         return logits.argmax(-1)
-    # On a CPU argmax compares one value at a time, while maxima of blocks are vectorised: a quarter of the time.
-    whole = m // WIDE_BLOCK * WIDE_BLOCK
-    blocks = logits[:, :whole].unflatten(-1, (-1, WIDE_BLOCK)).amax(-1)
-    block = torch.cat((blocks, logits[:, m - WIDE_BLOCK :].amax(-1, keepdim=True)), -1).argmax(-1)
-    # The last block ends with the row: it may overlap its neighbour, which comes first where both hold the maximum.
-    columns = (block * WIDE_BLOCK).clamp_max_(m - WIDE_BLOCK)[:, None] + torch.arange(WIDE_BLOCK)
-    return columns[:, 0] + logits.gather(-1, columns).argmax(-1)
+    # On a CPU torch compares one value at a time, numpy a vector of them: a tenth of the time.
+    return torch.from_numpy(logits.numpy().argmax(-1))
 
 
 def _nucleus(probs: Tensor, top_p: Tensor) -> Tensor:
