@@ -92,9 +92,9 @@ def _stretches(slots: Ints, starts: Ints, table: Ints, page_size: int, least_row
         probe = table[slots[rows], (begin + LEAST_KEYS - 1) // page_size]
         order = np.argsort(probe, kind="stable")
         rows, probe = rows[order], probe[order]
-        for some in np.split(rows, np.flatnonzero(np.diff(probe)) + 1):
-            if len(some) < least_rows:
-                continue
+        cuts = np.concatenate(([0], np.flatnonzero(np.diff(probe)) + 1, [len(rows)]))
+        for group in np.flatnonzero(np.diff(cuts) >= least_rows).tolist():  # few, where most rows are alone
+            some = rows[cuts[group] : cuts[group + 1]]
             pages = table[slots[some], begin // page_size : int(starts[some].min()) // page_size]
             same = (pages == pages[0]).all(0)
             common = len(same) if same.all() else int(same.argmin())
