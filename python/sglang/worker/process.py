@@ -4,6 +4,7 @@ Standard input stays open for as long as the front lives: its end means nobody i
 """
 
 import dataclasses
+import gc
 import json
 import logging
 import os
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from sglang.worker.grammars import Lexicon
 
 log = logging.getLogger("sglang.worker")
+
+COLLECT = (20_000, 10, 20)  # allocations between two collections of the young; of these, and so on
 
 
 def main(lexicon: Callable[[ServerConfig], "Lexicon"]) -> int:
@@ -46,6 +49,11 @@ def main(lexicon: Callable[[ServerConfig], "Lexicon"]) -> int:
         state, engine, grammars = build(config, lambda: lexicon(config))
         report = Report(config.decode_log_interval, config.watchdog_timeout, lambda why: last_words(link, why))
         link.send(engine.ready)
+        # A walk of the garbage collector over all that was loaded would hold up a step, and the lists of each step's
+        # rows and pieces would soon bring on the next.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*COLLECT)
         serve(link, state, engine, report, overlap=not config.disable_overlap_schedule, grammars=grammars)
         return 0
     except ConfigError as error:
