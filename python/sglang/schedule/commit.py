@@ -12,7 +12,7 @@ def commit(state: State, plan: Plan, result: Result, now: float) -> list[Piece]:
     """File the result of the oldest plan that has not landed. Returns what each sequence gained."""
     rows = state.flights.popleft()
     assert len(rows) == len(plan.slots)
-    scores, prompt_scores = result.scores, result.prompt_scores
+    scores, prompt_scores, count = result.scores, result.prompt_scores, state.count
     pieces: list[Piece] = []
     for row, ((seq, epoch, does), token) in enumerate(zip(rows, result.tokens.tolist(), strict=True)):
         if seq.epoch != epoch:
@@ -24,7 +24,7 @@ def commit(state: State, plan: Plan, result: Result, now: float) -> list[Piece]:
             tokens = seq.tokens
             tokens.append(token)
             seq.flying -= 1
-            state.count.generated_tokens += 1
+            count.generated_tokens += 1
             if scores and row in scores:
                 piece.scores.append(scores[row])
             n = len(tokens)

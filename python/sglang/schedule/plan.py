@@ -80,7 +80,7 @@ def _chunk(state: State, draft: "_Draft") -> int:
 
 def _fill(state: State, draft: "_Draft", left: int) -> int:
     """Next chunks of prompts that are under way; what is left of the budget."""
-    filling = [s for s in state.running if s.computed < len(s.tokens) and not s.flying and not draft.has(s)]
+    filling = [s for s in state.running if s.computed < len(s.tokens) and not s.flying]
     stuck = False
     for seq in filling:
         if left <= 0:
@@ -100,10 +100,10 @@ def _fill(state: State, draft: "_Draft", left: int) -> int:
 def _admit(state: State, draft: "_Draft", left: int, now: float) -> None:
     size = state.budget.page_size
     ratio = state.new_token_ratio
-    promised = sum(
-        (len(s.tokens) - s.computed if s.computed < len(s.tokens) else 0) + ratio * (s.last - s.length)
-        for s in state.running
-    )
+    promised = 0.0
+    for seq in state.running:
+        known = len(seq.tokens)
+        promised += max(known - seq.computed, 0) + ratio * (seq.last - known - seq.flying)
     prefill_left = state.budget.max_prefill_tokens
     for seq in order(state, now):
         if left <= 0 or prefill_left <= 0 or not (state.slots or state.held):
@@ -168,7 +168,7 @@ class _Draft:
         self.rows: Flown = []
         self._slots: list[int] = []
         self._starts: list[int] = []
-        self._counts: list[int] = []
+        self._counts: list[int] = []  # of the rows behind the decodes, which come first
         self._samples: list[bool] = []
         self._tokens: list[int] = []
         self._table_slots: list[int] = []
@@ -177,15 +177,11 @@ class _Draft:
         self._seats: list[Seat] = []
         self._asks: list[Ask] = []
         self._prompt_asks: list[PromptAsk] = []
-        self._members: set[int] = set()
         self._masks: dict[int, int] = {}  # identity of a mask, which rows may share -> its place
         self._mask_rows: list[Words] = []
         self._masked: list[int] = []
         self._mask_of: list[int] = []
         self._places: dict[int, int] = {}  # row -> where on the device its automaton is
-
-    def has(self, seq: Seq) -> bool:
-        return seq.id in self._members
 
     def decodes(self, seqs: list[Seq], pages: list[int]) -> None:
         """One row of one token each. pages: one for each of `seqs` whose last page is full."""
@@ -210,9 +206,6 @@ class _Draft:
         self._tokens += [DRAWN if seq.flying else seq.tokens[-1] for seq in seqs]
         for seq in seqs:
             seq.flying += 1
-        self._members.update([seq.id for seq in seqs])
-        self._counts += [1] * len(seqs)
-        self._samples += [True] * len(seqs)
 
     def fill(self, seq: Seq, most: int) -> int:
         """A row of at most `most` known tokens of `seq`; how many there are pages for."""
@@ -242,7 +235,6 @@ class _Draft:
         self._counts.append(count)
         self._samples.append(does is Does.DRAWS)
         self._tokens += seq.tokens[start:end]
-        self._members.add(seq.id)
         self.rows.append((seq, seq.epoch, does))
         seq.computed = end
         seq.flying += does is Does.DRAWS
@@ -254,6 +246,9 @@ class _Draft:
         def ints(values: list[int]) -> np.ndarray:
             return np.array(values, np.int32)
 
+        decodes = len(self.rows) - len(self._counts)
+        counts, samples = np.ones(len(self.rows), np.int32), np.ones(len(self.rows), np.bool_)
+        counts[decodes:], samples[decodes:] = self._counts, self._samples
         embeds = self.state.budget.embeds
         more: dict[str, Any] = {"masks": np.stack(self._mask_rows)} if self._mask_rows else {}
         if self._places:
@@ -264,8 +259,8 @@ class _Draft:
             step=step,
             slots=ints(self._slots),
             starts=ints(self._starts),
-            counts=ints(self._counts),
-            samples=np.array(self._samples, np.bool_),
+            counts=counts,
+            samples=samples,
             tokens=ints(self._tokens),
             table_slots=ints(self._table_slots),
             table_index=ints(self._table_index),
@@ -275,7 +270,7 @@ class _Draft:
             prompt_asks=self._prompt_asks,
             masked=ints(self._masked),
             mask_of=ints(self._mask_of),
-            embeds=[row for row, (_, _, does) in enumerate(self.rows) if does is Does.ENDS and embeds],
+            embeds=[row for row, (_, _, does) in enumerate(self.rows) if does is Does.ENDS] if embeds else [],
             **more,
         )
 

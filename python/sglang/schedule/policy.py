@@ -1,5 +1,7 @@
 """The order in which waiting sequences are looked at."""
 
+from operator import attrgetter
+
 from sglang.schedule.radix import Node
 from sglang.schedule.state import Seq, State
 
@@ -14,7 +16,7 @@ def order(state: State, now: float) -> list[Seq]:
     by_prefix = policy in ("lpm", "dfs-weight")
     if len(queue) == 1:
         return list(queue)
-    by_age = sorted(queue, key=lambda seq: seq.order)
+    by_age = sorted(queue, key=attrgetter("order"))
     if policy == "fcfs" or (by_prefix and (not state.budget.radix or len(queue) > LONG_QUEUE)):
         return by_age
     old = [seq for seq in by_age if now - seq.since > PATIENCE_S]
