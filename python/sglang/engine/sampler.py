@@ -193,8 +193,12 @@ class Sampler:
 
     def wishes(self, slots: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """int64 [5, n]: temperature (0: greedy), top_k, top_p, min_p, uniform number; floats as their float64 bits."""
-        u = uniform(self._seeds[slots], (positions - self._firsts[slots]).astype(np.uint64))
-        return np.concatenate((self._wishes[:, slots], u.view(np.int64)[None]))
+        found = np.zeros((5, len(slots)), np.int64)
+        found[:4] = self._wishes[:, slots]
+        if found[0].any():  # a greedy row needs no number
+            u = uniform(self._seeds[slots], (positions - self._firsts[slots]).astype(np.uint64))
+            found[4] = u.view(np.int64)
+        return found
 
     def _draw_on_device(self, logits: Tensor, slots: np.ndarray, positions: np.ndarray, held: "Held | None") -> Tensor:
         from sglang.kernels import sample
