@@ -293,11 +293,16 @@ class _Draft:
         self._mask_of.append(place)
 
     def _table(self, seq: Seq) -> None:
-        new = len(seq.pages) - seq.tabled
-        self._table_slots += [seq.slot] * new
-        self._table_index += range(seq.tabled, len(seq.pages))
-        self._table_pages += seq.pages[seq.tabled :]
-        seq.tabled = len(seq.pages)
+        begin, end = seq.tabled, len(seq.pages)
+        if begin + 1 == end:  # as where a decode takes a page: no lists for one entry
+            self._table_slots.append(seq.slot)
+            self._table_index.append(begin)
+            self._table_pages.append(seq.pages[begin])
+        else:
+            self._table_slots += [seq.slot] * (end - begin)
+            self._table_index += range(begin, end)
+            self._table_pages += seq.pages[begin:]
+        seq.tabled = end
 
     def _seat(self, seq: Seq) -> None:
         seat = Seat(seq.slot, seq.sampling, seq.first)
