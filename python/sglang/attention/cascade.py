@@ -95,10 +95,12 @@ def _stretches(slots: Ints, starts: Ints, table: Ints, page_size: int, least_row
         cuts = np.concatenate(([0], np.flatnonzero(np.diff(probe)) + 1, [len(rows)]))
         for group in np.flatnonzero(np.diff(cuts) >= least_rows).tolist():  # few, where most rows are alone
             some = rows[cuts[group] : cuts[group + 1]]
-            pages = table[slots[some], begin // page_size : int(starts[some].min()) // page_size]
+            # Who holds a page of the tree holds all before it: the last one of each possible end tells.
+            ends = np.arange(begin + KEYS, int(starts[some].min()) // page_size * page_size + 1, KEYS)
+            pages = table[slots[some, None], (ends - 1) // page_size]
             same = (pages == pages[0]).all(0)
             common = len(same) if same.all() else int(same.argmin())
-            end = (begin // page_size + common) * page_size // KEYS * KEYS
+            end = begin + common * KEYS
             if end - begin < LEAST_KEYS or (len(some) - 1) * (end - begin) < LEAST_SAVED:
                 continue
             yield _Stretch(some, begin, end, level)
