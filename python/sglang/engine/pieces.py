@@ -6,7 +6,7 @@ where the model attends: each piece is a graph, which reads what attention left 
 
 Numbers are rounded up to a few; what is left is padding, computed with the others, filed nowhere. To capture one takes
 about as long as a stream may pause, so a few are captured at the start and the rest while nobody waits (`prepare`);
-until then the next larger one serves.
+until then the next larger one serves, unless it is twice the number.
 """
 
 import functools
@@ -27,6 +27,8 @@ log = logging.getLogger("sglang.engine")
 SIZES = (
     16, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536, 1792, 2048,
 )  # fmt: skip
+
+CHEAP = 64  # reading the weights takes longer than multiplying so many tokens by them
 
 
 class Graph(Protocol):
@@ -185,7 +187,8 @@ class Pieces:
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """`Model.forward` of the step that attention has planned. Its result is overwritten by the next call."""
         n = len(tokens)
-        size = next((s for s in sorted(self._captured) if s >= n), None) or next(s for s in SIZES if s >= n)
+        larger = (s for s in SIZES if s >= n and s in self._captured and (s < 2 * n or s <= CHEAP))
+        size = next(larger, None) or next(s for s in SIZES if s >= n)
         for fixed, given in ((self._tokens, tokens), (self._positions, positions)):
             fixed[:n].copy_(given)
             if n < size:

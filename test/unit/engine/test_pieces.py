@@ -175,6 +175,16 @@ def test_the_next_larger_number_serves_until_its_own_is_captured(small: Path) ->
     assert 16 not in pieces._captured
 
 
+def test_a_number_that_another_would_double_is_captured(small: Path) -> None:
+    own = cut(small)
+    pieces = own.engine._pieces
+    assert pieces is not None
+    for slot, n in ((0, 120), (1, 60), (2, 70)):
+        own.step([Row(slot, 0, [5 + i % 40 for i in range(n)])], [own.seat(slot, n)])
+    assert {64, 128} <= set(pieces._captured)
+    assert 96 not in pieces._captured
+
+
 def test_larger_steps_are_not_captured(small: Path) -> None:
     pieces = cut(small).engine._pieces
     assert pieces is not None
