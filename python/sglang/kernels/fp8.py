@@ -24,6 +24,8 @@ log = logging.getLogger("sglang.kernels")
 FP8 = torch.float8_e4m3fn
 COLUMNS = 128  # that have a scale of their own, where not all of a row have one
 FEW = 128  # rows; torch is faster for more
+AHEAD = 8  # lines of a weight's row that a product fetches before what it multiplies is there
+FETCH = tl.constexpr("prefetch.global.L2 [$1]; mov.u32 $0, 0;")
 
 
 @triton.jit
@@ -90,19 +92,27 @@ def _multiply(
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUPED: tl.constexpr,
+    AHEAD: tl.constexpr,
     EARLY: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """out[split]: [M, N], of the columns of a split. GROUPED: BLOCK_K columns have scales of their own."""
-    if EARLY:
-        gdc_launch_dependents()
-        gdc_wait()
+    """out[split]: [M, N], of the columns of a split. GROUPED: BLOCK_K columns have scales of their own.
+
+    AHEAD: lines of 128 bytes of each row of the weight that are fetched while the kernel before this one computes.
+    """
     split = tl.program_id(1)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
     k = tl.arange(0, BLOCK_K)
     steps = K // BLOCK_K
     each = tl.cdiv(steps, tl.num_programs(1))
+    if EARLY:
+        gdc_launch_dependents()
+        if AHEAD > 0:
+            line = tl.minimum(split * each * BLOCK_K + tl.arange(0, AHEAD) * 128, K - 1)
+            place = weight + tl.minimum(n, N - 1)[:, None].to(tl.int64) * K + line[None, :]
+            tl.inline_asm_elementwise(FETCH, "=r,l", [place.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1)
+        gdc_wait()
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     for step in tl.range(split * each, tl.minimum(steps, split * each + each), num_stages=STAGES):
         at = step * BLOCK_K + k
@@ -122,20 +132,13 @@ def _multiply(
     tl.store(place, acc.to(out.dtype.element_ty), mask=(m < M)[None, :] & (n < N)[:, None])
 
 
-def multiply(
-    codes: Tensor,
-    x_scales: Tensor,
-    weight: Tensor,
-    scales: Tensor,
-    dtype: torch.dtype,
-    bias: Tensor | None = None,
-    other: Tensor | None = None,
-    act: str | None = None,
+def partial(
+    codes: Tensor, x_scales: Tensor, weight: Tensor, scales: Tensor, dtype: torch.dtype, ahead: int = AHEAD
 ) -> Tensor:
-    """x W^T + bias, then + other, or act(first half) * second half; dtype: of the result.
+    """x W^T in parts [splits, n, rows] that remain to be added: float32, or a single one of `dtype`.
 
     codes, x_scales: of `rounded`. weight: float8 [rows, inputs]; scales: float32 [groups, rows]. inputs: a multiple of
-    128. other: [n, rows], added in place and returned.
+    128. ahead: see `_multiply`.
     """
     m, inputs = codes.shape
     rows, groups = weight.shape[0], scales.shape[0]
@@ -150,10 +153,27 @@ def multiply(
     chained = early(m)
     _multiply[(triton.cdiv(rows, tall), split, triton.cdiv(m, wide))](
         codes, x_scales, weight, scales, parts, m, rows, inputs,
-        BLOCK_N=tall, BLOCK_M=wide, BLOCK_K=deep, GROUPED=groups > 1, EARLY=chained, STAGES=4,
-        num_warps=warps, launch_pdl=chained,
+        BLOCK_N=tall, BLOCK_M=wide, BLOCK_K=deep, GROUPED=groups > 1, AHEAD=ahead if chained else 0, EARLY=chained,
+        STAGES=4, num_warps=warps, launch_pdl=chained,
     )  # fmt: skip
-    return ended(parts, bias, other, act, dtype)
+    return parts
+
+
+def multiply(
+    codes: Tensor,
+    x_scales: Tensor,
+    weight: Tensor,
+    scales: Tensor,
+    dtype: torch.dtype,
+    bias: Tensor | None = None,
+    other: Tensor | None = None,
+    act: str | None = None,
+) -> Tensor:
+    """x W^T + bias, then + other, or act(first half) * second half; dtype: of the result. The rest: see `partial`.
+
+    other: [n, rows], added in place and returned.
+    """
+    return ended(partial(codes, x_scales, weight, scales, dtype), bias, other, act, dtype)
 
 
 @functools.cache
