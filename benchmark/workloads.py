@@ -10,7 +10,8 @@
   E  multi_turn    64 conversations at once, 4 turns of 256 new tokens, 128 out
   F  tree          32 roots of 1024 tokens; each has 4 children (+64, 64 out), each child 4 of its own (+64, 64 out),
                    sent when the child has ended
-  G  regex_json    1 cold request, then 128 at once, held to one regular expression
+  G  regex_json    1 cold request, then 128 at once, held to one regular expression; then 128 free ones of as many
+                   tokens (`free_wall_s`, and `time_of_free`: how many times as long the held ones took)
   H  long          16 requests at once, 16384 in, 64 out
   I8 I24 I48       Poisson arrivals at 8, 24, 48 a second for 20 s, 512 in, 128 out
 
@@ -174,6 +175,8 @@ def encode(nodes: list[Node], o: Options, client: Client, constrained: bool) -> 
                                 "stream_options": {"include_usage": True}}  # fmt: skip
         if constrained:
             body |= {"temperature": 1.0, "ignore_eos": False, "regex": REGEX}
+        elif isinstance(node.prompt, str):
+            body |= {"temperature": 1.0, "ignore_eos": True}
         else:
             body |= {"temperature": 0.0, "ignore_eos": True}
         node.body = client.encode("/v1/completions", json.dumps(body, separators=(",", ":")).encode())
@@ -364,6 +367,10 @@ def _measure(name: str, clients: Clients, o: Options, limit: float) -> dict[str,
     rows = clients.run(build(name, o, rep=1), constrained=True, limit=left())
     found = summary(rows)
     del found["other_length"]
+    nodes = [Node(node.prompt, row.n_out or 1) for node, row in zip(build(name, o, rep=2), rows, strict=True)]
+    free = summary(clients.run(nodes, limit=left()))
+    if "wall_s" in found and "wall_s" in free:
+        found |= {"free_wall_s": free["wall_s"], "time_of_free": round(found["wall_s"] / free["wall_s"], 3)}
     good = [row for row in rows if not row.error]
     match = [bool(re.fullmatch(REGEX, row.text)) for row in good]
     wrong = [row.text for row, ok in zip(good, match, strict=True) if not ok and row.finish != "length"]
@@ -412,7 +419,8 @@ def line(name: str, s: dict[str, Any]) -> str:
     words += f"out {s.get('output_tok_s', '-')} tok/s TTFT {both('ttft')} ITL {both('itl')} E2E {both('e2e')} ms "
     words += f"cached {s.get('cached_tokens', '-')}"
     if name == "G":
-        words += f" cold {s['cold_first_s']} s match {s['match']} cut {s['cut']} wrong {s['wrong']} {s['cold_error']}"
+        words += f" free {s.get('free_wall_s', '-')} s cold {s['cold_first_s']} s"
+        words += f" match {s['match']} cut {s['cut']} wrong {s['wrong']} {s['cold_error']}"
     return words + (f" FIRST ERROR {s['first_error']}" if s["errors"] else "")
 
 

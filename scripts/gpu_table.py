@@ -62,6 +62,7 @@ PEERS: list[dict[str, Any]] = [
     {"load": "E", "key": "wall_s", "unit": "s", "vllm": 5.94, "sglang": 5.80, "floor": 4.34, "goal": 5.0},
     {"load": "F", "key": "wall_s", "unit": "s", "vllm": 4.90, "sglang": 6.34, "floor": 2.67, "goal": 3.3},
     {"load": "G", "key": "wall_s", "unit": "s", "vllm": 21.6, "sglang": 17.5, "floor": 1.5, "goal": 1.5},
+    {"load": "G", "key": "time_of_free", "unit": "times", "goal": 1.03},
     {"load": "G", "key": "cold_first_s", "unit": "s", "vllm": 1.49, "sglang": 1.96, "goal": 0.8},
     {"load": "H", "key": "wall_s", "unit": "s", "vllm": 8.57, "sglang": 8.39, "floor": 6.95, "goal": 8.2},
     {"load": "H", "key": "itl_ms_p99", "unit": "ms", "goal": 100},
