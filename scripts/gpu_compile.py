@@ -108,7 +108,7 @@ def loads_before_the_wait(ptx: str) -> int:
 
 def kernels(compiler: Compiler) -> None:
     from sglang.kernels import attention as own
-    from sglang.kernels import automata, cells, enter, fp8, int4, long, matvec, pointwise, sample
+    from sglang.kernels import automata, cells, enter, fp8, int4, long, matvec, pointwise, sample, stream
 
     matvec._capable = lambda: True  # type: ignore[assignment]
     int4._asm = lambda: True  # type: ignore[assignment]
@@ -149,7 +149,7 @@ def kernels(compiler: Compiler) -> None:
         qkv = some(rows, heads + 2 * kv, dim)
         q, k, v = qkv.split([heads, kv, kv], 1)
         turn = some(rows, 1, dim), some(rows, 1, dim)
-        cells.file_cells(q, k, v, turn, pool.keys, pool.values, ints(rows), ints(rows), table, 1, early)
+        cells.file_cells(q, k, v, turn, pool, ints(rows), ints(rows), early)
         out = some(rows, heads, dim)
         splits = own.splits_for(rows, kv)
         own.decode(q, pool, score, ints(rows), ints(rows), ints(rows), out, splits, early=early)
@@ -178,12 +178,31 @@ def kernels(compiler: Compiler) -> None:
             codes, scales = fp8.rounded(x, None, groups)
             weight, own_scales = some(6144, hidden, dtype=fp8.FP8), some(groups, 6144, dtype=torch.float32)
             fp8.multiply(codes, scales, weight, own_scales, bf16)
+            for splits, held in ((1, bf16), (2, torch.float32), (4, torch.float32)):
+                parts, norm = some(splits, rows, hidden, dtype=held), (some(hidden), 1e-5)
+                stream.join(parts, None, x, norm=norm, form=(groups, None))
+                stream.opened(some(1, rows, 2 * inter), None, "silu", bf16, (groups, None))
+    for post, factor in (((some(hidden), 1e-5), 1.0), (None, 0.5)):
+        stream.join(some(1, 1, hidden), None, some(1, hidden), post, factor, (some(hidden), 1e-5))
     for longest in (2, 64, 128):
         compiler.of(f"rows of {longest}")
         q = some(256, heads + 2 * kv, dim)[:, :heads]
         own.extend(q, pool, score, ints(4, 5), some(256, heads, dim), longest)
+    for dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+        compiler.of(f"{str(dtype)[6:]} keys and values")
+        few8 = own.Pool(some(64, kv, dim, dtype=dtype), some(64, kv, dim, dtype=dtype), table, 1, 0.5, 0.25)
+        q, k, v = some(32, heads + 2 * kv, dim).split([heads, kv, kv], 1)
+        out, turn, shared = (
+            some(32, heads, dim),
+            (some(32, 1, dim), some(32, 1, dim)),
+            own.Shared(ints(32), ints(32), ints(96), ints(36, 6), 8),
+        )
+        cells.file_cells(q, k, v, turn, few8, ints(32), ints(32))
+        own.decode(q, few8, score, ints(32), ints(32), ints(32), out, 4, shared=shared)
+        own.extend(q, few8, score, ints(4, 5), out, 128)
+        long.gather(few8, 3, 200, 256, bf16)
     compiler.of("long rows")
-    long.gather(pool, 3, 200, 256)
+    long.gather(pool, 3, 200, 256, q.dtype)
     parts, norms = some(256, heads, dim), some(heads, 256, dtype=torch.float32)
     long.unite(parts, parts, norms, norms, parts)
 

@@ -102,7 +102,7 @@ class Planner:
             rows = min(config.cuda_graph_max_bs or slots, slots)
             graphs = self._step(rows, ranks) + 4 * spec.vocab * rows
         shared = ranks if spec.latent is None and spec.kv_heads % ranks == 0 else 1
-        cell = pool.cell_bytes(spec, plan.dtype) / shared
+        cell = pool.cell_bytes(spec, pool.kv_dtype(config, plan.dtype)) / shared
         fraction = config.mem_fraction_static or pool.default_fraction(self.device)
         constraints = float(config.automata_memory_mib << 20) if cuda else 0.0
         if cuda:

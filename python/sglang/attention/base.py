@@ -12,6 +12,8 @@ from sglang.base.errors import ConfigError
 
 Feature = Literal["window", "chunk", "softcap", "sinks", "both ways", "narrow values", "turn"]
 Ints = NDArray[np.integer]
+# Of each layer's keys and values: what one that is kept in 8 bits is to be multiplied by.
+Scales = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)

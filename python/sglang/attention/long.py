@@ -147,7 +147,7 @@ class LongRows:
 
 def attend(q: Tensor, pool: kernels.Pool, scale: float, row: Row, out: Tensor) -> Tensor:
     cut, count = row.cut, row.count
-    both = gather(pool, row.slot, row.start + count, cut.cached + cut.square)
+    both = gather(pool, row.slot, row.start + count, cut.cached + cut.square, q.dtype)
     own = q[row.place : row.place + count]
     keys, values = both
     got, norms = fused(_among(own, cut.lead, cut.square), keys[cut.cached :], values[cut.cached :], True, scale)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sglang.attention.base import Feature, Ints, Look, Rows, Shape, cells_at
+from sglang.attention.base import Feature, Ints, Look, Rows, Scales, Shape, cells_at
 
 Place = slice | Tensor  # of cells in the pool, or of tokens in the step
 FILL = 0.7  # a decode joins a group whose longest is at most 1 / FILL of it: the rest would be padding
@@ -44,8 +44,9 @@ class TorchAttention:
         {"window", "chunk", "softcap", "sinks", "both ways", "narrow values"}
     )
 
-    def __init__(self, shape: Shape, keys: list[Tensor], values: list[Tensor]):
+    def __init__(self, shape: Shape, keys: list[Tensor], values: list[Tensor], scales: Scales | None = None):
         self._shape = shape
+        self._scales = scales or [(1.0, 1.0)] * len(keys)
         self._keys = keys
         self._values = values
         self._device = keys[0].device
@@ -65,26 +66,37 @@ class TorchAttention:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int, look: Look) -> Tensor:
         keys, values, n = self._keys[layer], self._values[layer], self._tokens
-        _put(keys, self._new, k[:n])
+        k_scale, v_scale = self._scales[layer]
+        _put(keys, self._new, k[:n], k_scale)
         if self._shape.value_dim is None:
-            _put(values, self._new, v[:n])
+            _put(values, self._new, v[:n], v_scale)
         sight = look.window, look.chunk, look.causal
         groups = self._groups.get(sight)
         if groups is None:
             groups = self._groups[sight] = self._lay_out(*sight[:2]) if look.causal else self._lay_out_whole()
         if len(groups) == 1 and n == len(q) and isinstance(groups[0].tokens, slice):
-            return self._attend(groups[0], q, keys, values, look).reshape(n, -1)
+            return self._attend(groups[0], q, keys, values, self._scales[layer], look).reshape(n, -1)
         make = torch.zeros if n < len(q) else torch.empty
         out = make(len(q), self._shape.heads, self._shape.values, dtype=q.dtype, device=q.device)
         for group in groups:
-            out[group.tokens] = self._attend(group, q[group.tokens], keys, values, look)
+            out[group.tokens] = self._attend(group, q[group.tokens], keys, values, self._scales[layer], look)
         return out.view(len(q), -1)
 
-    def _attend(self, group: _Group, q: Tensor, keys: Tensor, values: Tensor, look: Look) -> Tensor:
+    def _attend(
+        self, group: _Group, q: Tensor, keys: Tensor, values: Tensor, scales: tuple[float, float], look: Look
+    ) -> Tensor:
         """q: [batch * count, heads, head_dim] -> [batch * count, heads, value_dim]."""
         s = self._shape
-        k = _take(keys, group.cells).view(group.batch, group.length, s.kv_heads, s.head_dim).transpose(1, 2)
-        v = _take(values, group.cells).view(group.batch, group.length, s.kv_heads, s.values).transpose(1, 2)
+        k = (
+            _take(keys, group.cells, q.dtype, scales[0])
+            .view(group.batch, group.length, s.kv_heads, s.head_dim)
+            .transpose(1, 2)
+        )
+        v = (
+            _take(values, group.cells, q.dtype, scales[1])
+            .view(group.batch, group.length, s.kv_heads, s.values)
+            .transpose(1, 2)
+        )
         plain = look.softcap is None and look.sinks is None
         if group.count > 1 and group.mask is None and plain:
             heads = q.transpose(0, 1)[None]
@@ -232,16 +244,25 @@ def _firsts(positions: Ints, window: int | None, chunk: int | None) -> Ints:
     return np.zeros_like(positions) if chunk is None else positions // chunk * chunk
 
 
-def _put(pool: Tensor, cells: Place, new: Tensor) -> None:
+def _put(pool: Tensor, cells: Place, new: Tensor, scale: float) -> None:
+    if pool.itemsize == 1:  # torch makes a NaN, or an infinity, of what is larger than the largest
+        most = torch.finfo(pool.dtype).max
+        new = (new.float() * (1 / scale)).clamp_(-most, most).to(pool.dtype).view(torch.uint8)
+        pool = pool.view(torch.uint8)
     if isinstance(cells, slice):
         pool[cells] = new
     else:
         pool.index_copy_(0, cells, new)
 
 
-def _take(pool: Tensor, cells: Place) -> Tensor:
+def _take(pool: Tensor, cells: Place, dtype: torch.dtype, scale: float) -> Tensor:
     """index_select copies whole cells; indexing with [] is ten times slower on a CPU."""
-    return pool[cells] if isinstance(cells, slice) else pool.index_select(0, cells)
+    if pool.itemsize > 1:
+        return pool[cells] if isinstance(cells, slice) else pool.index_select(0, cells)
+    few = pool.view(torch.uint8)
+    few = few[cells] if isinstance(cells, slice) else few.index_select(0, cells)
+    wide = few.view(pool.dtype).to(dtype)
+    return wide if scale == 1 else wide * scale
 
 
 def _explicit(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, look: Look, count: int) -> Tensor:

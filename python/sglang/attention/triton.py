@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sglang.attention import cascade
-from sglang.attention.base import Feature, Ints, Look, Rows, Shape
+from sglang.attention.base import Feature, Ints, Look, Rows, Scales, Shape
 from sglang.attention.long import LongRows, Row
 from sglang.kernels import attention as kernels
 from sglang.kernels.cells import file_cells
@@ -56,12 +57,18 @@ class TritonAttention:
         table: Tensor,
         page_size: int,
         programs: int = kernels.PROGRAMS,
+        dtype: torch.dtype | None = None,
+        scales: Scales | None = None,
     ):
-        """programs: how many of a decode's there should be at least, to keep the device busy."""
+        """programs: how many of a decode's there should be at least, to keep the device busy. dtype: of queries, if it
+        is not that of the pool."""
         self._shape = shape
-        self._pools = [kernels.Pool(k, v, table, page_size) for k, v in zip(keys, values, strict=True)]
+        self._pools = [
+            kernels.Pool(k, v, table, page_size, *scale)
+            for k, v, scale in zip(keys, values, scales or [(1.0, 1.0)] * len(keys), strict=True)
+        ]
         self._programs = programs
-        self._dtype = keys[0].dtype
+        self._dtype = dtype or keys[0].dtype
         self._stager = Stager(table.device)
         self._step: _Step | None = None
         self._height = kernels.shared_rows(shape.heads, shape.kv_heads, shape.head_dim, self._dtype)
@@ -150,10 +157,7 @@ class TritonAttention:
         assert step is not None, "plan() first"
         n = step.tokens
         chained = into is None and early(n)  # what runs before and after those of a piece does not start early
-        file_cells(
-            q[:n], k[:n], v[:n], turn, pool.keys, pool.values, step.slots, step.positions, pool.table, pool.page_size,
-            chained,
-        )  # fmt: skip
+        file_cells(q[:n], k[:n], v[:n], turn, pool, step.slots, step.positions, chained)
         if into is not None:
             out = into.view(q.shape)
         else:

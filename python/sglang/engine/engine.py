@@ -100,7 +100,7 @@ class Engine:
 
         table = self._tables.device_pages
         assert table is not None
-        self._attention = TritonAttention(shape, pool.keys, pool.values, table, pool.page_size)
+        self._attention = TritonAttention(shape, pool.keys, pool.values, table, pool.page_size, dtype=model.dtype)
         self._attention.shares = self._attention.shares and not config.disable_cascade_attention
         if not config.disable_cuda_graph and model.capturable:
             most = min(config.cuda_graph_max_bs or self.slots, self.slots)
@@ -287,6 +287,10 @@ def attention_of(config: ServerConfig, device: torch.device, shape: Shape, looks
         return "torch"
     from sglang.attention.triton import TritonAttention
 
+    if config.kv_cache_dtype == "fp8_e4m3" and torch.cuda.get_device_capability(device) < (8, 9):
+        if asked == "triton":
+            raise ConfigError("--kv-cache-dtype fp8_e4m3 needs a newer device (8.9); fp8_e5m2 works with triton")
+        return "torch"
     try:
         require("triton", TritonAttention.features, shape, looks)
     except ConfigError:

@@ -24,6 +24,7 @@ CPU_CHUNK = 512  # tokens of a step: about a second of a 1B model on a laptop, t
 CUDA_CHUNK = 8192
 CUDA_BESIDE = 2048  # where sequences wait for their next tokens: some 50 ms of an 8B model on an H200
 SAMPLER_TENSORS = 4  # float32 [slots, vocab], alive at once where rows are sampled
+KV_DTYPES = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 LEAST_TOKENS = 16  # a pool below this serves nothing
 
 
@@ -59,15 +60,21 @@ def beside_of(config: ServerConfig, device: torch.device) -> int | None:
     return CUDA_BESIDE if device.type == "cuda" and config.chunked_prefill_size is None else None
 
 
+def kv_dtype(config: ServerConfig, dtype: torch.dtype) -> torch.dtype:
+    """Of keys and values. dtype: of activations."""
+    return KV_DTYPES.get(config.kv_cache_dtype, dtype)
+
+
 def cell_bytes(spec: Decoder, dtype: torch.dtype) -> int:
-    """Keys and values of a token, in all layers."""
+    """Keys and values of a token, in all layers. dtype: theirs."""
     return (1 if spec.latent else 2) * spec.layers * spec.kv_heads * spec.head_dim * dtype.itemsize
 
 
 def make_pool(config: ServerConfig, model: Model, context: int) -> Pool:
     """Size and allocate the pool; weights must be loaded. Raises ConfigError naming the flag and a value that fits."""
     spec, device, size = model.spec, model.device, config.page_size
-    cell = cell_bytes(spec, model.dtype)
+    dtype = kv_dtype(config, model.dtype)
+    cell = cell_bytes(spec, dtype)
     if config.max_total_tokens is not None:
         tokens = config.max_total_tokens
         most = int(free_bytes(device) // cell)
@@ -93,8 +100,8 @@ def make_pool(config: ServerConfig, model: Model, context: int) -> Pool:
             )
     pages = tokens // size
     shape = (pages * size, spec.kv_heads, spec.head_dim)
-    keys = [_zeros(shape, device, model.dtype) for _ in range(spec.layers)]
-    values = [k[..., : spec.value_dim] if spec.latent else _zeros(shape, device, model.dtype) for k in keys]
+    keys = [_zeros(shape, device, dtype) for _ in range(spec.layers)]
+    values = [k[..., : spec.value_dim] if spec.latent else _zeros(shape, device, dtype) for k in keys]
     return Pool(keys, values, pages, size)
 
 

@@ -3,7 +3,8 @@
 """Attention over the paged pool: decodes by parts of a sequence (split KV), longer rows by tiles of queries.
 
 Scores are kept in units of log 2, because exp2 is what the hardware has. A row's first key is cut by the window, its
-last one by the row's own position.
+last one by the row's own position. Keys and values of 8 bits are widened as they are read: the scale of keys is a part
+of that of scores, the scale of values (`lift`) is for what comes out.
 """
 
 from dataclasses import dataclass
@@ -71,6 +72,7 @@ def _decode(
     q_row,
     table_row,
     scale,
+    lift,
     cap,
     splits,
     width,
@@ -135,7 +137,7 @@ def _decode(
             new = tl.maximum(most, sink)
             acc *= tl.exp2(most - new)[:, None]
             total = total * tl.exp2(most - new) + tl.exp2(sink - new)
-        acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+        acc = acc * (lift / tl.where(total == 0.0, 1.0, total))[:, None]
         to = out + place * (KV * GROUP * DIM) + head[:, None] * DIM + d[None, :]
         tl.store(to, acc.to(out.dtype.element_ty), mask=mine)
     else:
@@ -219,6 +221,7 @@ def _merge(
     sinks,
     places,
     used,
+    lift,
     splits,
     width,
     HEADS: tl.constexpr,
@@ -252,7 +255,7 @@ def _merge(
     if SINKS:
         total += tl.exp2(sink - most)
     part = tl.load(parts + here[:, None] * DIM + d[None, :], mask=some[:, None] & (d < DIM)[None, :], other=0.0)
-    whole = tl.sum(part * weight[:, None], 0) / tl.where(total == 0.0, 1.0, total)
+    whole = tl.sum(part * weight[:, None], 0) * (lift / tl.where(total == 0.0, 1.0, total))
     place = tl.load(places + row).to(tl.int64)
     tl.store(out + (place * HEADS + head) * DIM + d, whole.to(out.dtype.element_ty), mask=d < DIM)
 
@@ -269,6 +272,7 @@ def _extend(
     q_row,
     table_row,
     scale,
+    lift,
     cap,
     HEADS: tl.constexpr,
     KV: tl.constexpr,
@@ -334,7 +338,7 @@ def _extend(
         new = tl.maximum(most, sink)
         acc *= tl.exp2(most - new)[:, None]
         total = total * tl.exp2(most - new) + tl.exp2(sink - new)
-    acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    acc = acc * (lift / tl.where(total == 0.0, 1.0, total))[:, None]
     to = out + ((place + m)[:, None] * HEADS + head) * DIM + d[None, :]
     tl.store(to, acc.to(out.dtype.element_ty), mask=mine)
 
@@ -351,12 +355,17 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Pool:
-    """A layer's cells and the way to them. keys, values: [cells, kv_heads, dim]; table: [slots, pages]."""
+    """A layer's cells and the way to them. keys, values: [cells, kv_heads, dim]; table: [slots, pages].
+
+    k_scale, v_scale: what a key or value in 8 bits is to be multiplied by.
+    """
 
     keys: Tensor
     values: Tensor
     table: Tensor
     page_size: int
+    k_scale: float = 1.0
+    v_scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -454,7 +463,7 @@ def decode(
     _decode[(rows, kv, splits)](
         q, pool.keys, pool.values, out, parts, norms, sinks, slots, positions, places,
         shared.own if shared else slots, pool.table,
-        q.stride(0), pool.table.stride(0), score.scale, score.cap, splits, width,
+        q.stride(0), pool.table.stride(0), score.scale * pool.k_scale, pool.v_scale, score.cap, splits, width,
         GROUP=heads // kv, KV=kv, DIM=dim, PAGE=pool.page_size, WINDOW=score.window, CHUNK=score.chunk,
         CAPPED=score.cap != 0, SINKS=score.sinks is not None, PARTED=parted, SHARED=shared is not None,
         PRECISION=_precision(q),
@@ -465,14 +474,15 @@ def decode(
         s = shared_tuning(dim, q.dtype)
         _shared[(len(shared.tiles), kv)](
             q, pool.keys, pool.values, parts, norms, shared.tiles, shared.members, places, pool.table,
-            q.stride(0), pool.table.stride(0), score.scale, score.cap, splits, width,
+            q.stride(0), pool.table.stride(0), score.scale * pool.k_scale, score.cap, splits, width,
             GROUP=heads // kv, KV=kv, DIM=dim, PAGE=pool.page_size, CAPPED=score.cap != 0, PRECISION=_precision(q),
             BLOCK_M=s.queries, BLOCK_D=block_d, BLOCK_N=s.keys, num_warps=s.warps, num_stages=s.stages,
         )  # fmt: skip
     if parted:
         block_s = merge_room(width)
         _merge[(rows, heads)](
-            parts, norms, out, sinks, places, shared.used if shared else slots, splits, width,
+            parts, norms, out, sinks, places, shared.used if shared else slots, pool.v_scale, splits,
+            width,
             HEADS=heads, DIM=dim, SINKS=score.sinks is not None, SHARED=shared is not None,
             BLOCK_S=block_s, BLOCK_D=block_d, EARLY=early, num_warps=1 if block_s * block_d <= 2048 else 4,
             launch_pdl=early,
@@ -492,7 +502,7 @@ def extend(
     t = tuning or extend_tuning(dim, q.dtype, longest)
     _extend[(heads, len(tiles))](
         q, pool.keys, pool.values, out, out if score.sinks is None else score.sinks, tiles, pool.table,
-        q.stride(0), pool.table.stride(0), score.scale, score.cap,
+        q.stride(0), pool.table.stride(0), score.scale * pool.k_scale, pool.v_scale, score.cap,
         HEADS=heads, KV=kv, DIM=dim, PAGE=pool.page_size, WINDOW=score.window, CHUNK=score.chunk, CAPPED=score.cap != 0,
         SINKS=score.sinks is not None, PRECISION=_precision(q),
         BLOCK_M=t.queries, BLOCK_D=triton.next_power_of_2(dim), BLOCK_N=t.keys,

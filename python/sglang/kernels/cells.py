@@ -2,10 +2,13 @@
 # Launch options and compile-time branches are beyond the types of Triton's decorators.
 """Rotary embedding and filing of keys and values in the pool, in one pass over a step's tokens."""
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from sglang.kernels.attention import Pool
 
 HEADS_A_PROGRAM = 8
 
@@ -18,6 +21,14 @@ def _half(x, offsets, cos, sin, HALF: tl.constexpr, i, mask):
     a = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
     b = tl.load(x + offsets + HALF, mask=mask, other=0.0).to(tl.float32)
     return a * c - b * s, b * c + a * s
+
+
+@triton.jit
+def _narrow(x, down, to, MOST: tl.constexpr):
+    """x as the type of what `to` points to; MOST: the largest there, of 8 bits, where what is larger becomes that."""
+    if MOST > 0:
+        x = tl.minimum(tl.maximum(x.to(tl.float32) * down, -MOST), MOST)
+    return x.to(to.dtype.element_ty)
 
 
 @triton.jit
@@ -36,11 +47,14 @@ def _file(
     k_row,
     v_row,
     table_row,
+    k_down,
+    v_down,
     HEADS: tl.constexpr,
     KV: tl.constexpr,
     DIM: tl.constexpr,
     ROTARY: tl.constexpr,  # rotated part of a head; 0: q and k come rotated
     PAGE: tl.constexpr,
+    MOST: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_I: tl.constexpr,  # >= ROTARY / 2
     BLOCK_D: tl.constexpr,  # >= DIM
@@ -77,18 +91,18 @@ def _file(
                 turned = (head < KV)[:, None] & (i < HALF)[None, :]
                 from_ = token * k_row + here + i[None, :]
                 a, b = _half(k, from_, cos + token * ROTARY, sin + token * ROTARY, HALF, i, turned)
-                tl.store(to + i[None, :], a.to(keys.dtype.element_ty), mask=turned)
-                tl.store(to + HALF + i[None, :], b.to(keys.dtype.element_ty), mask=turned)
+                tl.store(to + i[None, :], _narrow(a, k_down, keys, MOST), mask=turned)
+                tl.store(to + HALF + i[None, :], _narrow(b, k_down, keys, MOST), mask=turned)
             if ROTARY < DIM:
                 beyond = (head < KV)[:, None] & ((d >= ROTARY) & (d < DIM))[None, :]
                 rest = tl.load(k + token * k_row + here + d[None, :], mask=beyond, other=0.0)
-                tl.store(to + d[None, :], rest.to(keys.dtype.element_ty), mask=beyond)
+                tl.store(to + d[None, :], _narrow(rest, k_down, keys, MOST), mask=beyond)
         else:
             head = (first - K_PARTS) * BLOCK_H + tl.arange(0, BLOCK_H)
             wide = head[:, None] * DIM + d[None, :]
             all_ = (head < KV)[:, None] & (d < DIM)[None, :]
             new = tl.load(v + token * v_row + wide, mask=all_, other=0.0)
-            tl.store(values + cell * (KV * DIM) + wide, new.to(values.dtype.element_ty), mask=all_)
+            tl.store(values + cell * (KV * DIM) + wide, _narrow(new, v_down, values, MOST), mask=all_)
 
 
 def file_cells(
@@ -96,19 +110,15 @@ def file_cells(
     k: Tensor,
     v: Tensor,
     turn: tuple[Tensor, Tensor] | None,
-    keys: Tensor,
-    values: Tensor,
+    pool: Pool,
     slots: Tensor,
     positions: Tensor,
-    table: Tensor,
-    page_size: int,
     early: bool = False,
 ) -> None:
     """Rotate q in place and k on its way, if `turn` says how; write k and v to their cells.
 
     q: [T, heads, dim]; k, v: [T, kv_heads, dim], heads side by side. turn: cos and signed sin of the tokens
-    (`layers/rope.py`), each [T, 1, rotary dim]. keys, values: [cells, kv_heads, dim]. slots: [T], -1 is filed nowhere;
-    positions: [T]; table: [slots, pages]. early: see `matvec`.
+    (`layers/rope.py`), each [T, 1, rotary dim]. slots: [T], -1 is filed nowhere; positions: [T]. early: see `matvec`.
     """
     tokens, heads, dim = q.shape
     kv = k.shape[1]
@@ -117,9 +127,10 @@ def file_cells(
     block_h = min(HEADS_A_PROGRAM, triton.next_power_of_2(heads))
     parts = 2 * triton.cdiv(kv, block_h) + (triton.cdiv(heads, block_h) if rotary else 0)
     _file[(tokens, parts)](
-        q, k, v, keys, values, cos, sin, slots, positions, table,
-        q.stride(0), k.stride(0), v.stride(0), table.stride(0),
-        HEADS=heads, KV=kv, DIM=dim, ROTARY=rotary, PAGE=page_size,
+        q, k, v, pool.keys, pool.values, cos, sin, slots, positions, pool.table,
+        q.stride(0), k.stride(0), v.stride(0), pool.table.stride(0), 1 / pool.k_scale, 1 / pool.v_scale,
+        HEADS=heads, KV=kv, DIM=dim, ROTARY=rotary, PAGE=pool.page_size,
+        MOST=torch.finfo(pool.keys.dtype).max if pool.keys.itemsize == 1 else 0,
         BLOCK_H=block_h, BLOCK_I=triton.next_power_of_2(max(rotary // 2, 1)), BLOCK_D=triton.next_power_of_2(dim),
         EARLY=early, num_warps=4, launch_pdl=early,
     )  # fmt: skip

@@ -24,8 +24,11 @@ def _gather(
     count,
     table_row,
     half,
+    k_scale,
+    v_scale,
     PAGE: tl.constexpr,
     WIDE: tl.constexpr,  # KV * DIM
+    WIDENS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
@@ -37,8 +40,12 @@ def _gather(
     read = there[:, None] & (w < WIDE)[None, :]
     here = position.to(tl.int64)[:, None] * WIDE + w[None, :]
     inside = (here < half) & (w < WIDE)[None, :]
-    tl.store(to + here, tl.load(keys + cell[:, None] + w[None, :], mask=read, other=0.0), mask=inside)
-    tl.store(to + half + here, tl.load(values + cell[:, None] + w[None, :], mask=read, other=0.0), mask=inside)
+    k = tl.load(keys + cell[:, None] + w[None, :], mask=read, other=0.0)
+    v = tl.load(values + cell[:, None] + w[None, :], mask=read, other=0.0)
+    if WIDENS:
+        k, v = k.to(tl.float32) * k_scale, v.to(tl.float32) * v_scale
+    tl.store(to + here, k.to(to.dtype.element_ty), mask=inside)
+    tl.store(to + half + here, v.to(to.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["a_row", "b_row", "count"])
@@ -71,15 +78,16 @@ def _unite(
     tl.store(out + here, whole.to(out.dtype.element_ty), mask=mine)
 
 
-def gather(pool: Pool, slot: int, count: int, room: int) -> Tensor:
-    """A sequence's first `count` keys and values side by side, then zeros: [2, room, kv_heads, dim]."""
+def gather(pool: Pool, slot: int, count: int, room: int, dtype: torch.dtype) -> Tensor:
+    """A sequence's first `count` keys and values side by side, then zeros: [2, room, kv_heads, dim] of `dtype`."""
     kv, dim = pool.keys.shape[1:]
     wide = kv * dim
-    to = torch.empty(2, room, kv, dim, dtype=pool.keys.dtype, device=pool.keys.device)
+    to = torch.empty(2, room, kv, dim, dtype=dtype, device=pool.keys.device)
     block = min(1024, triton.next_power_of_2(wide))
     _gather[(triton.cdiv(room, CELLS), triton.cdiv(wide, block))](
         pool.keys, pool.values, pool.table, to, slot, count, pool.table.stride(0), room * wide,
-        PAGE=pool.page_size, WIDE=wide, BLOCK_N=CELLS, BLOCK_W=block, num_warps=8,
+        pool.k_scale, pool.v_scale,
+        PAGE=pool.page_size, WIDE=wide, WIDENS=dtype != pool.keys.dtype, BLOCK_N=CELLS, BLOCK_W=block, num_warps=8,
     )  # fmt: skip
     return to
 
