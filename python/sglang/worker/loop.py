@@ -1,6 +1,7 @@
 """serve(): receive, plan, launch, commit, send, until told to stop.
 
-Depth 1 (CUDA): step N + 1 is planned and launched before step N's tokens are read, so the device never waits for us.
+Depth 1 (CUDA): step N + 1 is planned and launched before step N's tokens are read, so the device never waits for us;
+and as late as that allows (`pace`), so that requests do not wait for a step that was planned before they came.
 Depth 0 (CPU): a launch computes at once, so there is nothing to overlap with.
 """
 
@@ -13,8 +14,10 @@ from sglang.base.link import Link
 from sglang.base.messages import Failed, Flush, Flushed, FromWorker, Piece, Step, Stop, ToWorker
 from sglang.base.plan import Plan, Result
 from sglang.worker.grammars import Grammars
+from sglang.worker.pace import Pace
 from sglang.worker.report import Report
 
+RESOLUTION_S = 0.001  # of the wait for a message
 COMPILING_S = 0.001  # between two looks whether a constraint is compiled, where nothing else is to be done
 
 
@@ -51,6 +54,7 @@ def serve(
     overlap = overlap and device.overlap
     stalled = False  # nothing could be planned: only a message changes that
     unprepared = device.overlap
+    pace = Pace()
     while True:
         waiting = flying is None and (stalled or state.idle)
         report.beat(busy=not waiting)
@@ -60,6 +64,8 @@ def serve(
         if preparing and not messages:
             unprepared = device.prepare()
             continue
+        while flying is not None and (spare := pace.spare(clock())) >= RESOLUTION_S:
+            messages += link.receive(spare)
         now = clock()
         pieces: list[Piece] = []
         for message in messages:
@@ -79,11 +85,14 @@ def serve(
         stalled = plan is None and landed is None
         if plan is not None:
             flying = (plan, device.launch(plan))
+            pace.launched(plan, now, alone=landed is None)
             if not overlap:
                 landed, flying = flying, None
         if landed is not None:
             done, flight = landed
+            began = clock()
             result = flight.wait()
+            pace.landed(done, flying[0] if flying is not None else None, clock() - began, clock())
             pieces += schedule.commit(state, done, result, clock())
             report.step(done, state, clock())
         if pieces or messages or landed is not None:
