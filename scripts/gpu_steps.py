@@ -188,7 +188,7 @@ def _profile(engine: Engine) -> list[dict[str, Any]]:
 
     found = []
     driver = Driver(engine, 1200, 512)
-    for batch, context in ((1, 300), (64, 600)):
+    for batch, context in ((1, 300), (64, 600), (256, 600), (512, 600)):
         driver.fill(batch, context, SamplingParams(temperature=0))
         driver.decode(batch, context, 4)
         with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as prof:
