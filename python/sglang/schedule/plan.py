@@ -1,9 +1,10 @@
 """Before a step: who decodes, who fills its prompt, who is admitted, who must make room.
 
 Decodes always go, one token each. Beside them a budget of tokens fills prompts, running ones first, then new ones in
-the policy's order; so the budget bounds how long a stream pauses, and may be larger where there is none. Prompt pages
-enter the tree as they are planned: a row may attend to cells that another row of the same step writes (every layer
-writes before it reads), so requests that share a prefix share it from the first step on and nobody waits for anybody.
+the policy's order; so the budget bounds how long a stream pauses, and is larger where nobody streams, or as many
+prompts wait. Prompt pages enter the tree as they are planned: a row may attend to cells that another row of the same
+step writes (every layer writes before it reads), so requests that share a prefix share it from the first step on and
+nobody waits for anybody.
 """
 
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from sglang.base.plan import DRAWN, FREE, KEEP, Ask, Plan, PromptAsk, Seat
 from sglang.grammar.rules import Words
 from sglang.schedule.constrain import follow, mask
-from sglang.schedule.policy import order
+from sglang.schedule.policy import cached, order
 from sglang.schedule.state import (
     RATIO_DECAY,
     RATIO_FLOOR,
@@ -26,6 +27,8 @@ from sglang.schedule.state import (
 )
 
 ENDLESS = 1 << 30
+SEVERAL = 4  # prompts that a long step beside streams must finish
+MANY = 8  # streams for each prompt that waits: then a prompt's turn comes soon anyway, and their pause counts most
 DRAWS = Does.DRAWS
 
 
@@ -35,9 +38,10 @@ def plan(state: State, now: float) -> Plan | None:
     floor = state.ratio_base * RATIO_FLOOR
     state.new_token_ratio = max(state.new_token_ratio - RATIO_DECAY, floor)
     _decode(state, draft)
-    left = _chunk(state, draft)
-    if len(draft.rows) < len(state.running):
-        left = _fill(state, draft, left)
+    filling = _filling(state) if len(draft.rows) < len(state.running) else []
+    left = _chunk(state, draft, filling)
+    if filling:
+        left = _fill(state, draft, filling, left)
     if state.waiting and left > 0 and (state.slots or state.held):
         _admit(state, draft, left, now)
     if not draft.rows:
@@ -68,19 +72,39 @@ def _decode(state: State, draft: "_Draft") -> None:
     draft.decodes(rows, pages)
 
 
-def _chunk(state: State, draft: "_Draft") -> int:
-    """Most tokens of prompts in this step, whose decodes are drafted."""
-    chunk, beside = state.budget.chunk_tokens, state.budget.beside_tokens
-    if beside is not None and (
-        draft.rows or any(s.computed + 1 == s.length and s.first < s.length < s.last for s in state.running)
-    ):
-        chunk = max(beside - len(draft.rows), (beside + 1) // 2)  # the latter wait for a mask, and then for this step
-    return chunk if chunk > 0 else ENDLESS
+def _filling(state: State) -> list[Seq]:
+    """Who has more of a prompt to compute."""
+    return [seq for seq in state.running if seq.computed < len(seq.tokens) and not seq.flying]
 
 
-def _fill(state: State, draft: "_Draft", left: int) -> int:
+def _chunk(state: State, draft: "_Draft", filling: list[Seq]) -> int:
+    """Most tokens of prompts in this step, whose decodes are drafted.
+
+    Streams pause for it, so it depends on how many do, and for how many. In a burst, as many prompts wait as there are
+    streams and several are finished at once: it may be as long as any. With few prompts among many streams it is short.
+    """
+    whole, most, streams = state.budget.chunk_tokens, state.budget.beside_tokens, len(draft.rows)
+    whole = whole if whole > 0 else ENDLESS
+    if most is None:
+        return whole
+    if not streams:  # those who wait for a mask wait for this step as well
+        streams = sum(seq.computed + 1 == seq.length and seq.first < seq.length < seq.last for seq in state.running)
+    asking = [*filling, *state.waiting] if filling else state.waiting
+    if not streams or (len(asking) >= streams and _finishes(state, asking[:SEVERAL], whole)):
+        most = whole
+    elif len(asking) * MANY < streams:
+        most -= most // 4
+    return max(most - len(draft.rows), (most + 1) // 2)
+
+
+def _finishes(state: State, asking: list[Seq], most: int) -> bool:
+    """Whether these prompts are several, and a step of `most` tokens has room for all that they lack."""
+    lack = (len(seq.tokens) - max(seq.computed, cached(state, seq)) for seq in asking)
+    return len(asking) == SEVERAL and sum(lack) <= most
+
+
+def _fill(state: State, draft: "_Draft", filling: list[Seq], left: int) -> int:
     """Next chunks of prompts that are under way; what is left of the budget."""
-    filling = [s for s in state.running if s.computed < len(s.tokens) and not s.flying]
     stuck = False
     for seq in filling:
         if left <= 0:
@@ -93,7 +117,7 @@ def _fill(state: State, draft: "_Draft", left: int) -> int:
     if stuck and not draft.rows and not state.flights:
         # Prompts hold each other's last pages and nothing else will ever free one.
         _make_room(state)
-        return _fill(state, draft, left)
+        return _fill(state, draft, _filling(state), left)
     return left
 
 

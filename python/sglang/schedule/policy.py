@@ -24,7 +24,7 @@ def order(state: State, now: float) -> list[Seq]:
     if policy == "random":
         state.random.shuffle(rest)
     elif policy == "lpm":
-        rest.sort(key=lambda seq: -_cached(state, seq))  # stable: ties by age
+        rest.sort(key=lambda seq: -cached(state, seq))  # stable: ties by age
     elif policy == "lof":
         rest.sort(key=lambda seq: seq.length - seq.last)
     elif policy == "dfs-weight":
@@ -32,7 +32,10 @@ def order(state: State, now: float) -> list[Seq]:
     return old + rest
 
 
-def _cached(state: State, seq: Seq) -> int:
+def cached(state: State, seq: Seq) -> int:
+    """Tokens of a waiting sequence that the tree has."""
+    if not state.budget.radix:
+        return 0
     version, tokens = seq.hint
     if version != state.tree.version:
         tokens = state.tree.lengths(seq.namespace, seq.array(len(seq.tokens) - 1))

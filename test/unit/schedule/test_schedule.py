@@ -177,6 +177,48 @@ def test_prompts_go_on_beside_any_number_of_decodes() -> None:
     assert run.plans[-1].counts.tolist() == [1, 1, 1, 2]
 
 
+def beside(streams: int, prompts: list[list[int]], **changes: Any) -> list[int]:
+    """Tokens of the rows of a step that `prompts` wait for, beside as many streams."""
+    run = Run(chunk_tokens=24, beside_tokens=12, slots=16, pages=400, **changes)
+    for id in range(streams):
+        run.send(submit(id, [id], 30))
+    run.step()
+    for id, prompt in enumerate(prompts, 100):
+        run.send(submit(id, prompt))
+    run.step()
+    return [n for n in run.plans[-1].counts.tolist() if n > 1]
+
+
+def prompts(n: int, length: int) -> list[list[int]]:
+    return [[100 + i, *range(length - 1)] for i in range(n)]
+
+
+def test_a_burst_is_computed_in_long_steps() -> None:
+    assert beside(4, prompts(5, 4)) == [4, 4, 4, 4, 4]  # all of 24, the streams' own included
+    assert beside(6, prompts(5, 4)) == [4, 2]  # more stream than wait
+    assert beside(1, prompts(3, 6)) == [6, 5]  # a few are no burst
+
+
+def test_long_prompts_are_no_burst() -> None:
+    assert beside(1, prompts(5, 8)) == [8, 3]
+
+
+@pytest.mark.parametrize("radix", [True, False])
+def test_of_a_burst_counts_what_is_not_cached(radix: bool) -> None:
+    run = Run(chunk_tokens=24, beside_tokens=12, slots=16, pages=400, radix=radix)
+    run.send(submit(0, list(range(10)), 30))
+    run.step()
+    for id in range(1, 6):
+        run.send(submit(id, [*range(10), 50 + id, 60 + id]))
+    run.step()
+    assert run.plans[-1].counts.tolist() == ([1, 2, 2, 2, 2, 2] if radix else [1, 11])
+
+
+def test_a_prompt_among_many_streams_is_cut_shorter() -> None:
+    assert beside(8, prompts(1, 20)) == [6]
+    assert beside(9, prompts(1, 20)) == [5]  # three quarters of 12, and no less than half of that
+
+
 @pytest.mark.parametrize("depth", [0, 1])
 def test_a_last_token_in_flight_is_no_reason_for_small_chunks(depth: int) -> None:
     run = Run(depth, chunk_tokens=16, beside_tokens=4)
