@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sglang.parallel.group import ALONE, Group
 from sglang.quant import dense
-from sglang.quant.base import Act, Store
+from sglang.quant.base import Act, Form, Inputs, Parts, Store
 from sglang.quant.dense import Dense, Routes
 
 bfloat16_arithmetic = dense.bfloat16_arithmetic
@@ -47,18 +47,27 @@ class Linear:
         """All places are filled. keep: memory allows a second layout of the weight."""
         self.store.finish(self._gated, keep)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    @property
+    def takes(self) -> Form | None:
+        """The form its inputs may have beside values; known when it is finished."""
+        return self.store.takes
+
+    def __call__(self, x: Inputs) -> Tensor:
         """x: [tokens, inputs] -> [tokens, rows]."""
         return self.store.multiply(x)
 
-    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+    def plus(self, x: Inputs, other: Tensor) -> Tensor:
         """W x + b + other."""
         return self.store.multiply_add(x, other)
 
-    def gate(self, x: Tensor, act: Act) -> Tensor:
-        """act(W1 x + b1) * (W2 x + b2)."""
+    def gate(self, x: Inputs, act: Act, form: Form | None = None) -> Inputs:
+        """act(W1 x + b1) * (W2 x + b2), in that form perhaps."""
         assert self._gated
-        return self.store.multiply_gated(x, act)
+        return self.store.multiply_gated(x, act, form)
+
+    def unfinished(self, x: Inputs) -> Parts | None:
+        """The product where a pass of its own would finish it."""
+        return self.store.unfinished(x)
 
 
 def measure(linears: list[Linear]) -> Routes:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from sglang.layers.linear import Act, Linear
+from sglang.quant.base import Inputs
 from sglang.quant.dense import ACTS
 
 
@@ -22,12 +23,13 @@ class Mlp:
     def linears(self) -> dict[str, Linear]:
         return {"gate_up": self.gate_up, "down": self.down}
 
-    def _wide(self, x: Tensor) -> Tensor:
-        return self.gate_up.gate(x, self._act) if self._gated else ACTS[self._act](self.gate_up(x))
+    def wide(self, x: Inputs) -> Inputs:
+        """x: [tokens, hidden]. Returns what `down` multiplies."""
+        return self.gate_up.gate(x, self._act, self.down.takes) if self._gated else ACTS[self._act](self.gate_up(x))
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Inputs) -> Tensor:
         """x: [tokens, hidden]."""
-        return self.down(self._wide(x))
+        return self.down(self.wide(x))
 
-    def plus(self, x: Tensor, other: Tensor) -> Tensor:
-        return self.down.plus(self._wide(x), other)
+    def plus(self, x: Inputs, other: Tensor) -> Tensor:
+        return self.down.plus(self.wide(x), other)

@@ -16,7 +16,7 @@ class RMSNorm:
 
     def __init__(self, hidden: int, eps: float, device: torch.device, dtype: torch.dtype, plus_one: bool = False):
         self.weight = torch.empty(hidden, device=device, dtype=dtype)
-        self._eps = eps
+        self.eps = eps
         self._eps_tensor = torch.tensor(eps, device=device)
         self._plus_one = plus_one
         self._fused = device.type == "cuda" and triton_works()
@@ -36,7 +36,7 @@ class RMSNorm:
             from sglang.kernels.matvec import early
             from sglang.kernels.pointwise import rms_norm
 
-            return rms_norm(x, self.weight, self._eps, early(x.shape[0]))
+            return rms_norm(x, self.weight, self.eps, early(x.shape[0]))
         return (unit(x.float(), self._eps_tensor)).mul_(self.weight).to(x.dtype)
 
 

@@ -1,5 +1,7 @@
 """The one decoder: executes a `spec.Decoder` over the flat tokens of a step."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -9,11 +11,13 @@ from sglang.layers.embedding import Embedding, head
 from sglang.layers.linear import Linear, Routes, measure
 from sglang.layers.memory import free_bytes
 from sglang.layers.mlp import Mlp
-from sglang.layers.moe import GROUPED, MoE
+from sglang.layers.moe import MoE
 from sglang.layers.norm import HeadNorm, LayerNorm, Norm, RMSNorm, UnitNorm, norm
 from sglang.layers.rope import Rope, Turn, tables
+from sglang.layers.stream import Addition
 from sglang.models.latent import LatentAttention
 from sglang.models.spec import Decoder
+from sglang.quant.base import Form, Inputs
 
 
 class _Attention:
@@ -48,7 +52,11 @@ class _Attention:
 
     def finish(self) -> None: ...
 
-    def __call__(self, x: Tensor, turn: Turn | None, heat: Tensor | None, backend: Backend) -> Tensor:
+    @property
+    def takes(self) -> Form | None:
+        return self.qkv.takes
+
+    def __call__(self, x: Inputs, turn: Turn | None, heat: Tensor | None, backend: Backend) -> Tensor:
         """x: [tokens, hidden]; heat: [tokens, 1, 1], on queries. Returns [tokens, heads * head_dim]."""
         qkv = self.qkv(x)
         if self._clip is not None:
@@ -87,8 +95,8 @@ class _Layer:
     def __init__(self, spec: Decoder, index: int, device: torch.device, dtype: torch.dtype):
         s = spec
         self._parallel = s.block == "parallel"
+        assert not self._parallel or s.residual_scale == 1
         self._norms_sums = s.block == "sum"
-        self._scale = s.residual_scale
 
         def make(wanted: bool) -> Norm | None:
             return norm(s.norm, (s.hidden,), s.norm_eps, s.norm_bias, device, dtype) if wanted else None
@@ -102,6 +110,34 @@ class _Layer:
             self.mlp = MoE(s.hidden, e.routing, e.inter, e.shared, e.shared_gate, s.act, e.bias, e.limit, device, dtype)
         else:
             self.mlp = Mlp(s.hidden, s.inter, s.act, s.gated, s.mlp_bias, device, dtype)
+        self._add_attn = Addition(self.attn_post, s.residual_scale, device)
+        self._add_mlp = Addition(self.mlp_post, s.residual_scale, device)
+        self._add_attn.then(self.mlp_norm, lambda: self._mlp_takes)
+
+    def then(self, following: "_Layer") -> None:
+        """Which layer reads what this one returns; nobody after the last one but a norm, of fewer tokens."""
+        self._add_mlp.then(following.attn_norm, lambda: following.takes)
+
+    @property
+    def _mlp_takes(self) -> Form | None:
+        return self.mlp.gate_up.takes if isinstance(self.mlp, Mlp) else None
+
+    @property
+    def takes(self) -> Form | None:
+        """The form that what is read may have; values are always right."""
+        form = self.attn.takes
+        also = self._parallel and self.mlp_norm is None
+        return None if also and self._mlp_takes != form else form
+
+    def finish(self) -> None:
+        """Linear maps are finished."""
+        self.attn.finish()
+        if isinstance(self.mlp, MoE):
+            self.mlp.finish()
+        for one in self.norms().values():
+            one.finish()
+        self._add_attn.finish()
+        self._add_mlp.finish()
 
     def linears(self) -> dict[str, Linear]:
         return self.attn.linears() | self.mlp.linears()
@@ -118,22 +154,24 @@ class _Layer:
             found |= one.places(f"{prefix}.{name}")
         return found
 
-    def __call__(self, x: Tensor, turn: Turn | None, heat: Tensor | None, backend: Backend) -> Tensor:
-        read = x if self.attn_norm is None else self.attn_norm(x)
+    def __call__(
+        self, x: Tensor, read: Inputs, turn: Turn | None, heat: Tensor | None, backend: Backend
+    ) -> tuple[Tensor, Inputs]:
+        """x: [tokens, hidden], overwritten; read: its norm. Returns both for the next layer."""
         seen = self.attn(read, turn, heat, backend)
-        if self._parallel:
-            return self.mlp.plus(read if self.mlp_norm is None else self.mlp_norm(x), self.attn.out.plus(seen, x))
         if self._norms_sums and self.attn_post is not None and self.mlp_post is not None:
             x = self.attn_post(self.attn.out.plus(seen, x))
-            return self.mlp_post(self.mlp.plus(x, x))
-        if self.attn_post is None and self._scale == 1:
+            x = self.mlp_post(self.mlp.plus(x, x))
+            return x, x
+        if self._parallel:
+            read = read if self.mlp_norm is None else self.mlp_norm(x)
             x = self.attn.out.plus(seen, x)
-            return self.mlp.plus(x if self.mlp_norm is None else self.mlp_norm(x), x)
-        x = self._add(x, self.attn.out(seen), self.attn_post)
-        return self._add(x, self.mlp(x if self.mlp_norm is None else self.mlp_norm(x)), self.mlp_post)
-
-    def _add(self, x: Tensor, part: Tensor, post: Norm | None) -> Tensor:
-        return torch.add(x, part if post is None else post(part), alpha=self._scale)
+        else:
+            x, read = self._add_attn.product(x, self.attn.out, seen)
+        if isinstance(self.mlp, Mlp):
+            return self._add_mlp.product(x, self.mlp.down, self.mlp.wide(read))
+        assert isinstance(read, Tensor)
+        return self._add_mlp.value(x, self.mlp(read))
 
 
 class Model:
@@ -151,6 +189,8 @@ class Model:
         self.positions = Embedding(spec.learned_positions, spec.hidden, device, dtype)
         self.kinds = Embedding(spec.token_kinds, spec.hidden, device, dtype)
         self.layers = [_Layer(spec, i, device, dtype) for i in range(spec.layers)]
+        for layer, following in pairwise(self.layers):
+            layer.then(following)
 
         def make(wanted: bool) -> Norm | None:
             return norm(spec.norm, (spec.hidden,), spec.norm_eps, spec.norm_bias, device, dtype) if wanted else None
@@ -170,8 +210,8 @@ class Model:
 
     @property
     def capturable(self) -> bool:
-        """Whether a step on a CUDA device needs no word from the host."""
-        return self.dtype in GROUPED or not any(isinstance(layer.mlp, MoE) for layer in self.layers)
+        """Whether a step on a CUDA device needs no word from the host; once it is finished."""
+        return all(layer.mlp.capturable for layer in self.layers if isinstance(layer.mlp, MoE))
 
     @property
     def looks(self) -> list[Look]:
@@ -202,11 +242,7 @@ class Model:
         for linear in linears:
             linear.finish(keep)
         for layer in self.layers:
-            layer.attn.finish()
-            if isinstance(layer.mlp, MoE):
-                layer.mlp.finish()
-            for one in layer.norms().values():
-                one.finish()
+            layer.finish()
         for one in (self.norm, self.embed_norm):
             if one is not None:
                 one.finish()
@@ -236,9 +272,11 @@ class Model:
             x = x + self.kinds.weight[0]
         if self.embed_norm is not None:
             x = self.embed_norm(x)
+        first = self.layers[0].attn_norm if self.layers else None
+        read: Inputs = x if first is None else first(x)
         for i, (layer, turn) in enumerate(zip(self.layers, self._turn_of, strict=True)):
             warm = heat if heat is None or spec.temperature_in(i) else None
-            x = layer(x, None if turn is None else turns[turn], warm, backend)
+            x, read = layer(x, read, None if turn is None else turns[turn], warm, backend)
         return x
 
     def states(self, x: Tensor) -> Tensor:

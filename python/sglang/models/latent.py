@@ -12,6 +12,7 @@ from sglang.layers.linear import Linear
 from sglang.layers.norm import RMSNorm
 from sglang.layers.rope import Turn
 from sglang.models.spec import Decoder
+from sglang.quant.base import Form, Inputs
 
 EPS = 1e-6  # of the norms inside, in all published models, whatever the config says of the others
 
@@ -53,13 +54,19 @@ class LatentAttention:
         self._values = maps[:, s.nope :].transpose(1, 2).contiguous()  # [heads, kv_rank, value]
         self.kv_b = torch.empty(0)
 
-    def __call__(self, x: Tensor, turn: Turn | None, heat: Tensor | None, backend: Backend) -> Tensor:
+    @property
+    def takes(self) -> Form | None:
+        return self.down.takes
+
+    def __call__(self, x: Inputs, turn: Turn | None, heat: Tensor | None, backend: Backend) -> Tensor:
         """x: [tokens, hidden]. Returns [tokens, heads * value]."""
         s = self._sizes
-        cell, q = self.down(x).split([s.kv_rank + s.rope, self._q], -1)
+        first = self.down(x)
+        tokens = len(first)
+        cell, q = first.split([s.kv_rank + s.rope, self._q], -1)
         if self.q_b is not None and self.q_norm is not None:
             q = self.q_b(self.q_norm(q))
-        q = q.reshape(len(x), self._heads, s.nope + s.rope)
+        q = q.reshape(tokens, self._heads, s.nope + s.rope)
         plain, turned = q[..., : s.nope], q[..., s.nope :]
         latent = self.kv_norm(cell[:, : s.kv_rank])[:, None]
         shared = cell[:, None, s.kv_rank :]
@@ -69,5 +76,5 @@ class LatentAttention:
             plain, turned = plain * heat, turned * heat
         query = torch.cat((torch.bmm(plain.transpose(0, 1), self._keys).transpose(0, 1), turned), -1)
         seen = self.attention(query, torch.cat((latent, shared), -1), latent, backend)  # [tokens, heads * kv_rank]
-        seen = seen.view(len(x), self._heads, s.kv_rank).transpose(0, 1)
-        return torch.bmm(seen, self._values).transpose(0, 1).reshape(len(x), -1)
+        seen = seen.view(tokens, self._heads, s.kv_rank).transpose(0, 1)
+        return torch.bmm(seen, self._values).transpose(0, 1).reshape(tokens, -1)

@@ -1,7 +1,7 @@
 """Store: what a weight format must do for a linear map. Grid: a weight in few bits, as files and quantisers give it."""
 
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -9,8 +9,37 @@ from torch import Tensor
 Act = Literal["silu", "gelu", "gelu_tanh"]
 
 
+class Form(NamedTuple):
+    """Inputs rounded to 8-bit floating point. groups: of columns, each with a scale a token; scale: or one for all."""
+
+    groups: int
+    scale: float | None
+
+
+class Rounded(NamedTuple):
+    """Inputs in a `Form`. codes: float8_e4m3fn [tokens, inputs]; scales: float32 [tokens, groups]."""
+
+    codes: Tensor
+    scales: Tensor
+
+
+Inputs = Tensor | Rounded
+
+
+class Parts(NamedTuple):
+    """A product that is not finished: what is left is sum(values) + bias. values: [splits, tokens, rows]."""
+
+    values: Tensor
+    bias: Tensor | None
+
+
 class Store(Protocol):
     """The weight of y = x W^T + b, in some format. x: [tokens, inputs] -> [tokens, rows]; all are new tensors."""
+
+    @property
+    def takes(self) -> Form | None:
+        """The form that this would round its inputs to, on a device; it takes them in that form too. None: in none."""
+        ...
 
     @property
     def bytes(self) -> int:
@@ -35,14 +64,18 @@ class Store(Protocol):
         """Give a second layout's memory back."""
         ...
 
-    def multiply(self, x: Tensor) -> Tensor: ...
+    def multiply(self, x: Inputs) -> Tensor: ...
 
-    def multiply_add(self, x: Tensor, other: Tensor) -> Tensor:
+    def multiply_add(self, x: Inputs, other: Tensor) -> Tensor:
         """W x + b + other, which may be overwritten."""
         ...
 
-    def multiply_gated(self, x: Tensor, act: Act) -> Tensor:
-        """act(first half of the rows) * second half."""
+    def multiply_gated(self, x: Inputs, act: Act, form: Form | None = None) -> Inputs:
+        """act(first half of the rows) * second half. form: that the reader takes; values are always right."""
+        ...
+
+    def unfinished(self, x: Inputs) -> Parts | None:
+        """What a pass of its own would have to finish; None where `multiply_add` needs none."""
         ...
 
 
@@ -51,10 +84,10 @@ class Product(Protocol):
 
     bytes: int
 
-    def __call__(self, x: Tensor, bias: Tensor | None, other: Tensor | None, act: Act | None) -> Tensor:
+    def __call__(self, x: Any, bias: Tensor | None, other: Tensor | None, act: Act | None) -> Tensor:
         """W x + bias, then + other, which may be overwritten, or act(first half of the rows) * second half.
 
-        x: [tokens, inputs]. Returns a tensor of its type.
+        x: [tokens, inputs], or in a form that this takes. Returns a tensor of the type that the model has.
         """
         ...
 

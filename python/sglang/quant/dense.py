@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sglang.kernels.staging import triton_works
-from sglang.quant.base import Act
+from sglang.quant.base import Act, Form, Inputs
 
 ACTS: dict[Act, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -99,12 +99,18 @@ class Dense:
             self._single = False
             self.weight = torch.empty(0)  # not a slice: that would keep the memory
 
-    def multiply(self, x: Tensor) -> Tensor:
+    takes = None
+
+    def unfinished(self, x: Inputs) -> None: ...
+
+    def multiply(self, x: Inputs) -> Tensor:
+        assert isinstance(x, Tensor)
         if self._packed is not None and not (self._single and x.shape[0] == 1):
             return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         return self._plain(x)
 
-    def multiply_add(self, x: Tensor, other: Tensor) -> Tensor:
+    def multiply_add(self, x: Inputs, other: Tensor) -> Tensor:
+        assert isinstance(x, Tensor)
         if self._packed is not None and not (self._single and x.shape[0] == 1):
             return torch.ops.mkldnn._linear_pointwise.binary(x, other, self._packed, self.bias, "add")
         if self._alone(x) and other.is_contiguous():
@@ -115,7 +121,8 @@ class Dense:
             return other.addmm_(x, self.weight.t())  # the product's own kernel adds
         return self._plain(x).add_(other)
 
-    def multiply_gated(self, x: Tensor, act: Act) -> Tensor:
+    def multiply_gated(self, x: Inputs, act: Act, form: Form | None = None) -> Tensor:
+        assert isinstance(x, Tensor)
         half = self._rows // 2
         if self._halves is not None and not (self._single and x.shape[0] == 1):
             gate, up = self._halves

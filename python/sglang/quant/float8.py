@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sglang.kernels.staging import triton_works
-from sglang.quant.base import Act, Grid
+from sglang.quant.base import Act, Form, Grid, Inputs, Rounded
 from sglang.quant.dense import after
 from sglang.quant.rounding import FP8, FP8_MAX
 
@@ -20,6 +20,8 @@ class Float8:
     Inputs are rounded too, with a scale a token (and group), or the file's. On a CPU the same steps are computed in
     float32: the twin that the product on the device is compared with.
     """
+
+    dtype = torch.bfloat16  # of what the kernels give
 
     def __init__(self, grid: Grid, device: torch.device):
         self.rows, self.inputs = grid.codes.shape
@@ -40,25 +42,42 @@ class Float8:
             return grid.size == GROUP and inputs % GROUP == 0 and ours_works(True)
         return rows % MULTIPLE == 0 and inputs % MULTIPLE == 0 and scaled_products_work()
 
-    def __call__(self, x: Tensor, bias: Tensor | None, other: Tensor | None, act: Act | None) -> Tensor:
-        if not x.is_cuda:
-            return after(self._twin(x), bias, other, act)
-        grouped = self.groups > 1
+    @property
+    def takes(self) -> Form | None:
+        return Form(self.groups, self._input_scale) if self._ours else None
+
+    def __call__(self, x: Inputs, bias: Tensor | None, other: Tensor | None, act: Act | None) -> Tensor:
+        if (parts := self.parts(x)) is not None:
+            from sglang.kernels.parts import ended
+
+            return ended(parts, bias, other, act, self.dtype)
+        assert isinstance(x, Tensor)
+        y = self._torch(*rounded_rows(x, self._input_scale)) if x.is_cuda else self._twin(x)
+        return after(y, bias, other, act)
+
+    def parts(self, x: Inputs) -> Tensor | None:
+        """As in `Parts`, where the kernels are ours."""
         if not self._ours:
-            codes, scales = rounded_rows(x, self._input_scale)
-            return after(self._torch(codes, scales), bias, other, act)
+            return None
         from sglang.kernels import fp8
 
-        codes, scales = fp8.rounded(x, self._input_scale, self.groups)
-        if grouped or len(x) <= fp8.FEW:
-            return fp8.multiply(codes, scales, self._codes, self._scales, x.dtype, bias, other, act)
-        from sglang.kernels.parts import ended
+        codes, scales = fp8.rounded(x, self._input_scale, self.groups) if isinstance(x, Tensor) else x
+        if self.groups > 1 or len(codes) <= fp8.FEW:
+            return fp8.partial(codes, scales, self._codes, self._scales, self.dtype)
+        return self._torch(codes, scales)[None]
 
-        return ended(self._torch(codes, scales)[None], bias, other, act, x.dtype)
+    def gated(self, x: Inputs, bias: Tensor | None, act: Act, form: Form) -> Rounded | None:
+        """The gate's product in the form in which the next one takes it, where the kernels are ours."""
+        parts = self.parts(x)
+        if parts is None:
+            return None
+        from sglang.kernels.stream import opened
+
+        return Rounded(*opened(parts, bias, act, self.dtype, form))
 
     def _torch(self, codes: Tensor, scales: Tensor) -> Tensor:
         return torch.ops.aten._scaled_mm(
-            codes, self._codes.t(), scale_a=scales, scale_b=self._scales, out_dtype=torch.bfloat16
+            codes, self._codes.t(), scale_a=scales, scale_b=self._scales, out_dtype=self.dtype
         )
 
     def _twin(self, x: Tensor) -> Tensor:

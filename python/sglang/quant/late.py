@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sglang.quant.base import Act, Grid, Product, joined
+from sglang.quant.base import Act, Form, Grid, Inputs, Parts, Product, joined
 from sglang.quant.dense import Dense
 from sglang.quant.float8 import Float8
 from sglang.quant.integers import fast
@@ -120,20 +120,33 @@ class Late:
             return 0 if self._product is None else -self.bytes
         return self._rows * self.inputs * self._dtype.itemsize - self.bytes
 
-    def multiply(self, x: Tensor) -> Tensor:
+    @property
+    def takes(self) -> Form | None:
+        return self._product.takes if isinstance(self._product, Float8) else None
+
+    def multiply(self, x: Inputs) -> Tensor:
         if self._dense is not None:
             return self._dense.multiply(x)
-        assert self._product is not None
-        return self._product(x, self._bias, None, None)
+        return self._multiply(x, None, None)
 
-    def multiply_add(self, x: Tensor, other: Tensor) -> Tensor:
+    def multiply_add(self, x: Inputs, other: Tensor) -> Tensor:
         if self._dense is not None:
             return self._dense.multiply_add(x, other)
-        assert self._product is not None
-        return self._product(x, self._bias, other, None)
+        return self._multiply(x, other, None)
 
-    def multiply_gated(self, x: Tensor, act: Act) -> Tensor:
+    def multiply_gated(self, x: Inputs, act: Act, form: Form | None = None) -> Inputs:
         if self._dense is not None:
             return self._dense.multiply_gated(x, act)
+        if form is not None and isinstance(self._product, Float8):
+            gated = self._product.gated(x, self._bias, act, form)
+            if gated is not None:
+                return gated
+        return self._multiply(x, None, act)
+
+    def unfinished(self, x: Inputs) -> Parts | None:
+        values = self._product.parts(x) if isinstance(self._product, Float8) else None
+        return None if values is None else Parts(values, self._bias)
+
+    def _multiply(self, x: Inputs, other: Tensor | None, act: Act | None) -> Tensor:
         assert self._product is not None
-        return self._product(x, self._bias, None, act)
+        return self._product(x, self._bias, other, act)
