@@ -1,9 +1,11 @@
 """Part `graphs` of gpu_check.py: whole steps of an 8B model with random weights, with graphs and without."""
 
+import functools
 import itertools
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -183,32 +185,62 @@ def run(profile: bool = True) -> dict[str, Any]:
 
 
 def _profile(engine: Engine) -> list[dict[str, Any]]:
-    """Kernels of one decode step by device time, and how many there are."""
-    from torch.profiler import ProfilerActivity, profile
-
+    """Kernels of a step by device time, and how many there are."""
     found = []
     driver = Driver(engine, 1200, 512)
     for batch, context in ((1, 300), (64, 600), (256, 600), (512, 600)):
         driver.fill(batch, context, SamplingParams(temperature=0))
         driver.decode(batch, context, 4)
-        with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as prof:
-            driver.decode(batch, context + 4, 5)
-            torch.cuda.synchronize()
-        events = [e for e in prof.events() if "cuda" in str(e.device_type).lower() and e.device_time > 0]
-        events.sort(key=lambda e: e.time_range.start)
-        gaps = [b.time_range.start - a.time_range.end for a, b in itertools.pairwise(events)]
-        long = sorted((g for g in gaps if g > 0), reverse=True)[:6]
-        total: dict[str, list[float]] = {}
-        for e in events:
-            total.setdefault(e.name[:60], []).append(e.device_time)
-        for name, times in sorted(total.items(), key=lambda kv: -sum(kv[1]))[:14]:
-            found.append({"batch": batch, "kernel": name, "a step": len(times) / 5, "us a step": sum(times) / 5})
-        found.append(
-            {
-                "batch": batch,
-                "kernel": f"all; longest gaps us: {', '.join(f'{g:.0f}' for g in long)}",
-                "a step": len(events) / 5,
-                "us a step": sum(sum(t) for t in total.values()) / 5,
-            }
+        found += _kernels(f"{batch} decodes", 5, functools.partial(driver.decode, batch, context + 4, 5))
+    for tokens in (2048, 4096):
+        driver = Driver(engine, 8200, 64)
+        for _ in range(3):
+            driver.fill(1, tokens, SamplingParams(temperature=0))
+        found += _kernels(
+            f"{tokens} of a prompt", 1, functools.partial(driver.fill, 1, tokens, SamplingParams(temperature=0))
         )
+    for batch, prompts, tokens, cached in ((256, 28, 64, 2048), (100, 1, 512, 0), (250, 3, 600, 0)):
+        driver = Driver(engine, 2200, 300)
+        driver.fill(batch, 600, SamplingParams(temperature=0))
+        for _ in range(3):
+            _mixed(driver, batch, prompts, tokens, cached)
+        name = f"{batch} decodes, {prompts} x {tokens} of prompts after {cached}"
+        found += _kernels(name, 1, functools.partial(_mixed, driver, batch, prompts, tokens, cached))
     return found
+
+
+def _mixed(driver: Driver, batch: int, prompts: int, tokens: int, cached: int) -> None:
+    """A step of decodes beside prompts, whose cached keys are whatever the pool holds."""
+    slots = np.arange(batch + prompts)
+    starts = np.where(slots < batch, 600, cached)
+    counts = np.where(slots < batch, 1, tokens)
+    known = np.where(np.repeat(slots < batch, counts), DRAWN, 7)
+    seats = [Seat(int(slot), SamplingParams(temperature=0), cached + tokens) for slot in slots[batch:]]
+    driver.engine.launch(driver.plan(slots, starts, counts, known, seats=seats)).wait()
+
+
+def _kernels(case: str, steps: int, work: Callable[[], Any]) -> list[dict[str, Any]]:
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    work()
+    torch.cuda.synchronize()
+    wall = 1e6 * (time.perf_counter() - began) / steps
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as prof:
+        work()
+        torch.cuda.synchronize()
+    events = [e for e in prof.events() or [] if "cuda" in str(e.device_type).lower() and e.device_time > 0]
+    events.sort(key=lambda e: e.time_range.start)
+    gaps = [b.time_range.start - a.time_range.end for a, b in itertools.pairwise(events)]
+    long = sorted((g for g in gaps if g > 0), reverse=True)[:6]
+    total: dict[str, list[float]] = {}
+    for e in events:
+        total.setdefault(e.name[:60], []).append(e.device_time)
+    rows: list[dict[str, Any]] = [
+        {"case": case, "kernel": name, "a step": len(times) / steps, "us a step": sum(times) / steps}
+        for name, times in sorted(total.items(), key=lambda kv: -sum(kv[1]))[:14]
+    ]
+    whole = f"all, of {wall:.0f} us without a profiler; longest gaps us: {', '.join(f'{g:.0f}' for g in long)}"
+    us = sum(sum(t) for t in total.values()) / steps
+    return [*rows, {"case": case, "kernel": whole, "a step": len(events) / steps, "us a step": us}]
