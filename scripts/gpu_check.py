@@ -4,7 +4,9 @@
     python scripts/gpu_check.py kernels                   # each kernel against float64, then its time
     python scripts/gpu_check.py long                      # attention of long rows by cuDNN and by tiles: both, timed
     python scripts/gpu_check.py graphs                    # steps of an 8B model: graphs on and off, time by batch
+    python scripts/gpu_check.py loop                      # the device's pauses between steps; time by batch, by context
     python scripts/gpu_check.py quant                     # products of 4 and 8 bits against float64, then their time
+    python scripts/gpu_check.py moe                       # experts against float64, then their time beside the floor
     python scripts/gpu_check.py constraints               # automata on the device against the CPU's, then their time
     python scripts/gpu_check.py table --out-dir DIR       # a server of that shape under every workload, beside others
     python scripts/gpu_check.py serve --model-path DIR    # a server with dummy weights: correctness and first figures
@@ -257,6 +259,15 @@ def graphs() -> dict[str, Any]:
     return found
 
 
+def loop() -> dict[str, Any]:
+    import gpu_loop
+
+    found = gpu_loop.run()
+    for name in ("gaps", "batches", "contexts"):
+        table(found[name])
+    return found
+
+
 def constraints() -> dict[str, Any]:
     import gpu_constraints
 
@@ -275,6 +286,16 @@ def quant() -> dict[str, Any]:
     return found
 
 
+def moe() -> dict[str, Any]:
+    import gpu_moe
+
+    found = gpu_moe.run()
+    for rows in found.values():
+        if isinstance(rows, list):
+            table(rows)
+    return found
+
+
 def save(figures: dict[str, Any], name: str, part: str, folder: Path) -> None:
     """Each table of flat rows as folder/NAME_TABLE.json."""
     import results_file
@@ -289,7 +310,9 @@ def save(figures: dict[str, Any], name: str, part: str, folder: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["demo", "kernels", "long", "graphs", "quant", "constraints", "serve", "table"])
+    parser.add_argument(
+        "part", choices=["demo", "kernels", "long", "graphs", "loop", "quant", "moe", "constraints", "serve", "table"]
+    )
     parser.add_argument("--model-path", default="", help="Folder with config.json and tokenizer (parts serve, table).")
     parser.add_argument("--out", help="Write the figures here as JSON.")
     parser.add_argument(
@@ -321,8 +344,12 @@ def main() -> int:
             figures = long()
         case "quant":
             figures = quant()
+        case "moe":
+            figures = moe()
         case "constraints":
             figures = constraints()
+        case "loop":
+            figures = loop()
         case "graphs":
             figures = graphs()
         case "table":
