@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from gpu_kernels import READ_TB_S, graph_us
 
-from sglang.kernels import fp8, int4
+from sglang.kernels import cuda_code, fp8, fragments, int4
 
 SHAPES = {"qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (28672, 4096), "down": (4096, 14336)}  # of Llama 3 8B
-ROWS = (1, 16, 64, 256)
+ROWS = (1, 8, 16, 64, 256)
 GROUP = 128
 TURNED = 192 * 2**20  # bytes of weights in turn, of which a cache of 60 MB keeps little
-BUDGET_S = 36.0
+BUDGET_S = 60.0
 DEVICE = torch.device("cuda")
 BF16 = torch.bfloat16
 SCALED = torch.ops.aten._scaled_mm
@@ -29,6 +29,14 @@ def random_words(rows: int, inputs: int) -> int4.Words:
     scales = torch.rand(pieces, padded, device=DEVICE) * 0.01 + 0.01
     steps = (scales.view(torch.int32) & -256) | torch.randint(0, 16, scales.shape, device=DEVICE, dtype=torch.int32)
     return int4.Words(words.int(), steps, rows, inputs, GROUP)
+
+
+def random_fragments(rows: int, inputs: int) -> fragments.Fragments:
+    pieces = inputs // fragments.COLUMNS
+    whole = torch.randint(-(2**31), 2**31, (-(-rows // 128), pieces, 8, 272), device=DEVICE, dtype=torch.int64).int()
+    scales = torch.rand(*whole.shape[:3], 16, device=DEVICE) * 0.01 + 0.01
+    whole[..., 256:] = (scales.view(torch.int32) & -256) | (whole[..., 256:] & 15)
+    return fragments.Fragments(whole.view(torch.uint8), rows, inputs, 1)
 
 
 def random_fp8(rows: int, inputs: int, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,7 +61,9 @@ def numerics() -> list[dict[str, Any]]:
         weight = (codes.double() - zeros.double().repeat_interleave(size, 1)) * scales.double().repeat_interleave(
             size, 1
         )
-        words = int4.words_of(codes, scales, zeros, size)
+        words, pieces = (make(codes, scales, zeros, size) for make in (int4.words_of, fragments.fragments_of))
+        error = far(fragments.written_out(pieces, torch.float32), weight)
+        add(f"fragments written out, groups of {size}", n, error, 4e-5)
         for rows in (*ROWS, 300) if size == 128 and dtype == BF16 else (1, 64):
             x = torch.randn(rows, k, device=DEVICE).to(dtype)
             bound = 6e-3 if dtype == BF16 else 1e-3
@@ -62,6 +72,33 @@ def numerics() -> list[dict[str, Any]]:
                 rows,
                 far(int4.multiply(x, words), x.double() @ weight.T),
                 bound,
+            )
+            fitting = [t for t in fragments.FEW if rows <= fragments.FEWEST] + [
+                t for tiles in fragments.MANY.values() for t in tiles if size == 128 and dtype == BF16
+            ]
+            for tile in [None, *dict.fromkeys(fitting)]:
+                name = f"fragments, {tile}, groups of {size}, {str(dtype)[6:]}"
+                attempt(
+                    add, name, rows, bound, lambda: far(fragments.multiply(x, pieces, tile=tile), x.double() @ weight.T)
+                )
+            bias, other = torch.randn(n, device=DEVICE).to(dtype), torch.randn(rows, n, device=DEVICE).to(dtype)
+            wide = x.double() @ weight.T + bias.double()
+            gated = F.silu(wide[:, : n // 2]) * wide[:, n // 2 :]
+            name = f"fragments, {size}, {str(dtype)[6:]}"
+            attempt(
+                add,
+                name + ", bias, gate",
+                rows,
+                bound,
+                lambda: far(fragments.multiply(x, pieces, bias, None, "silu"), gated),
+            )
+            wide = wide + other.double()
+            attempt(
+                add,
+                name + ", bias, residual",
+                rows,
+                bound,
+                lambda: far(fragments.multiply(x, pieces, bias, other), wide),
             )
     for groups in (1, 16):
         weight, scales = random_fp8(1088, 2048, groups)
@@ -76,6 +113,16 @@ def numerics() -> list[dict[str, Any]]:
     return found
 
 
+def attempt(add: Callable[..., None], name: str, rows: int, bound: float, measure: Callable[[], float]) -> None:
+    """A case that fails is one line of the table."""
+    try:
+        error = measure()
+    except Exception as wrong:
+        print(f"{name}, {rows} rows: {wrong}")
+        error = math.inf
+    add(name, rows, error, bound)
+
+
 def turn(bytes_each: int, make: Callable[[], Any]) -> list[Any]:
     return [make() for _ in range(min(max(math.ceil(TURNED / bytes_each), 2), 24))]
 
@@ -85,12 +132,12 @@ def times() -> list[dict[str, Any]]:
     one = torch.ones(1, device=DEVICE)
     for name, (n, k) in SHAPES.items():
         plain = turn(2 * n * k, lambda: torch.randn(n, k, device=DEVICE, dtype=BF16))
-        words = turn(n * k // 2, lambda: random_words(n, k))
+        words = turn(n * k // 2, lambda: random_fragments(n, k))
         bytes8 = turn(n * k, lambda: random_fp8(n, k, 1))
         for rows in ROWS:
             x = torch.randn(rows, k, device=DEVICE, dtype=BF16)
             bf16 = graph_us([lambda w=w: F.linear(x, w) for w in plain])
-            four = graph_us([lambda w=w: int4.multiply(x, w) for w in words])
+            four = timed([lambda w=w: fragments.multiply(x, w) for w in words])
             eight = graph_us([lambda w=w: fp8.multiply(*fp8.rounded(x), *w, BF16) for w in bytes8])
             codes, own = fp8.rounded(x)
             scaled = graph_us([lambda w=w, s=s: SCALED(codes, w.t(), own, s, out_dtype=BF16) for w, s in bytes8])
@@ -104,26 +151,76 @@ def times() -> list[dict[str, Any]]:
     return found
 
 
+def timed(calls: list[Callable[[], Any]]) -> float:
+    try:
+        return graph_us(calls)
+    except Exception as wrong:
+        print(str(wrong).splitlines()[0])
+        return math.inf
+
+
 def tiles(until: float) -> list[dict[str, Any]]:
-    """The other tiles of the 4-bit product, as far as time allows."""
+    """All tiles of the 4-bit product, as far as time allows."""
     found = []
-    for name in ("gate_up", "o", "down"):
+    for name in ("gate_up", "o", "down", "qkv"):
         n, k = SHAPES[name]
-        words = turn(n * k // 2, lambda: random_words(n, k))
+        words = turn(n * k // 2, lambda: random_fragments(n, k))
         for rows in ROWS:
             x = torch.randn(rows, k, device=DEVICE, dtype=BF16)
-            for tile in int4.tiles_of(rows):
+            tried: list[Any] = list(fragments.FEW) if rows <= fragments.FEWEST else []
+            if rows == 8 and k > 4096:
+                tried = []
+            tried += [t for some in fragments.MANY.values() for t in some if rows / 4 <= t.rows < max(4 * rows, 64)]
+            for tile in dict.fromkeys(tried):
                 if time.monotonic() > until:
                     return found
-                us = graph_us([lambda w=w, t=tile: int4.multiply(x, w, tile=t) for w in words])
-                found.append({"shape": name, "rows": rows, "tile": " ".join(map(str, tile)), "us": us})
+                us = timed([lambda w=w: fragments.multiply(x, w, tile=tile) for w in words])
+                found.append({"shape": name, "rows": rows, "tile": str(tile), "us": us,
+                              "share %": 100 * words[0].bytes / us / READ_TB_S / 1e6})  # fmt: skip
+            if rows == 1:
+                us = timed([lambda w=w: fragments.multiply(x, w, act="silu") for w in words])
+                found.append({"shape": name, "rows": rows, "tile": "first, gated", "us": us})
+            for splits in (1, 2, 3, 4, 6, 8) if rows > fragments.FEWEST else ():
+                tile = fragments.tiles_of(rows)[0]
+                fragments.SPLITS = splits
+                us = timed([lambda w=w: fragments.multiply(x, w, tile=tile) for w in words])
+                fragments.SPLITS = 0
+                found.append({"shape": name, "rows": rows, "tile": f"first, {splits} splits", "us": us})
     return found
+
+
+def compile_all() -> None:
+    few = [
+        (tile, each, dtype, act) for tile in fragments.FEW for each, dtype, act in ((1, BF16, None), (1, BF16, "silu"))
+    ]
+    few += [
+        (fragments.FEW[0], each, dtype, act)
+        for each, dtype in ((1, torch.float16), (4, BF16))
+        for act in (None, "silu")
+    ]
+    many = [(t, 1, BF16, parts) for some in fragments.MANY.values() for t in some for parts in (False, True)]
+    many += [
+        (fragments.tiles_of(m)[0], each, dtype, True)
+        for m in (16, 64)
+        for each, dtype in ((1, torch.float16), (4, BF16))
+    ]
+    kernels = [fragments.few_kernel(*one) for one in few] + [fragments.many_kernel(*one) for one in many]
+    cuda_code.compile_all(kernels)
 
 
 def run() -> dict[str, Any]:
     began = time.monotonic()
     torch.manual_seed(0)
-    works = {str(d)[6:]: int4.works(d, GROUP) for d in (BF16, torch.float16)} | {"fp8": fp8.works(False)}
+    torch.zeros(1, device=DEVICE)
+    try:
+        compile_all()
+    except Exception as wrong:
+        print("compiling:", wrong)
+    print(f"compiled after {time.monotonic() - began:.1f} s", flush=True)
+    works = {str(d)[6:]: int4.works(d, GROUP) for d in (BF16, torch.float16)}
+    works |= {f"fragments, {str(d)[6:]}": fragments.works(d, 1) for d in (BF16, torch.float16)} | {
+        "fp8": fp8.works(False)
+    }
     checks = numerics()
     print(f"works: {works}, asm: {int4.switch.asm}, checks after {time.monotonic() - began:.1f} s")
     measured = times()

@@ -1,0 +1,340 @@
+// Products with weights of 4 bits, laid out as `fragments.py` says: compiled by cuda_code.py for one set of numbers.
+//
+// FP16: 1 for float16, 0 for bfloat16. EACH: groups in 128 columns. A piece is 16 rows by 128 columns of the weight:
+// SIZE bytes, of which lane l of a warp owns 16 in each half of 64 columns, a word for each 16 of them; nibbles of a
+// word are in the order in which matrix units take them. A nibble under the bits of 128.0 (bfloat16) or 1024.0
+// (float16) is that number plus the code, exactly, and less 128 + zero it is the weight's step.
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+struct Four { u32 x, y, z, w; };
+struct Two { u32 x, y; };
+struct alignas(64) Map { u64 of[16]; };
+
+#define SIZE (1024 + 64 * EACH)
+#define MAGIC (FP16 ? 0x64006400u : 0x43004300u)
+
+#ifdef EMULATED // tests run the kernels on a CPU, with instructions of their own
+#include "emulated.h"
+#else
+#define DEVICE static __device__ __forceinline__
+#if FP16
+#define TYPE "f16"
+#else
+#define TYPE "bf16"
+#endif
+
+DEVICE u32 address(const void* shared) { return (u32)__cvta_generic_to_shared(shared); }
+
+DEVICE Four load16(u32 from) {
+    Four v;
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(from));
+    return v;
+}
+
+DEVICE Two load8(u32 from) {
+    Two v;
+    asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(from));
+    return v;
+}
+
+DEVICE float load4(u32 from) {
+    float v;
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(from));
+    return v;
+}
+
+DEVICE void store4(u32 to, float v) { asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(v) : "memory"); }
+
+DEVICE void store16(u32 to, const void* from) {
+    Four v = *(const Four*)from;
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+                 : "memory");
+}
+
+DEVICE u32 less(u32 a, u32 b) {
+    u32 v;
+    asm("sub.rn." TYPE "x2 %0, %1, %2;" : "=r"(v) : "r"(a), "r"(b));
+    return v;
+}
+
+DEVICE u32 times(u32 a, u32 b) {
+    u32 v;
+    asm("mul.rn." TYPE "x2 %0, %1, %2;" : "=r"(v) : "r"(a), "r"(b));
+    return v;
+}
+
+DEVICE u32 twice(float a) { // rounded, in both halves
+    u32 v;
+    asm("cvt.rn." TYPE "x2.f32 %0, %1, %1;" : "=r"(v) : "f"(a));
+    return v;
+}
+
+DEVICE float wide(u16 a) {
+    float v;
+    if (FP16) asm("cvt.f32.f16 %0, %1;" : "=f"(v) : "h"(a));
+    else v = __uint_as_float((u32)a << 16);
+    return v;
+}
+
+DEVICE void barrier(u32 at, u32 count) { asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(at), "r"(count)); }
+
+DEVICE void barriers_made() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+
+DEVICE void arrive(u32 at) { asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(at) : "memory"); }
+
+DEVICE void expect(u32 at, u32 bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
+}
+
+DEVICE void wait(u32 at, u32 phase) {
+    u32 done;
+    do {
+        asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                     : "=r"(done) : "r"(at), "r"(phase) : "memory");
+    } while (!done);
+}
+
+DEVICE void fetch(u32 to, const u8* from, u32 bytes, u32 then) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                 ::"r"(to), "l"(from), "r"(bytes), "r"(then) : "memory");
+}
+
+DEVICE void fetch_box(u32 to, const Map* map, int column, int row, u32 then) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], "
+                 "[%1, {%2, %3}], [%4];" ::"r"(to), "l"(map), "r"(column), "r"(row), "r"(then) : "memory");
+}
+
+DEVICE void others_may_start() { asm volatile("griddepcontrol.launch_dependents;"); }
+DEVICE void others_have_ended() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+DEVICE void matrices(u32 (&v)[4], u32 from) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3]) : "r"(from));
+}
+
+DEVICE void mma(float (&d)[4], const u32 (&a)[4], u32 b, u32 c) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+                 "{%8, %9}, {%0, %1, %2, %3};" : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "r"(c));
+}
+
+#ifdef ROWS
+DEVICE void wgmma(float (&d)[ROWS / 8][4], const u32* a, u64 b, int add) {
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, " WGMMA_ADD ", 0; wgmma.mma_async.sync.aligned.m64n" WGMMA_N "k16.f32." TYPE "."
+                 TYPE " {" WGMMA_PLACES "}, {" WGMMA_A "}, " WGMMA_B ", p, 1, 1, 0; }"
+                 : WGMMA_D : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
+}
+// 3 * 168 registers go round between 3 groups of warps.
+DEVICE void fewer_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 24;"); }
+DEVICE void more_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 240;"); }
+DEVICE void wgmma_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+DEVICE void wgmma_end() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int LEFT> DEVICE void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory");
+}
+#endif
+#endif // EMULATED
+
+DEVICE u16 narrow(float a) { return (u16)twice(a); }
+
+// Codes of 4 registers of a matrix product, each above 128 or 1024, from a word.
+DEVICE void apart(u32* a, u32 word) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) a[i] = (word >> (4 * i) & 0x000f000fu) | MAGIC;
+}
+
+DEVICE u32 zeros(u32 step) { return (step & 255) * 0x10001u | MAGIC; }
+DEVICE float scale(u32 step) { return __uint_as_float(step & ~255u); }
+
+#ifdef WARPS
+// For a few rows. A block multiplies 16 rows of the weight at a time (GATED: and as many of the second half) with all
+// of x, which it keeps; its warps share the columns, and each has its own ring of pieces on their way.
+DEVICE float act(float v) {
+    if (ACT == SILU) return v / (1.f + __expf(-v));
+    if (ACT == GELU) return 0.5f * v * (1.f + erff(v * 0.70710678f));
+    float u = 0.79788456f * (v + 0.044715f * v * v * v);
+    return v / (1.f + __expf(-2.f * u)); // 1 + tanh(u) = 2 / (1 + exp(-2 u))
+}
+
+extern "C" __global__ void __launch_bounds__(32 * WARPS)
+few(const u16* x, long long stride, const u8* w, const u16* bias, const u16* other, u16* out, int M, int N, int pieces,
+    int items, int per) {
+    extern __shared__ __align__(128) u8 memory[];
+    const int GATED = ACT >= 0, TILES = GATED ? 2 : 1, K = pieces * 128;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = lane / 4;
+    const u32 ring = address(memory) + warp * RING * SIZE, bars = address(memory) + WARPS * RING * SIZE + warp * RING * 8;
+    const u32 sums = address(memory) + WARPS * RING * (SIZE + 8), rows = sums + 2 * WARPS * 512;
+    const int first = pieces * warp / WARPS, mine = pieces * (warp + 1) / WARPS - first;
+    const int from = blockIdx.x * per, count = (min(from + per, items) - from) * TILES;
+    const int half = N / 32; // tiles of 16 rows before the second half
+    int ahead = 0, ahead_tile = 0, ahead_piece = 0;
+
+    auto tile_of = [&](int j) { return GATED ? (j % 2 ? half : 0) + from + j / 2 : from + j; };
+    auto fill = [&](int slot) { // the next piece, if there is one
+        if (ahead_tile == count) return;
+        const int tile = tile_of(ahead_tile);
+        const u8* at = w + ((long long)(tile / 8 * pieces + first + ahead_piece) * 8 + tile % 8) * SIZE;
+        expect(bars + slot * 8, SIZE);
+        fetch(ring + slot * SIZE, at, SIZE, bars + slot * 8);
+        if (++ahead_piece == mine) ahead_piece = 0, ahead_tile++;
+    };
+    others_may_start();
+    if (lane == 0) {
+        for (int s = 0; s < RING; s++) barrier(bars + s * 8, 1);
+        barriers_made();
+        for (int s = 0; s < RING; s++) fill(s);
+    }
+    others_have_ended();
+    for (int i = threadIdx.x; i < M * K / 8; i += 32 * WARPS) {
+        const int m = i / (K / 8), k = i % (K / 8) * 8;
+        store16(rows + (m * (K + 8) + k) * 2, x + m * stride + k);
+    }
+    __syncthreads();
+
+    // Of 8 rows those that x lacks are its last one, and go nowhere.
+    const u32 own = rows + (min(lane % 8, M - 1) * (K + 8) + first * 128 + lane / 8 * 8) * 2;
+    int slot = 0, phase = 0;
+    float gate = 0.f;
+    for (int j = 0; j < count; j++) {
+        float acc[4] = {0.f, 0.f, 0.f, 0.f};
+        for (int p = 0; p < mine; p++) {
+            wait(bars + slot * 8, phase);
+            const u32 at = ring + slot * SIZE;
+            const Four q[2] = {load16(at + lane * 16), load16(at + 512 + lane * 16)};
+            Two steps[EACH];
+#pragma unroll
+            for (int e = 0; e < EACH; e++) steps[e] = load8(at + 1024 + e * 64 + row * 8);
+            __syncwarp();
+            if (lane == 0) fill(slot);
+            if (++slot == RING) slot = 0, phase ^= 1;
+#pragma unroll
+            for (int e = 0; e < EACH; e++) {
+                const u32 low = zeros(steps[e].x), high = zeros(steps[e].y);
+                float part[4] = {0.f, 0.f, 0.f, 0.f};
+#pragma unroll
+                for (int c = e * (4 / EACH); c < (e + 1) * (4 / EACH); c++) { // 32 columns
+                    u32 v[4];
+                    matrices(v, own + (p * 128 + c * 32) * 2);
+#pragma unroll
+                    for (int s = 0; s < 2; s++) {
+                        const Four& four = q[c / 2];
+                        const u32 word = c % 2 ? (s ? four.w : four.z) : (s ? four.y : four.x);
+                        u32 a[4];
+                        apart(a, word);
+                        a[0] = less(a[0], low), a[1] = less(a[1], high), a[2] = less(a[2], low), a[3] = less(a[3], high);
+                        mma(part, a, v[2 * s], v[2 * s + 1]);
+                    }
+                }
+                acc[0] += part[0] * scale(steps[e].x), acc[1] += part[1] * scale(steps[e].x);
+                acc[2] += part[2] * scale(steps[e].y), acc[3] += part[3] * scale(steps[e].y);
+            }
+        }
+        const u32 place = sums + j % 2 * WARPS * 512; // [warp][8 of x][16 of the weight]
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            store4(place + warp * 512 + (lane % 4 * 2 + i % 2) * 64 + (row + i / 2 * 8) * 4, acc[i]);
+        __syncthreads();
+        const int m = threadIdx.x / 16, n = tile_of(j) * 16 + threadIdx.x % 16;
+        if (m >= M || n >= N) continue;
+        float y = bias ? wide(bias[n]) : 0.f;
+#pragma unroll
+        for (int i = 0; i < WARPS; i++) y += load4(place + i * 512 + threadIdx.x * 4);
+        if (GATED && j % 2 == 0) {
+            gate = act(y);
+            continue;
+        }
+        const long long to = GATED ? (long long)m * (N / 2) + n - N / 2 : (long long)m * N + n;
+        if (GATED) y *= gate;
+        if (other) y += wide(other[to]);
+        out[to] = narrow(y);
+    }
+}
+#endif
+
+#ifdef ROWS
+// For more rows: 128 of the weight by ROWS of x. A warp fetches pieces and the columns of x that go with them; two
+// groups of four warps, with 64 rows of the weight each, take them apart into the left operand of the matrix units.
+#define X_BYTES (ROWS * 256)
+#define W_BYTES (8 * SIZE)
+
+extern "C" __global__ void __launch_bounds__(ROWS > 128 ? 384 : 288, RESIDENT)
+many(const __grid_constant__ Map map, const u8* w, OUT* out, int M, int N, int pieces) {
+    extern __shared__ u8 memory[];
+    const u32 boxes = (address(memory) + 1023) & ~1023u, words = boxes + STAGES * X_BYTES;
+    const u32 full = words + STAGES * W_BYTES, empty = full + STAGES * 8;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int from = (long long)pieces * blockIdx.y / gridDim.y, upto = (long long)pieces * (blockIdx.y + 1) / gridDim.y;
+    const int first = blockIdx.z * ROWS;
+
+    others_may_start();
+    if (threadIdx.x == 0) {
+        for (int s = 0; s < STAGES; s++) barrier(full + s * 8, 1), barrier(empty + s * 8, 8);
+        barriers_made();
+    }
+    others_have_ended();
+    __syncthreads();
+    int stage = 0, phase = 0;
+    auto next = [&] { if (++stage == STAGES) stage = 0, phase ^= 1; };
+    if (warp >= 8) {
+        if (ROWS > 128) fewer_registers();
+        if (warp > 8 || lane) return;
+        for (int p = from; p < upto; p++, next()) {
+            const u32 bar = full + stage * 8, box = boxes + stage * X_BYTES;
+            wait(empty + stage * 8, phase ^ 1);
+            expect(bar, W_BYTES + X_BYTES);
+            fetch(words + stage * W_BYTES, w + ((long long)blockIdx.x * pieces + p) * W_BYTES, W_BYTES, bar);
+            fetch_box(box, &map, p * 128, first, bar);
+            fetch_box(box + ROWS * 128, &map, p * 128 + 64, first, bar);
+        }
+        return;
+    }
+    if (ROWS > 128) more_registers();
+    float acc[ROWS / 8][4]; // set by the first product: a zero from elsewhere would make them all wait for each other
+    const u32 own = warp * SIZE + lane * 16;
+    int last = -1; // the stage whose products may be under way
+    for (int p = from; p < upto; p++, next()) {
+        wait(full + stage * 8, phase);
+        u32 a[2][16];
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const u32 at = words + stage * W_BYTES;
+            const Four q = load16(at + own + h * 512);
+            const u32 four[4] = {q.x, q.y, q.z, q.w};
+#pragma unroll
+            for (int c = 0; c < 4; c++) { // 16 columns
+                const int group = (h * 4 + c) * EACH / 8;
+                const Two step = load8(at + warp * SIZE + 1024 + group * 64 + lane / 4 * 8);
+                const u32 low = zeros(step.x), high = zeros(step.y);
+                const u32 by = twice(scale(step.x)), high_by = twice(scale(step.y));
+                u32* v = a[h] + c * 4;
+                apart(v, four[c]);
+                v[0] = times(less(v[0], low), by), v[1] = times(less(v[1], high), high_by);
+                v[2] = times(less(v[2], low), by), v[3] = times(less(v[3], high), high_by);
+            }
+            // Rows of 128 bytes, 8 of them 1024 apart; 16-byte chunks are exchanged by row (1 << 62).
+            const u64 b = (u64)1 << 62 | (u64)64 << 32 | (u64)1 << 16 | (boxes + stage * X_BYTES + h * ROWS * 128) >> 4;
+            wgmma_begin();
+#pragma unroll
+            for (int c = 0; c < 4; c++) wgmma(acc, a[h] + c * 4, b + c * 2, p > from || h + c > 0);
+            wgmma_end();
+            wgmma_wait<1>(); // what came before these
+            if (h == 0 && last >= 0 && lane == 0) arrive(empty + last * 8);
+        }
+        last = stage;
+    }
+    wgmma_wait<0>();
+    const int n = blockIdx.x * 128 + warp * 16 + lane / 4;
+#pragma unroll
+    for (int i = 0; i < ROWS / 2; i++) {
+        const int m = first + i / 4 * 8 + lane % 4 * 2 + i % 2, at = n + i / 2 % 2 * 8;
+        if (m >= M || at >= N) continue;
+        OUT* to = out + ((long long)blockIdx.y * M + m) * N + at;
+        if (sizeof(OUT) == 4) *(float*)to = acc[i / 4][i % 4];
+        else *(u16*)to = narrow(acc[i / 4][i % 4]);
+    }
+}
+#endif

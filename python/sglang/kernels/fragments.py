@@ -1,0 +1,279 @@
+"""Products with weights of 4 bits in groups of columns, for 1 to 256 rows, on Hopper's matrix units (fragments.cu).
+
+A weight is laid out once as the matrix units want it: a piece is 16 rows by 128 columns, 1024 bytes of codes and the
+steps of its groups behind them, so that one copy brings all that a warp needs. `few` serves up to 8 rows: a block's
+warps share the columns of 16 rows, and what follows a product is done where it ends. `many` serves up to 256.
+"""
+
+import ctypes
+import functools
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sglang.kernels import cuda_code
+from sglang.kernels.compiling import trial
+from sglang.kernels.matvec import early
+from sglang.kernels.parts import ended
+from sglang.kernels.pointwise import ACTS
+
+log = logging.getLogger("sglang.kernels")
+TYPES = (torch.bfloat16, torch.float16)
+ARCH = "sm_90a"
+ROWS, COLUMNS = 16, 128  # of a piece
+TILE = 128  # rows of the weight: pieces that lie together
+FEWEST, MOST = 8, 256  # rows of inputs: of `few`, and of `many`; for more, the weight is written out
+MEMORY = 227 * 1024  # of a block, at most
+PROCESSORS = 132
+SPLITS = 0  # not 0: of all products, to measure
+
+
+@dataclass(frozen=True)
+class Fragments:
+    """A weight of 4 bits, [rows, inputs], laid out for `multiply`.
+
+    pieces: uint8 [row tiles, column pieces, 8, 1024 + 64 each]. each: groups in 128 columns; larger groups are
+    repeated.
+    """
+
+    pieces: Tensor
+    rows: int
+    inputs: int
+    each: int
+
+    @property
+    def bytes(self) -> int:
+        return self.pieces.numel()
+
+
+def fits(rows: int, inputs: int, size: int, groups: int) -> bool:
+    """Whether a weight with groups of `size` columns can be laid out."""
+    return inputs % COLUMNS == 0 and (groups == 1 or size in (32, 64) or size % COLUMNS == 0)
+
+
+def fragments_of(codes: Tensor, scales: Tensor, zeros: Tensor, size: int) -> Fragments:
+    """codes: uint8 below 16, [rows, inputs]; scales and zeros (whole numbers up to 64): [rows, groups]."""
+    rows, inputs = codes.shape
+    pieces, groups = inputs // COLUMNS, scales.shape[1]
+    each = max(COLUMNS // size, 1) if groups > 1 else 1
+    codes, scales, zeros = (F.pad(t, (0, 0, 0, -rows % TILE)) for t in (codes, scales.float(), zeros.float()))
+    # A lane (g, t) has rows g and g + 8 of a piece, and of each 16 columns 2 t, 2 t + 1 and those 8 further on:
+    # [tile, piece of rows, eighth row, g, piece of columns, half, word, eighth column, t, odd]
+    parts = codes.view(-1, 8, 2, 8, pieces, 2, 4, 2, 4, 2).permute(0, 4, 1, 5, 3, 8, 6, 9, 7, 2)
+    words = torch.zeros(parts.shape[:-3], dtype=torch.int32, device=codes.device)
+    for nibble in range(8):
+        words |= parts[..., nibble >> 2, nibble >> 1 & 1, nibble & 1].int() << (4 * nibble)
+    steps = (scales.contiguous().view(torch.int32) & -256) | zeros.int()
+    steps = steps.repeat_interleave(pieces * each // groups, 1)
+    steps = steps.view(-1, 8, 2, 8, pieces, each).permute(0, 4, 1, 5, 3, 2).contiguous()
+    both = [t.view(-1, pieces, 8, *t.shape[3:]).flatten(3) for t in (words, steps)]
+    return Fragments(torch.cat(both, 3).view(torch.uint8), rows, inputs, each)
+
+
+def _unpacked(w: Fragments) -> tuple[Tensor, Tensor]:
+    """Words [tile, piece, 8, half, g, t, word] and steps [tile, piece, 8, group, g, 2]."""
+    whole = w.pieces.view(torch.int32)
+    return whole[..., :256].unflatten(3, (2, 8, 4, 4)), whole[..., 256:].unflatten(3, (w.each, 8, 2))
+
+
+def written_out(w: Fragments, dtype: torch.dtype) -> Tensor:
+    """[rows, inputs]."""
+    words, steps = _unpacked(w)
+    tiles, pieces = words.shape[:2]
+    codes = torch.stack([words >> (4 * nibble) & 15 for nibble in range(8)], -1).unflatten(-1, (2, 2, 2))
+    codes = codes.permute(0, 2, 9, 4, 1, 3, 6, 8, 5, 7).reshape(tiles * TILE, pieces, w.each, -1).float()
+    steps = steps.permute(0, 2, 5, 4, 1, 3).reshape(tiles * TILE, pieces, w.each, 1)
+    weight = (codes - (steps & 255)) * (steps & -256).view(torch.float32)
+    return weight.flatten(1)[: w.rows].to(dtype)
+
+
+class Few(NamedTuple):
+    """warps share the columns; ring: pieces of each on their way; blocks: of a processor at once."""
+
+    warps: int
+    ring: int
+    blocks: int
+
+    def shared(self, m: int, w: Fragments) -> int:
+        return self.warps * (self.ring * (1032 + 64 * w.each) + 1024) + 2 * m * (w.inputs + 8)
+
+
+class Many(NamedTuple):
+    """rows: of inputs, that a block multiplies; stages: of 128 columns, on their way; blocks: of a processor."""
+
+    rows: int
+    stages: int
+    blocks: int
+
+    def shared(self, w: Fragments) -> int:
+        return self.stages * (256 * self.rows + 8 * (1024 + 64 * w.each) + 16) + 1024
+
+    def splits(self, m: int, w: Fragments) -> int:
+        """Blocks that share the columns of a tile, so that there are as many as run at once."""
+        if SPLITS:
+            return SPLITS
+        tiles = -(-w.rows // TILE) * -(-m // self.rows)
+        return max(1, min(PROCESSORS * self.blocks // tiles, w.inputs // COLUMNS // 4, 16))
+
+
+# By rows of the inputs: the first is taken. scripts/gpu_quant.py times the others beside it.
+FEW: tuple[Few, ...] = (Few(8, 6, 2), Few(8, 8, 2), Few(8, 4, 3), Few(4, 8, 4), Few(16, 4, 1), Few(8, 6, 3))
+MANY: dict[int, tuple[Many, ...]] = {
+    8: (Many(8, 6, 2), Many(8, 8, 2)),
+    16: (Many(16, 8, 2), Many(16, 6, 2)),
+    32: (Many(32, 6, 2),),
+    64: (Many(64, 4, 2), Many(64, 8, 1), Many(32, 6, 2)),
+    128: (Many(128, 5, 1), Many(64, 4, 2)),
+    MOST: (Many(256, 3, 1), Many(128, 5, 1)),
+}
+
+
+def tiles_of(m: int) -> tuple[Many, ...]:
+    return next(tiles for most, tiles in MANY.items() if m <= most)
+
+
+@functools.cache
+def _text() -> str:
+    return Path(__file__).with_suffix(".cu").read_text()
+
+
+def _source(**numbers: object) -> str:
+    return "".join(f"#define {name} {value}\n" for name, value in numbers.items()) + _text()
+
+
+@functools.cache
+def few_kernel(tile: Few, each: int, dtype: torch.dtype, act: str | None) -> cuda_code.Kernel:
+    return cuda_code.Kernel(few_source(tile, each, dtype, act), "few", ARCH, MEMORY)
+
+
+def few_source(tile: Few, each: int, dtype: torch.dtype, act: str | None) -> str:
+    return _source(
+        FP16=int(dtype == torch.float16), EACH=each, WARPS=tile.warps, RING=tile.ring,
+        SILU=ACTS["silu"], GELU=ACTS["gelu"], ACT=-1 if act is None else ACTS[act],
+    )  # fmt: skip
+
+
+@functools.cache
+def many_kernel(tile: Many, each: int, dtype: torch.dtype, parts: bool) -> cuda_code.Kernel:
+    return cuda_code.Kernel(many_source(tile, each, dtype, parts), "many", ARCH, MEMORY)
+
+
+def many_source(tile: Many, each: int, dtype: torch.dtype, parts: bool) -> str:
+    sums = tile.rows // 2  # of a thread
+
+    def places(first: int, count: int) -> str:
+        return '"' + ", ".join(f"%{first + i}" for i in range(count)) + '"'
+
+    return _source(
+        FP16=int(dtype == torch.float16), EACH=each, ROWS=tile.rows, STAGES=tile.stages, RESIDENT=tile.blocks,
+        OUT="float" if parts else "u16", WGMMA_N=f'"{tile.rows}"', WGMMA_PLACES=places(0, sums),
+        WGMMA_A=places(sums, 4), WGMMA_B=places(sums + 4, 1), WGMMA_ADD=places(sums + 5, 1),
+        WGMMA_D=", ".join(f'"+f"(d[{i // 4}][{i % 4}])' for i in range(sums)),
+    )  # fmt: skip
+
+
+def _at(t: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if t is None else t.data_ptr())
+
+
+def multiply(
+    x: Tensor,
+    w: Fragments,
+    bias: Tensor | None = None,
+    other: Tensor | None = None,
+    act: str | None = None,
+    tile: Few | Many | None = None,
+) -> Tensor:
+    """x W^T + bias, then + other, or act(first half) * second half. x: [n, inputs], a row side by side.
+
+    other: [n, rows], added in place and returned.
+    """
+    m = x.shape[0]
+    if m > MOST and tile is None:
+        return ended(F.linear(x, written_out(w, x.dtype))[None], bias, other, act, x.dtype)
+    tile = tile or chosen(m, w, act)
+    if x.stride(1) != 1 or x.stride(0) % 8 or x.data_ptr() % 16:
+        x = x.contiguous()
+    return _few(x, w, bias, other, act, tile) if isinstance(tile, Few) else _many(x, w, bias, other, act, tile)
+
+
+def chosen(m: int, w: Fragments, act: str | None) -> Few | Many:
+    few = FEW[0]
+    pairs = act is None or w.rows % (2 * ROWS) == 0
+    enough = w.inputs // COLUMNS >= few.warps
+    return few if m <= FEWEST and pairs and enough and few.shared(m, w) * few.blocks <= MEMORY else tiles_of(m)[0]
+
+
+def _few(x: Tensor, w: Fragments, bias: Tensor | None, other: Tensor | None, act: str | None, tile: Few) -> Tensor:
+    m = x.shape[0]
+    width = w.rows if act is None else w.rows // 2
+    items = -(-width // ROWS)
+    per = -(-items // (PROCESSORS * tile.blocks))
+    out = x.new_empty(m, width) if other is None else other
+    chained = early(m)
+    few_kernel(tile, w.each, x.dtype, act).launch(
+        (-(-items // per),), 32 * tile.warps, tile.shared(m, w), _stream(),
+        (_at(x), ctypes.c_longlong(x.stride(0)), _at(w.pieces), _at(bias), _at(other), _at(out),
+         *map(ctypes.c_int, (m, w.rows, w.inputs // COLUMNS, items, per))), chained,
+    )  # fmt: skip
+    return out
+
+
+def _many(x: Tensor, w: Fragments, bias: Tensor | None, other: Tensor | None, act: str | None, tile: Many) -> Tensor:
+    m = x.shape[0]
+    splits = tile.splits(m, w)
+    parts = x.new_empty(splits, m, w.rows, dtype=x.dtype if splits == 1 else torch.float32)
+    chained = early(m)
+    boxes = cuda_code.boxes(x.data_ptr(), str(x.dtype)[6:], m, w.inputs, 2 * x.stride(0), tile.rows, 64)
+    many_kernel(tile, w.each, x.dtype, splits > 1).launch(
+        (-(-w.rows // TILE), splits, -(-m // tile.rows)), 384 if tile.rows > 128 else 288, tile.shared(w), _stream(),
+        (boxes, _at(w.pieces), _at(parts), *map(ctypes.c_int, (m, w.rows, w.inputs // COLUMNS))), chained,
+    )  # fmt: skip
+    return ended(parts, bias, other, act, x.dtype)
+
+
+def _stream() -> int:
+    return torch.cuda.current_stream().cuda_stream
+
+
+@functools.cache
+def works(dtype: torch.dtype, each: int) -> bool:
+    """Whether the products agree with float64 on this device; tried once."""
+    if dtype not in TYPES or not torch.cuda.is_available() or torch.version.hip is not None:
+        return False
+    if torch.cuda.get_device_capability() != (9, 0):
+        return False
+    try:
+        if _agrees(dtype, each):
+            return True
+        reason = "results differ from float64"
+    except Exception as error:  # a compiler's or a driver's: whatever it is, there is another kernel
+        reason = str(error).splitlines()[0]
+    log.warning("Weights of 4 bits are multiplied by Triton's kernel: %s", reason)
+    return False
+
+
+@trial
+def _agrees(dtype: torch.dtype, each: int) -> bool:
+    kernels = [few_kernel(FEW[0], each, dtype, act) for act in (None, "silu")]
+    kernels += [many_kernel(tiles[0], each, dtype, parts) for tiles in MANY.values() for parts in (False, True)]
+    cuda_code.compile_all(kernels)
+    random = torch.Generator("cuda").manual_seed(0)
+    rows, inputs, size = 192, 1024, COLUMNS // each
+    codes = torch.randint(0, 16, (rows, inputs), generator=random, device="cuda", dtype=torch.uint8)
+    zeros = torch.randint(0, 16, (rows, inputs // size), generator=random, device="cuda").float()
+    scales = torch.rand(rows, inputs // size, generator=random, device="cuda") * 0.01 + 0.01
+    w = fragments_of(codes, scales, zeros, size)
+    spread = [t.double().repeat_interleave(size, 1) for t in (zeros, scales)]
+    weight = (codes.double() - spread[0]) * spread[1]
+    for m in (1, 8, 9, 24, 48, 100, 130):
+        x = torch.randn(m, inputs, generator=random, device="cuda").to(dtype)
+        wanted = x.double() @ weight.t()
+        if not torch.linalg.norm(multiply(x, w).double() - wanted) < 0.01 * torch.linalg.norm(wanted):
+            return False
+    return True

@@ -1,0 +1,144 @@
+"""Products with weights of 4 bits on Hopper's matrix units: their layout, and their kernels run thread by thread."""
+
+import ctypes
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+from sglang.kernels import cuda_code, fragments
+from sglang.quant.dense import ACTS
+
+HERE = Path(__file__).parent
+GO_FEW = """
+extern "C" int go(int blocks, const u16* x, long long stride, const u8* w, const u16* bias, const u16* other, u16* out,
+                  int M, int N, int pieces, int items, int per) {
+    return launch({(unsigned)blocks, 1, 1}, 32 * WARPS,
+                  [=] { few(x, stride, w, bias, other, out, M, N, pieces, items, per); });
+}
+"""
+GO_MANY = """
+extern "C" int go(int tiles, int splits, int blocks, const u16* x, long long stride, const u8* w, OUT* out, int M,
+                  int N, int pieces) {
+    Map map = {{(u64)x, (u64)M, (u64)stride * 2, ROWS}};
+    return launch({(unsigned)tiles, (unsigned)splits, (unsigned)blocks}, ROWS > 128 ? 384 : 288,
+                  [=] { many(map, w, out, M, N, pieces); });
+}
+"""
+
+
+def some(*size: int) -> torch.Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(sum(size)))
+
+
+def made(rows: int, inputs: int, size: int) -> tuple[fragments.Fragments, torch.Tensor]:
+    generator = torch.Generator().manual_seed(rows + inputs)
+    groups = inputs // size
+    codes = torch.randint(0, 16, (rows, inputs), generator=generator, dtype=torch.uint8)
+    zeros = torch.randint(0, 17, (rows, groups), generator=generator).float()
+    scales = torch.rand(rows, groups, generator=generator) * 0.02 + 0.01
+    weight = (codes.double() - zeros.double().repeat_interleave(size, 1)) * scales.double().repeat_interleave(size, 1)
+    return fragments.fragments_of(codes, scales, zeros, size), weight
+
+
+def far(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float(torch.linalg.norm(got.double().cpu() - wanted) / torch.linalg.norm(wanted))
+
+
+@pytest.mark.parametrize(("rows", "inputs", "size"), [(130, 1024, s) for s in (32, 64, 128, 256, 1024)])
+def test_a_weight_written_out_is_what_it_was(rows: int, inputs: int, size: int) -> None:
+    w, weight = made(rows, inputs, size)
+    assert far(fragments.written_out(w, torch.float32), weight) < 4e-5
+    assert w.bytes == 256 * inputs * (1024 + 64 * w.each) // 2048
+
+
+def test_a_lane_of_a_warp_finds_what_the_matrix_units_want_of_it() -> None:
+    rows, inputs = 128, 256
+    codes = torch.randint(0, 16, (rows, inputs), dtype=torch.uint8)
+    w = fragments.fragments_of(codes, torch.ones(rows, 2), torch.zeros(rows, 2), 128)
+    whole = w.pieces.view(torch.int32)
+    for tile, piece, lane, word in ((0, 0, 0, 0), (3, 1, 13, 2), (7, 0, 31, 7), (5, 1, 6, 5)):
+        found = int(whole[0, piece, tile, word // 4 * 128 + lane * 4 + word % 4])
+        row, column = tile * 16 + lane // 4, piece * 128 + word * 16 + lane % 4 * 2
+        for nibble in range(8):
+            up, right, odd = nibble & 1, nibble >> 1 & 1, nibble >> 2
+            assert found >> (4 * nibble) & 15 == codes[row + 8 * up, column + 8 * right + odd]
+
+
+def library(folder: Path, source: str, go: str) -> Callable[..., int]:
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    (folder / "kernel.cpp").write_text("#define EMULATED\n" + source + go)
+    command = ["g++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", f"-I{HERE}", "kernel.cpp", "-o", "kernel.so"]
+    subprocess.run(command, cwd=folder, check=True)
+    return ctypes.CDLL(str(folder / "kernel.so")).go
+
+
+def at(t: torch.Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if t is None else t.data_ptr())
+
+
+@pytest.mark.parametrize(
+    ("m", "rows", "inputs", "size", "dtype", "act", "add"),
+    [
+        (1, 130, 1024, 128, torch.bfloat16, None, False),
+        (8, 64, 1152, 64, torch.bfloat16, None, True),  # warps have unequal shares
+        (3, 160, 1024, 32, torch.float16, "silu", False),
+        (5, 96, 512, 512, torch.bfloat16, "gelu", True),
+        (1, 64, 512, 128, torch.float16, "gelu_tanh", False),
+    ],
+)
+def test_few_rows(
+    m: int, rows: int, inputs: int, size: int, dtype: torch.dtype, act: str | None, add: bool, tmp_path: Path
+) -> None:
+    w, weight = made(rows, inputs, size)
+    tile = fragments.Few(4, 3, 1)
+    go = library(tmp_path, fragments.few_source(tile, w.each, dtype, act), GO_FEW)
+    x, bias = (some(m, inputs + 8) / 8).to(dtype)[:, :inputs], some(rows).to(dtype)
+    wanted = x.double() @ weight.T + bias.double()
+    if act is not None:
+        wanted = ACTS[act](wanted[:, : rows // 2]) * wanted[:, rows // 2 :]  # type: ignore[index]
+    out = some(*wanted.shape).to(dtype)
+    if add:
+        wanted += out.double()
+    items, per = -(-wanted.shape[1] // 16), 3
+    code = go(
+        -(-items // per), at(x), ctypes.c_longlong(x.stride(0)), at(w.pieces), at(bias), at(out if add else None),
+        at(out), m, rows, inputs // 128, items, per,
+    )  # fmt: skip
+    assert code == 0
+    assert far(out, wanted) < (4e-3 if dtype == torch.bfloat16 else 5e-4)
+
+
+@pytest.mark.parametrize(
+    ("m", "rows", "inputs", "size", "dtype", "tile", "splits"),
+    [
+        (5, 100, 512, 128, torch.bfloat16, fragments.Many(8, 2, 1), 1),
+        (20, 140, 640, 64, torch.float16, fragments.Many(16, 3, 1), 2),
+        (64, 128, 384, 32, torch.bfloat16, fragments.Many(64, 2, 1), 1),
+        (200, 128, 256, 256, torch.bfloat16, fragments.Many(256, 2, 1), 1),
+    ],
+)
+def test_many_rows(
+    m: int, rows: int, inputs: int, size: int, dtype: torch.dtype, tile: fragments.Many, splits: int, tmp_path: Path
+) -> None:
+    w, weight = made(rows, inputs, size)
+    go = library(tmp_path, fragments.many_source(tile, w.each, dtype, splits > 1), GO_MANY)
+    x = some(m, inputs + 8).to(dtype)[:, :inputs]
+    out = torch.zeros(splits, m, rows, dtype=torch.float32 if splits > 1 else dtype)
+    code = go(
+        -(-rows // 128), splits, -(-m // tile.rows), at(x), ctypes.c_longlong(x.stride(0)), at(w.pieces), at(out), m,
+        rows, inputs // 128,
+    )  # fmt: skip
+    assert code == 0
+    # Weights are rounded to the type of the inputs.
+    assert far(out.double().sum(0), x.double() @ weight.T) < (4e-3 if dtype == torch.bfloat16 else 5e-4)
+
+
+def test_launchers_hand_structures_of_the_drivers_sizes_over() -> None:
+    assert ctypes.sizeof(cuda_code._Attribute) == 72 and ctypes.sizeof(cuda_code._Launch) == 56
+    assert cuda_code.Map().at % 64 == 0
