@@ -64,7 +64,11 @@ COUNTRIES = [
 ]
 PROMPTS = [
     *(f"The capital of {c} is" for c in COUNTRIES),
-    *(f"Q: What is the capital of {c}?\nA:" for c in COUNTRIES[:12]),
+    *(f"Q: What is the capital of {c}?\nA:" for c in COUNTRIES),
+    *(f"{c} is a country in" for c in COUNTRIES),
+    *(f"The people of {c} speak" for c in COUNTRIES),
+    *(f"My friend comes from {c} and" for c in COUNTRIES),
+    *(f"{n} plus {n * 7 % 10} is" for n in range(1, 35)),
     "Once upon a time,",
     "Today is a sunny day and I like",
     "Q: What is the IP address of the Google DNS servers?\nA: ",
@@ -73,6 +77,7 @@ PROMPTS = [
     "paragraph:\n",
     "Hermione Granger is a character in Harry Potter. Please fill in the following information about this character.\n",
 ]
+FEW = 4  # of the prompts one in so many is tried under each other flag
 # Two tokens whose log-probabilities are this close may change places: rounding of one type against another over the
 # demo model's 8 layers. float32: order of summation only; bfloat16: 8 bits of mantissa.
 NEAR_TIE = {"float32": 1e-3, "bfloat16": 0.3}
@@ -99,11 +104,12 @@ def demo(device: str = "cuda") -> dict[str, Any]:
     from sglang.launch import ThreadWorker
     from sglang.offline import Engine
 
-    assert len(PROMPTS) == 50
+    assert len(PROMPTS) == 200
     greedy = {"temperature": 0, "max_new_tokens": 32}
     ask: dict[str, Any] = {"return_logprob": True, "top_logprobs_num": 2}
     prefix = "".join(f"Q: What is the capital of {c}?\nA: It is a city.\n" for c in COUNTRIES)
-    prompts = {"plain": PROMPTS, "shared": [prefix + prompt for prompt in PROMPTS]}
+    some = PROMPTS[::FEW]
+    prompts = {"all": PROMPTS, "plain": some, "shared": [prefix + prompt for prompt in some]}
 
     def run(on: str, dtype: str, *sets: str, **flags: Any) -> dict[str, list[dict[str, Any]]]:
         began = time.monotonic()
@@ -114,21 +120,27 @@ def demo(device: str = "cuda") -> dict[str, Any]:
         return found
 
     rows: dict[str, Any] = {}
-    expected = run("cpu", "float32", "plain")
-    rows["float32"] = compare(expected["plain"], run(device, "float32", "plain")["plain"], NEAR_TIE["float32"])
-    base = run(device, "bfloat16", "plain", "shared")
-    rows["bfloat16"] = compare(expected["plain"], base["plain"], NEAR_TIE["bfloat16"])
+    expected = run("cpu", "float32", "all")
+    rows["float32"] = compare(expected["all"], run(device, "float32", "all")["all"], NEAR_TIE["float32"])
+    base = run(device, "bfloat16", "all", "plain", "shared")
+    rows["bfloat16"] = compare(expected["all"], base["all"], NEAR_TIE["bfloat16"])
     for name, (which, flags) in VARIANTS.items():
         try:
             got = run(device, "bfloat16", which, **flags)[which]
         except Exception as error:  # the others are still worth knowing
-            rows[name] = {"same": 0, "near_ties": 0, "worst_logprob_difference": 0.0, "broken": [repr(error)]}
+            rows[name] = {
+                "prompts": len(prompts[which]),
+                "same": 0,
+                "near_ties": 0,
+                "worst_logprob_difference": 0.0,
+                "broken": [repr(error)],
+            }
             continue
         rows[name] = compare(base[which], got, NEAR_TIE["bfloat16"])
         print(name, {key: rows[name][key] for key in ("same", "near_ties")}, len(rows[name]["broken"]), flush=True)
     print("\n| CUDA | same text | near-ties | worst log-probability difference | broken |\n|---|---|---|---|---|")
     for name, row in rows.items():
-        counts = f"{row['same']}/50 | {row['near_ties']}"
+        counts = f"{row['same']} of {row['prompts']} | {row['near_ties']}"
         print(f"| {name} | {counts} | {row['worst_logprob_difference']:.2e} | {len(row['broken'])} |")
     for name, row in rows.items():
         for case in row["broken"]:
@@ -155,7 +167,13 @@ def compare(wanted: list[dict[str, Any]], got: list[dict[str, Any]], bound: floa
             ties += 1
         else:
             broken.append({"gap": gap, "wanted": want["text"], "got": have["text"]})
-    return {"same": same, "near_ties": ties, "worst_logprob_difference": worst, "broken": broken}
+    return {
+        "prompts": len(wanted),
+        "same": same,
+        "near_ties": ties,
+        "worst_logprob_difference": worst,
+        "broken": broken,
+    }
 
 
 def serve(model_path: str, port: int = 30411) -> dict[str, Any]:
