@@ -63,7 +63,7 @@ def budget(**changes: Any) -> schedule.Budget:
     values: dict[str, Any] = {
         "pages": 900_000, "page_size": 1, "slots": 512, "context_length": 131072, "chunk_tokens": 8192,
         "max_prefill_tokens": 16384, "policy": "lpm", "conservativeness": 1.0, "radix": True, "max_queued": 4096,
-        "eos_ids": (), "seed": 0, "beside_tokens": 2048,
+        "eos_ids": (), "seed": 0, "beside_tokens": 2048, "grain": 256,
     }  # fmt: skip
     return schedule.Budget(**{**values, **changes})
 

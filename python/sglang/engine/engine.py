@@ -18,7 +18,7 @@ from sglang.base.messages import Ready
 from sglang.base.plan import Plan, Result
 from sglang.engine.batch import Tables
 from sglang.engine.blueprint import Blueprint, draw_up, load_foreign
-from sglang.engine.pool import beside_of, chunk_of, make_pool, slots_of
+from sglang.engine.pool import beside_of, chunk_of, grain_of, make_pool, slots_of
 from sglang.engine.pooling import Pooler
 from sglang.engine.sampler import SCORE_BLOCK, Masked, Sampler, next_positions, score_drawn, score_known
 from sglang.kernels.staging import Landing, triton_works
@@ -72,7 +72,7 @@ class Engine:
         self.eos_ids = eos_ids
         self.slots = slots_of(config, device)
         self.chunk_tokens = chunk_of(config, context, device)
-        self.beside_tokens = beside_of(config, device)
+        self.beside_tokens, self.grain = beside_of(config, device), grain_of(config, device)
         self.pooler = None if pooling is None else Pooler(pooling, model, self.slots)
         self._automata: Automata | None = None  # where draws are made by kernels; before the pool takes what is left
         if device.type == "cuda" and triton_works():
@@ -91,7 +91,8 @@ class Engine:
         self._attention: AttentionBackend
         self._graphs: DecodeGraphs | None = None
         self._pieces: Pieces | None = None
-        if attention_of(config, device, shape, model.looks) == "torch":
+        backend = attention_of(config, device, shape, model.looks, model.dtype)
+        if backend == "torch":
             self._attention = TorchAttention(shape, pool.keys, pool.values)
             return
         # Triton is imported where it is used: it is not installed everywhere.
@@ -102,6 +103,8 @@ class Engine:
         assert table is not None
         self._attention = TritonAttention(shape, pool.keys, pool.values, table, pool.page_size, dtype=model.dtype)
         self._attention.shares = self._attention.shares and not config.disable_cascade_attention
+        if backend == "flashinfer" or flashinfer_helps(config, shape, model.looks, model.dtype):
+            self._attention.use_flashinfer(model.looks, decodes=backend == "flashinfer")
         if not config.disable_cuda_graph and model.capturable:
             most = min(config.cuda_graph_max_bs or self.slots, self.slots)
             assert self._automata is not None
@@ -276,17 +279,25 @@ def _loaded(config: ServerConfig, device: torch.device, progress: bool) -> tuple
     return model, plan, parameters, became
 
 
-def attention_of(config: ServerConfig, device: torch.device, shape: Shape, looks: list[Look]) -> str:
+def attention_of(
+    config: ServerConfig, device: torch.device, shape: Shape, looks: list[Look], dtype: torch.dtype
+) -> str:
     """The backend that --attention-backend asks for, or the fastest one that can. Raises ConfigError."""
     asked = config.attention_backend
     able = device.type == "cuda" and triton_works()
-    if asked == "triton" and not able:
+    if asked in ("triton", "flashinfer") and not able:
         where = "Triton is not installed" if device.type == "cuda" else f"--device is {device.type}"
-        raise ConfigError(f"--attention-backend triton needs a CUDA device and Triton, but {where}; torch works")
+        raise ConfigError(f"--attention-backend {asked} needs a CUDA device and Triton, but {where}; torch works")
     if asked == "torch" or not able:
         return "torch"
+    from sglang.attention import flashinfer
     from sglang.attention.triton import TritonAttention
 
+    if asked == "flashinfer":
+        if not flashinfer.installed():
+            raise ConfigError('--attention-backend flashinfer: pip install "sglang[flashinfer]"; triton works without')
+        flashinfer.check(shape, looks, dtype)
+        return "flashinfer"
     if config.kv_cache_dtype == "fp8_e4m3" and torch.cuda.get_device_capability(device) < (8, 9):
         if asked == "triton":
             raise ConfigError("--kv-cache-dtype fp8_e4m3 needs a newer device (8.9); fp8_e5m2 works with triton")
@@ -298,6 +309,19 @@ def attention_of(config: ServerConfig, device: torch.device, shape: Shape, looks
             raise
         return "torch"
     return "triton"
+
+
+def flashinfer_helps(config: ServerConfig, shape: Shape, looks: list[Look], dtype: torch.dtype) -> bool:
+    """Whether prompts are to be computed by FlashInfer where nobody says what is to be."""
+    from sglang.attention import flashinfer
+
+    if config.disable_flashinfer or config.attention_backend != "auto" or not flashinfer.installed():
+        return False
+    try:
+        flashinfer.check(shape, [look for look in looks if flashinfer.able(look)], dtype)
+    except ConfigError:
+        return False
+    return any(map(flashinfer.able, looks))
 
 
 def _device(name: str) -> torch.device:

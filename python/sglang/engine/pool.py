@@ -23,6 +23,7 @@ CPU_SLOTS, CUDA_SLOTS = 256, 512
 CPU_CHUNK = 512  # tokens of a step: about a second of a 1B model on a laptop, the longest pause of a stream
 CUDA_CHUNK = 8192
 CUDA_BESIDE = 2048  # where sequences wait for their next tokens: some 50 ms of an 8B model on an H200
+CUDA_GRAIN = 256  # tokens: what cuDNN's attention plans for is then the same for most rows
 SAMPLER_TENSORS = 4  # float32 [slots, vocab], alive at once where rows are sampled
 KV_DTYPES = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 LEAST_TOKENS = 16  # a pool below this serves nothing
@@ -63,6 +64,11 @@ def beside_of(config: ServerConfig, device: torch.device) -> int | None:
 def kv_dtype(config: ServerConfig, dtype: torch.dtype) -> torch.dtype:
     """Of keys and values. dtype: of activations."""
     return KV_DTYPES.get(config.kv_cache_dtype, dtype)
+
+
+def grain_of(config: ServerConfig, device: torch.device) -> int:
+    """Long parts of prompts end at its multiples, where nobody said how long they are to be."""
+    return CUDA_GRAIN if device.type == "cuda" and config.chunked_prefill_size is None else 1
 
 
 def cell_bytes(spec: Decoder, dtype: torch.dtype) -> int:
@@ -124,7 +130,7 @@ def _room(config: ServerConfig, model: Model, context: int) -> tuple[float, floa
     if device.type == "cpu":
         free = free_bytes(device)
         return min(free * fraction, CPU_MOST if config.mem_fraction_static is None else free), free
-    slots, chunk = slots_of(config, device), chunk_of(config, context, device)
+    slots, chunk = slots_of(config, device), chunk_of(config, context, device) + grain_of(config, device) // 2
     passing = _step_bytes(model, chunk, min(slots, chunk)) + SAMPLER_TENSORS * 4 * model.spec.vocab * slots
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)

@@ -3,6 +3,7 @@
 from sglang.base.messages import Finish, Piece, Score
 from sglang.base.plan import Plan, Result
 from sglang.schedule.constrain import advance, look_ahead
+from sglang.schedule.intake import end
 from sglang.schedule.state import Does, Seq, State
 
 FILLS, DRAWS = Does.FILLS, Does.DRAWS
@@ -46,7 +47,7 @@ def commit(state: State, plan: Plan, result: Result, now: float) -> list[Piece]:
             piece.prompt_scores = _prompt_scores(seq)
         pieces.append(piece)
         if piece.finish is not None:
-            state.conclude(seq)
+            pieces += end(state, seq, piece.finish, now)
     return pieces
 
 

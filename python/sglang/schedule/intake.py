@@ -1,6 +1,6 @@
 """Messages -> changed state: new sequences, extended ones, and those nobody wants any more."""
 
-from sglang.base.messages import Abort, Extend, Finish, Piece, Submit
+from sglang.base.messages import AT_END, Abort, Extend, Finish, Piece, Submit
 from sglang.grammar.rules import Cursor
 from sglang.schedule.constrain import look_ahead
 from sglang.schedule.state import Seq, State, Status
@@ -22,6 +22,15 @@ def apply(state: State, message: Submit | Extend | Abort, now: float, cursor: Cu
                 state.count.aborted += 1
                 state.remove(seq)
             return []
+
+
+def end(state: State, seq: Seq, finish: Finish, now: float) -> list[Piece]:
+    """The generation of `seq` is over: it goes on as it was told ahead, is held, or forgotten."""
+    state.conclude(seq, finish)
+    after, seq.after = seq.after, None
+    if after is None or seq.status is Status.ENDED:
+        return []
+    return _extend(state, after, now, None)
 
 
 def flush(state: State) -> bool:
@@ -57,10 +66,10 @@ def _submit(state: State, m: Submit, now: float, cursor: Cursor | None) -> list[
     seq.begin(m.sampling, m.logprobs, m.hold, state.budget)
     state.seqs[m.id] = seq
     state.waiting.append(seq)
-    return _constrain(state, seq, cursor)
+    return _constrain(state, seq, cursor, now)
 
 
-def _constrain(state: State, seq: Seq, cursor: Cursor | None) -> list[Piece]:
+def _constrain(state: State, seq: Seq, cursor: Cursor | None, now: float) -> list[Piece]:
     """`seq` has just begun a generation."""
     seq.cursor, seq.mask = cursor, None
     state.unfollow(seq)
@@ -72,24 +81,29 @@ def _constrain(state: State, seq: Seq, cursor: Cursor | None) -> list[Piece]:
     else:
         look_ahead(state, seq, piece)
     if piece.finish is not None:
-        state.conclude(seq)
-        return [piece]
+        return [piece, *end(state, seq, piece.finish, now)]
     return [piece] if piece.tokens else []
 
 
 def _extend(state: State, m: Extend, now: float, cursor: Cursor | None) -> list[Piece]:
-    seq = state.seqs.get(m.of)
+    seq = state.seqs.get(m.of) or state.seqs.get(m.ahead)
     if seq is None:
         return []  # ended meanwhile: refused, or aborted
+    over = seq.status in (Status.HELD, Status.PARKED)
+    if m.keep == AT_END and not over:
+        seq.after = m
+        return []
+    seq.after = None
     state.rename(seq, m.id)
-    keep = min(m.keep, len(seq.tokens))
+    keep = seq.kept if m.keep == AT_END else min(m.keep, len(seq.tokens))
     if (reason := _too_long(state, keep + len(m.tokens))) is not None:
-        state.remove(seq)
+        if m.keep != AT_END:  # who sent it ahead may think better of it
+            state.remove(seq)
         return _refuse(m.id, reason, 400)
     _keep(state, seq, keep, m)
     seq.tokens[keep:] = m.tokens
     seq.begin(m.sampling, m.logprobs, m.hold, state.budget)
-    if seq.status in (Status.HELD, Status.PARKED):
+    if over:
         state.held.pop(seq.id, None)
         seq.since = now
         if seq.slot >= 0:
@@ -99,7 +113,7 @@ def _extend(state: State, m: Extend, now: float, cursor: Cursor | None) -> list[
             seq.status = Status.WAITING
             state.waiting.append(seq)
     seq.seated = False  # the sampler must hear of the new parameters
-    return _constrain(state, seq, cursor)
+    return _constrain(state, seq, cursor, now)
 
 
 def _keep(state: State, seq: Seq, keep: int, m: Extend) -> None:

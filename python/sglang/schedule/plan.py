@@ -29,6 +29,7 @@ from sglang.schedule.state import (
 ENDLESS = 1 << 30
 SEVERAL = 4  # prompts that a long step beside streams must finish
 MANY = 8  # streams for each prompt that waits: then a prompt's turn comes soon anyway, and their pause counts most
+EVEN = 4  # grains of a row that is worth ending where others do: by then half a grain is an eighth of it
 DRAWS = Does.DRAWS
 
 
@@ -95,6 +96,12 @@ def _chunk(state: State, draft: "_Draft", filling: list[Seq]) -> int:
     elif len(asking) * MANY < streams:
         most -= most // 4
     return max(most - len(draft.rows), (most + 1) // 2)
+
+
+def _even(start: int, end: int, grain: int) -> int:
+    """The multiple of `grain` that is next to `end`, where the row stays about as long."""
+    near = (end + grain // 2) // grain * grain
+    return near if end - start >= EVEN * grain else end
 
 
 def _finishes(state: State, asking: list[Seq], most: int) -> bool:
@@ -232,11 +239,12 @@ class _Draft:
             seq.flying += 1
 
     def fill(self, seq: Seq, most: int) -> int:
-        """A row of at most `most` known tokens of `seq`; how many there are pages for."""
+        """A row of about `most` known tokens of `seq`, or fewer; how many there are pages for."""
         state = self.state
         size = state.budget.page_size
         start = seq.computed
-        end = min(len(seq.tokens), start + most)
+        whole, end = len(seq.tokens), start + most
+        end = whole if whole <= end else min(whole, _even(start, end, state.budget.grain))
         missing = -(-end // size) - len(seq.pages)
         if missing > 0:
             missing = min(missing, state.available)
@@ -247,8 +255,7 @@ class _Draft:
         count = end - start
         if count == 0:
             return 0
-        whole = end == len(seq.tokens)
-        does = Does.FILLS if not whole else Does.DRAWS if seq.last > seq.first else Does.ENDS
+        does = Does.FILLS if end < whole else Does.DRAWS if seq.last > seq.first else Does.ENDS
         self._ask(seq, start, end, does)
         if not seq.seated:
             self._seat(seq)

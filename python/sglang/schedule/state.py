@@ -13,7 +13,7 @@ from enum import Enum, auto
 
 import numpy as np
 
-from sglang.base.messages import Logprobs, Score, Stats
+from sglang.base.messages import Extend, Finish, Logprobs, Score, Stats
 from sglang.base.sampling import SamplingParams
 from sglang.grammar.rules import Cursor, Words
 from sglang.schedule.radix import Node, RadixTree, Tokens
@@ -29,8 +29,10 @@ RATIO_JUMP = 0.05  # added when sequences had to be retracted
 class Budget:
     """What there is to decide over. chunk_tokens: most tokens of prompts in a step, -1 for no limit.
 
-    beside_tokens: most tokens of a step for which sequences wait, their own included: it bounds their pause. Half of it
-    is left to prompts. None: chunk_tokens beside any number of decodes.
+    beside_tokens: most tokens of a step for which sequences wait, their own included: it bounds their pause, but for a
+    burst's. Half of it is left to prompts. None: chunk_tokens beside any number of decodes.
+    grain: long parts of prompts end at multiples of it where they can, and are at most half of it longer for that: the
+    engine has fewer shapes to be ready for.
     embeds: sequences end in a vector, and nothing is generated. whole: they are computed in one step, uncut.
     """
 
@@ -49,6 +51,7 @@ class Budget:
     embeds: bool = False
     whole: bool = False
     beside_tokens: int | None = None
+    grain: int = 1
 
     @property
     def tokens(self) -> int:
@@ -67,8 +70,8 @@ class Seq:
     """One sequence. Lengths in tokens; `first` is the position of its (current) first generated token."""
 
     __slots__ = (
-        "_array", "cached", "computed", "cursor", "epoch", "first", "flying", "hint", "hold", "id", "last", "logprobs",
-        "mask", "namespace", "node", "order", "pages", "placed", "prompt_scores", "resident", "sampling", "scored",
+        "_array", "after", "cached", "computed", "cursor", "epoch", "first", "flying", "hint", "hold", "id", "kept",
+        "last", "logprobs", "mask", "namespace", "node", "order", "pages", "placed", "prompt_scores", "resident", "sampling", "scored",
         "seated", "shared", "since", "slot", "status", "stops", "tabled", "tokens",
     )  # fmt: skip
 
@@ -94,6 +97,8 @@ class Seq:
         self.mask: Words | None = None  # what the cursor allows next, where it has been asked
         self.resident: Resident | None = None  # its constraint on the device, held
         self.placed = False  # the device knows where in it the cursor is
+        self.after: Extend | None = None  # how it goes on when its generation ends by itself
+        self.kept = 0  # of a generation that has ended: known tokens that are text
 
     def begin(self, sampling: SamplingParams, logprobs: Logprobs | None, hold: bool, budget: Budget) -> None:
         """Start a generation after the tokens known now."""
@@ -335,11 +340,13 @@ class State:
         seq.status = Status.ENDED
         del self.seqs[seq.id]
 
-    def conclude(self, seq: Seq) -> None:
+    def conclude(self, seq: Seq, finish: Finish) -> None:
         """A generation is over: hold the sequence where it is to be held, else forget it."""
-        if not seq.hold:
+        if not seq.hold or finish.type == "abort":
             self.remove(seq)
             return
+        stop_token = isinstance(finish.matched, int) and not seq.sampling.no_stop_trim
+        seq.kept = len(seq.tokens) - stop_token
         self._unlist(seq)
         self.unfollow(seq)
         seq.epoch += 1

@@ -51,4 +51,5 @@ def budget(config: ServerConfig, engine: Engine) -> schedule.Budget:
         embeds=pooler is not None,
         whole=not engine.causal,
         beside_tokens=engine.beside_tokens,
+        grain=engine.grain if pooler is None else 1,
     )

@@ -219,6 +219,21 @@ def test_a_prompt_among_many_streams_is_cut_shorter() -> None:
     assert beside(9, prompts(1, 20)) == [5]  # three quarters of 12, and no less than half of that
 
 
+def test_long_parts_of_prompts_end_at_multiples_of_a_grain() -> None:
+    run = Run(chunk_tokens=60, beside_tokens=21, grain=4, pages=400, slots=8, context_length=300)
+    for id in (1, 2, 3):
+        run.send(submit(id, [id], 40))
+    run.step()
+    run.send(submit(4, list(range(100, 150)), 1))
+    run.send(submit(5, list(range(200, 217)), 1))
+    run.drain()
+    parts = [(plan.starts[3:].tolist(), plan.counts[3:].tolist()) for plan in run.plans[1:6]]
+    # 18 tokens of a step are for prompts. A part of 8 is too short to be changed, and 17 are a whole prompt.
+    assert parts == [([0], [20]), ([20], [20]), ([40, 0], [10, 8]), ([8], [9]), ([], [])]
+    assert run.got[4] == expected(list(range(100, 150)), 1)
+    assert sorted(len(tokens) for tokens in run.got.values()) == [1, 1, 40, 40, 40]
+
+
 @pytest.mark.parametrize("depth", [0, 1])
 def test_a_last_token_in_flight_is_no_reason_for_small_chunks(depth: int) -> None:
     run = Run(depth, chunk_tokens=16, beside_tokens=4)
@@ -398,17 +413,17 @@ class Workload(RuleBasedStateMachine):
     @initialize(
         depth=st.integers(0, 1), page_size=st.sampled_from([1, 4]), pages=st.sampled_from([40, 64, 200]),
         slots=st.integers(1, 4), chunk=st.sampled_from([-1, 1, 5, 16]), beside=st.sampled_from([None, 1, 4]),
-        radix=st.booleans(),
+        radix=st.booleans(), grain=st.sampled_from([1, 3]),
         policy=st.sampled_from(["lpm", "dfs-weight", "fcfs", "random", "lof"]),
         conservative=st.sampled_from([0.01, 1.0]),
     )  # fmt: skip
     def start(
         self, depth: int, page_size: int, pages: int, slots: int, chunk: int, beside: int | None,
-        radix: bool, policy: str, conservative: float,
+        radix: bool, grain: int, policy: str, conservative: float,
     ) -> None:  # fmt: skip
         self.run = Run(
             depth, page_size=page_size, pages=pages // page_size, slots=slots, chunk_tokens=chunk, radix=radix,
-            policy=policy, conservativeness=conservative, beside_tokens=beside,
+            policy=policy, conservativeness=conservative, beside_tokens=beside, grain=grain,
         )  # fmt: skip
         self.want: dict[int, list[int]] = {}
         self.known: dict[int, list[int]] = {}
