@@ -4,7 +4,7 @@ A server is started and sent random prompts (some begin alike), streamed and not
 expression; three in ten clients close their connection at a random moment. After each round of a fifth of them the
 server must be idle: no sequence, no KV token in use. Its memory (PSS of its processes, and what nvidia-smi says) must
 not grow from the second round to the last by more than --grows MiB. Exits 1 where it does. On a CPU the pool's memory
-is taken as the prefix cache first writes to it: give a small one (`-- --max-total-tokens 16384`) to see what else grows.
+is taken as the prefix cache first writes to it: a small one (`-- --max-total-tokens 16384`) shows what else grows.
 """
 
 import argparse
