@@ -5,6 +5,7 @@
     python scripts/gpu_check.py long                      # attention of long rows by cuDNN and by tiles: both, timed
     python scripts/gpu_check.py graphs                    # steps of an 8B model: graphs on and off, time by batch
     python scripts/gpu_check.py loop                      # the device's pauses between steps; time by batch, by context
+    python scripts/gpu_check.py stream                    # what lies between products: one kernel, and step by step
     python scripts/gpu_check.py quant                     # products of 4 and 8 bits against float64, then their time
     python scripts/gpu_check.py moe                       # experts against float64, then their time beside the floor
     python scripts/gpu_check.py constraints               # automata on the device against the CPU's, then their time
@@ -295,6 +296,15 @@ def constraints() -> dict[str, Any]:
     return found
 
 
+def stream() -> dict[str, Any]:
+    import gpu_stream
+
+    found = gpu_stream.run()
+    for name in ("checks", "times", "layers"):
+        table(found[name])
+    return found
+
+
 def quant() -> dict[str, Any]:
     import gpu_quant
 
@@ -329,7 +339,20 @@ def save(figures: dict[str, Any], name: str, part: str, folder: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "part", choices=["demo", "kernels", "long", "graphs", "loop", "quant", "moe", "constraints", "serve", "table"]
+        "part",
+        choices=[
+            "demo",
+            "kernels",
+            "long",
+            "graphs",
+            "loop",
+            "stream",
+            "quant",
+            "moe",
+            "constraints",
+            "serve",
+            "table",
+        ],
     )
     parser.add_argument("--model-path", default="", help="Folder with config.json and tokenizer (parts serve, table).")
     parser.add_argument("--out", help="Write the figures here as JSON.")
@@ -360,6 +383,8 @@ def main() -> int:
             figures = kernels()
         case "long":
             figures = long()
+        case "stream":
+            figures = stream()
         case "quant":
             figures = quant()
         case "moe":
