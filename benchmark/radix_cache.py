@@ -54,7 +54,7 @@ def main() -> None:
             next_page += len(fresh)
             pages = np.concatenate([cached, fresh])
             began = time.perf_counter()
-            tree.insert("", tokens, pages)
+            tree.insert(tree.root(""), tokens, pages)
             inserts.append(time.perf_counter() - began)
             known.append(tokens)
         matches, lengths = [], []

@@ -65,7 +65,11 @@ class RadixTree:
         The pages stay valid only while somebody `hold`s the node; `evict` may take them otherwise.
         Splits a node rather than return half of it, so the tree may change shape, never content.
         """
-        node, parts = self.root(namespace), []
+        return self._follow(self.root(namespace), tokens)
+
+    def _follow(self, node: Node, tokens: Tokens) -> tuple[Node, Pages]:
+        """`match` of what comes after `node`."""
+        parts: list[Pages] = []
         self._uses += 1
         size = self.page_size
         done, limit = 0, len(tokens) - len(tokens) % size
@@ -100,14 +104,15 @@ class RadixTree:
                 break
         return done
 
-    def insert(self, namespace: str, tokens: Tokens, pages: Pages) -> tuple[Node, Pages]:
-        """File `pages` under `tokens` (whole pages of both). The tree takes over the pages it did not have.
+    def insert(self, after: Node, tokens: Tokens, pages: Pages) -> tuple[Node, Pages]:
+        """File `pages` under what `after`, a root or a held node, stands for and then `tokens` (whole pages of both).
+        The tree takes over the pages it did not have.
 
-        Returns the node that ends there and the pages on its path: where they differ from `pages`, the tree already
-        had these tokens, and the caller keeps (and should free) its own copy.
+        Returns the node that ends there and the pages on the way from `after`: where they differ from `pages`, the tree
+        already had these tokens, and the caller keeps (and should free) its own copy.
         """
         assert len(tokens) == len(pages) * self.page_size
-        node, had = self.match(namespace, tokens)
+        node, had = self._follow(after, tokens)
         if len(had) == len(pages):
             return node, had
         at = len(had)
@@ -127,9 +132,12 @@ class RadixTree:
             node = node.parent
 
     def release(self, node: Node) -> None:
+        """Being held was a use of the whole path."""
+        self._uses += 1
         while node.parent is not None:
             assert node.holders > 0, "released more often than held"
             node.holders -= 1
+            node.stamp = self._uses
             if node.holders == 0:
                 self.held_pages -= len(node.pages)
                 self._rest(node)

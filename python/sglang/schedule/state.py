@@ -241,17 +241,19 @@ class State:
         whole = upto // self.budget.page_size
         if not self.budget.radix or whole <= seq.shared:
             return
-        own = np.array(seq.pages[:whole], np.int32)
-        node, path = self.tree.insert(seq.namespace, seq.array(whole * self.budget.page_size), own)
+        size, begin = self.budget.page_size, seq.shared
+        own = np.array(seq.pages[begin:whole], np.int32)
+        after = self.tree.root(seq.namespace) if seq.node is None else seq.node
+        node, path = self.tree.insert(after, seq.array(whole * size)[begin * size :], own)
         self.tree.hold(node)
         if seq.node is not None:
             self.tree.release(seq.node)
         seq.node = node
-        differ = np.flatnonzero(own[seq.shared :] != path[seq.shared :])
+        differ = np.flatnonzero(own != path)
         if len(differ):
-            self.free += own[seq.shared :][differ].tolist()
-            seq.pages[:whole] = path.tolist()
-            seq.tabled = min(seq.tabled, seq.shared)
+            self.free += own[differ].tolist()
+            seq.pages[begin:whole] = path.tolist()
+            seq.tabled = min(seq.tabled, begin)
         seq.shared = whole
 
     def adopt(self, seq: Seq) -> None:

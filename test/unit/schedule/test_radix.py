@@ -61,13 +61,30 @@ class Tree(RuleBasedStateMachine):
         own = list(range(self.next_page, self.next_page + len(prefixes)))
         self.next_page += len(prefixes)
         had = self._found(name, tokens)
-        node, path = self.tree.insert(name, array(tokens[: len(prefixes) * self.size]), array(own))
+        node, path = self.tree.insert(self.tree.root(name), array(tokens[: len(prefixes) * self.size]), array(own))
         expected = had + own[len(had) :]
         assert path.tolist() == expected
         self.known.update({(name, prefix): page for prefix, page in zip(prefixes, expected, strict=True)})
         if hold:
             self.tree.hold(node)
             self.held.append(Held(name, tokens, expected, node))
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data(), more=PROMPTS)
+    def insert_after(self, data: st.DataObject, more: list[int]) -> None:
+        held = data.draw(st.sampled_from(self.held))
+        begin = len(held.pages)
+        prefixes = self._whole(held.tokens[: begin * self.size] + more)
+        own = list(range(self.next_page, self.next_page + len(prefixes) - begin))
+        self.next_page += len(own)
+        if not own:
+            return
+        had = self._found(held.namespace, list(prefixes[-1]))
+        node, path = self.tree.insert(held.node, array(more[: len(own) * self.size]), array(own))
+        expected = had + own[len(had) - begin :]
+        assert path.tolist() == expected[begin:]
+        assert node.pages[-1] == expected[-1]
+        self.known.update({(held.namespace, prefix): page for prefix, page in zip(prefixes, expected, strict=True)})
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
@@ -117,7 +134,7 @@ TestTree.settings = settings(
 def test_what_was_used_least_recently_goes_first_and_shared_heads_last() -> None:
     tree = RadixTree(1)
     for i, tail in enumerate([[1, 2], [3, 4], [5, 6]]):
-        tree.insert("", array([0, *tail]), array([100, 10 * i, 10 * i + 1]))
+        tree.insert(tree.root(""), array([0, *tail]), array([100, 10 * i, 10 * i + 1]))
     tree.match("", array([0, 1, 2]))
     assert set(tree.evict(2)) == {10, 11}
     assert set(tree.evict(2)) == {20, 21}
