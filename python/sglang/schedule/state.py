@@ -71,8 +71,8 @@ class Seq:
 
     __slots__ = (
         "_array", "after", "cached", "computed", "cursor", "epoch", "first", "flying", "hint", "hold", "id", "kept",
-        "last", "logprobs", "mask", "namespace", "node", "order", "pages", "placed", "prompt_scores", "resident", "sampling", "scored",
-        "seated", "shared", "since", "slot", "status", "stops", "tabled", "tokens",
+        "last", "logprobs", "mask", "namespace", "node", "order", "pages", "placed", "prompt_scores", "resident",
+        "sampling", "scored", "seated", "shared", "since", "slot", "status", "stops", "tabled", "tokens",
     )  # fmt: skip
 
     def __init__(self, id: int, namespace: str, order: int, now: float):
