@@ -109,13 +109,7 @@ def budget_of(engine: Engine) -> schedule.Budget:
 def _step(engine: Engine, batch: int, context: int) -> dict[str, Any]:
     """Decode steps after keys that nobody computed: pages hold zeros, which take as long."""
     driver = Driver(engine, min(CELLS // batch, context + 64), batch)
-    slots = np.arange(batch)
-    index = np.arange(driver.context)
-    for slot in slots:
-        engine._tables.pages[slot, : driver.context] = driver.table[slot]
-        table = engine._tables.device_pages
-        assert table is not None
-        table[slot, : driver.context] = torch.from_numpy(driver.table[slot, index].astype(np.int32)).to(table.device)
+    driver.tabled(batch)
     driver.decode(batch, context, 8)
     _, ms, host = driver.decode(batch, context + 8, 30)
     floor = floor_ms(batch, context + 23)
