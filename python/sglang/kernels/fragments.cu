@@ -49,6 +49,8 @@ DEVICE float load4(u32 from) {
 
 DEVICE void store4(u32 to, float v) { asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(v) : "memory"); }
 
+DEVICE void store4(u32 to, u32 v) { asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(v) : "memory"); }
+
 DEVICE void store16(u32 to, const void* from) {
     Four v = *(const Four*)from;
     asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
@@ -67,9 +69,9 @@ DEVICE u32 times(u32 a, u32 b) {
     return v;
 }
 
-DEVICE u32 twice(float a) { // rounded, in both halves
+DEVICE u32 pair(float low, float high) { // rounded
     u32 v;
-    asm("cvt.rn." TYPE "x2.f32 %0, %1, %1;" : "=r"(v) : "f"(a));
+    asm("cvt.rn." TYPE "x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
     return v;
 }
 
@@ -139,6 +141,7 @@ template <int LEFT> DEVICE void wgmma_wait() {
 #endif
 #endif // EMULATED
 
+DEVICE u32 twice(float a) { return pair(a, a); }
 DEVICE u16 narrow(float a) { return (u16)twice(a); }
 
 // Codes of 4 registers of a matrix product, each above 128 or 1024, from a word.
@@ -149,6 +152,42 @@ DEVICE void apart(u32* a, u32 word) {
 
 DEVICE u32 zeros(u32 step) { return (step & 255) * 0x10001u | MAGIC; }
 DEVICE float scale(u32 step) { return __uint_as_float(step & ~255u); }
+
+#ifdef WRITE
+// The weight as it is, [N, pieces * 128]: a warp writes a piece.
+extern "C" __global__ void __launch_bounds__(256) spread(const u8* w, u16* out, int N, int pieces) {
+    extern __shared__ __align__(128) u8 memory[];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = lane / 4;
+    const u8* at = w + (((long long)blockIdx.x * pieces + blockIdx.y) * 8 + warp) * SIZE;
+    const u32 room = address(memory) + warp * 16 * 272; // rows of 256 bytes, apart so that lanes do not meet
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const Four q = *(const Four*)(at + h * 512 + lane * 16);
+        const u32 four[4] = {q.x, q.y, q.z, q.w};
+#pragma unroll
+        for (int c = 0; c < 4; c++) {
+            const Two step = *(const Two*)(at + 1024 + (h * 4 + c) * EACH / 8 * 64 + row * 8);
+            u32 v[4];
+            apart(v, four[c]);
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const u32 own = i % 2 ? step.y : step.x, steps = less(v[i], zeros(own));
+                const float by = scale(own);
+                const int column = h * 64 + c * 16 + i / 2 * 8 + lane % 4 * 2;
+                store4(room + (row + i % 2 * 8) * 272 + column * 2, pair(wide((u16)steps) * by, wide(steps >> 16) * by));
+            }
+        }
+    }
+    __syncwarp();
+    const int n = (blockIdx.x * 8 + warp) * 16;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        const int r = i * 2 + lane / 16, column = lane % 16 * 8;
+        if (n + r < N)
+            *(Four*)(out + (n + r) * (long long)pieces * 128 + blockIdx.y * 128 + column) = load16(room + r * 272 + column * 2);
+    }
+}
+#endif
 
 #ifdef WARPS
 // For a few rows. A block multiplies 16 rows of the weight at a time (GATED: and as many of the second half) with all

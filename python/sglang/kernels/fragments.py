@@ -51,12 +51,7 @@ class Fragments:
         return self.pieces.numel()
 
 
-def fits(rows: int, inputs: int, size: int, groups: int) -> bool:
-    """Whether a weight with groups of `size` columns can be laid out."""
-    return inputs % COLUMNS == 0 and (groups == 1 or size in (32, 64) or size % COLUMNS == 0)
-
-
-def fragments_of(codes: Tensor, scales: Tensor, zeros: Tensor, size: int) -> Fragments:
+def laid_out(codes: Tensor, scales: Tensor, zeros: Tensor, size: int) -> Fragments:
     """codes: uint8 below 16, [rows, inputs]; scales and zeros (whole numbers up to 64): [rows, groups]."""
     rows, inputs = codes.shape
     pieces, groups = inputs // COLUMNS, scales.shape[1]
@@ -75,21 +70,12 @@ def fragments_of(codes: Tensor, scales: Tensor, zeros: Tensor, size: int) -> Fra
     return Fragments(torch.cat(both, 3).view(torch.uint8), rows, inputs, each)
 
 
-def _unpacked(w: Fragments) -> tuple[Tensor, Tensor]:
-    """Words [tile, piece, 8, half, g, t, word] and steps [tile, piece, 8, group, g, 2]."""
-    whole = w.pieces.view(torch.int32)
-    return whole[..., :256].unflatten(3, (2, 8, 4, 4)), whole[..., 256:].unflatten(3, (w.each, 8, 2))
-
-
 def written_out(w: Fragments, dtype: torch.dtype) -> Tensor:
     """[rows, inputs]."""
-    words, steps = _unpacked(w)
-    tiles, pieces = words.shape[:2]
-    codes = torch.stack([words >> (4 * nibble) & 15 for nibble in range(8)], -1).unflatten(-1, (2, 2, 2))
-    codes = codes.permute(0, 2, 9, 4, 1, 3, 6, 8, 5, 7).reshape(tiles * TILE, pieces, w.each, -1).float()
-    steps = steps.permute(0, 2, 5, 4, 1, 3).reshape(tiles * TILE, pieces, w.each, 1)
-    weight = (codes - (steps & 255)) * (steps & -256).view(torch.float32)
-    return weight.flatten(1)[: w.rows].to(dtype)
+    out = torch.empty(w.rows, w.inputs, dtype=dtype, device=w.pieces.device)
+    grid, sizes = w.pieces.shape[:2], map(ctypes.c_int, (w.rows, w.inputs // COLUMNS))
+    write_kernel(w.each, dtype).launch(grid, 256, 8 * 16 * 272, _stream(), (_at(w.pieces), _at(out), *sizes), False)
+    return out
 
 
 class Few(NamedTuple):
@@ -144,6 +130,15 @@ def _text() -> str:
 
 def _source(**numbers: object) -> str:
     return "".join(f"#define {name} {value}\n" for name, value in numbers.items()) + _text()
+
+
+@functools.cache
+def write_kernel(each: int, dtype: torch.dtype) -> cuda_code.Kernel:
+    return cuda_code.Kernel(write_source(each, dtype), "spread", ARCH, MEMORY)
+
+
+def write_source(each: int, dtype: torch.dtype) -> str:
+    return _source(FP16=int(dtype == torch.float16), EACH=each, WRITE=1)
 
 
 @functools.cache
@@ -242,14 +237,14 @@ def _stream() -> int:
 
 
 @functools.cache
-def works(dtype: torch.dtype, each: int) -> bool:
-    """Whether the products agree with float64 on this device; tried once."""
+def works(dtype: torch.dtype, group: int) -> bool:
+    """Whether the products agree with float64 on this device; tried once. group: columns, at most 128."""
     if dtype not in TYPES or not torch.cuda.is_available() or torch.version.hip is not None:
         return False
     if torch.cuda.get_device_capability() != (9, 0):
         return False
     try:
-        if _agrees(dtype, each):
+        if _agrees(dtype, group):
             return True
         reason = "results differ from float64"
     except Exception as error:  # a compiler's or a driver's: whatever it is, there is another kernel
@@ -259,19 +254,20 @@ def works(dtype: torch.dtype, each: int) -> bool:
 
 
 @trial
-def _agrees(dtype: torch.dtype, each: int) -> bool:
+def _agrees(dtype: torch.dtype, group: int) -> bool:
+    each = COLUMNS // group
     kernels = [few_kernel(FEW[0], each, dtype, act) for act in (None, "silu")]
     kernels += [many_kernel(tiles[0], each, dtype, parts) for tiles in MANY.values() for parts in (False, True)]
-    cuda_code.compile_all(kernels)
+    cuda_code.compile_all([write_kernel(each, dtype), *kernels])
     random = torch.Generator("cuda").manual_seed(0)
-    rows, inputs, size = 192, 1024, COLUMNS // each
+    rows, inputs = 192, 1024
     codes = torch.randint(0, 16, (rows, inputs), generator=random, device="cuda", dtype=torch.uint8)
-    zeros = torch.randint(0, 16, (rows, inputs // size), generator=random, device="cuda").float()
-    scales = torch.rand(rows, inputs // size, generator=random, device="cuda") * 0.01 + 0.01
-    w = fragments_of(codes, scales, zeros, size)
-    spread = [t.double().repeat_interleave(size, 1) for t in (zeros, scales)]
+    zeros = torch.randint(0, 16, (rows, inputs // group), generator=random, device="cuda").float()
+    scales = torch.rand(rows, inputs // group, generator=random, device="cuda") * 0.01 + 0.01
+    w = laid_out(codes, scales, zeros, group)
+    spread = [t.double().repeat_interleave(group, 1) for t in (zeros, scales)]
     weight = (codes.double() - spread[0]) * spread[1]
-    for m in (1, 8, 9, 24, 48, 100, 130):
+    for m in (1, 8, 9, 24, 48, 100, 130, MOST + 1):
         x = torch.randn(m, inputs, generator=random, device="cuda").to(dtype)
         wanted = x.double() @ weight.t()
         if not torch.linalg.norm(multiply(x, w).double() - wanted) < 0.01 * torch.linalg.norm(wanted):

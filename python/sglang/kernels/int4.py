@@ -195,7 +195,7 @@ def fits(rows: int, inputs: int, size: int, groups: int) -> bool:
     return inputs % COLUMNS == 0 and (groups == 1 or size in (32, 64) or size % COLUMNS == 0)
 
 
-def words_of(codes: Tensor, scales: Tensor, zeros: Tensor, size: int) -> Words:
+def laid_out(codes: Tensor, scales: Tensor, zeros: Tensor, size: int) -> Words:
     """codes: uint8 below 16, [rows, inputs]; scales and zeros (whole numbers below 256): [rows, groups]."""
     rows, inputs = codes.shape
     groups = scales.shape[1]
@@ -320,7 +320,7 @@ def _agrees(dtype: torch.dtype, group: int) -> bool:
     codes = torch.randint(0, 16, (rows, inputs), generator=random, device="cuda", dtype=torch.uint8)
     zeros = torch.randint(0, 16, (rows, inputs // group), generator=random, device="cuda").float()
     scales = torch.rand(rows, inputs // group, generator=random, device="cuda") * 0.01 + 0.01
-    w = words_of(codes, scales, zeros, group)
+    w = laid_out(codes, scales, zeros, group)
     spread = [t.double().repeat_interleave(group, 1) for t in (zeros, scales)]
     weight = (codes.double() - spread[0]) * spread[1]
     for m in (1, 24, 48, 130, MOST + 1):

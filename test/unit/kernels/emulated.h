@@ -53,6 +53,7 @@ DEVICE Four load16(u32 at) { return read<Four>(at); }
 DEVICE Two load8(u32 at) { return read<Two>(at); }
 DEVICE float load4(u32 at) { return read<float>(at); }
 DEVICE void store4(u32 at, float v) { memcpy(memory + at, &v, 4); }
+DEVICE void store4(u32 at, u32 v) { memcpy(memory + at, &v, 4); }
 DEVICE void store16(u32 at, const void* from) { if (at % 16) abort(); memcpy(memory + at, from, 16); }
 DEVICE float __uint_as_float(u32 v) { float f; memcpy(&f, &v, 4); return f; }
 #define __expf expf
@@ -68,7 +69,6 @@ DEVICE u16 rounded(float f) {
     return (v + 0x7fff + (v >> 16 & 1)) >> 16;
 }
 
-DEVICE u32 twice(float f) { return rounded(f) * 0x10001u; }
 DEVICE u32 pair(float low, float high) { return rounded(low) | (u32)rounded(high) << 16; }
 DEVICE u32 less(u32 a, u32 b) { return pair(wide(a) - wide(b), wide(a >> 16) - wide(b >> 16)); }
 DEVICE u32 times(u32 a, u32 b) { return pair(wide(a) * wide(b), wide(a >> 16) * wide(b >> 16)); }

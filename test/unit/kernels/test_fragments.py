@@ -21,6 +21,11 @@ extern "C" int go(int blocks, const u16* x, long long stride, const u8* w, const
                   [=] { few(x, stride, w, bias, other, out, M, N, pieces, items, per); });
 }
 """
+GO_WRITE = """
+extern "C" int go(int tiles, int pieces, const u8* w, u16* out, int N) {
+    return launch({(unsigned)tiles, (unsigned)pieces, 1}, 256, [=] { spread(w, out, N, pieces); });
+}
+"""
 GO_MANY = """
 extern "C" int go(int tiles, int splits, int blocks, const u16* x, long long stride, const u8* w, OUT* out, int M,
                   int N, int pieces) {
@@ -42,24 +47,39 @@ def made(rows: int, inputs: int, size: int) -> tuple[fragments.Fragments, torch.
     zeros = torch.randint(0, 17, (rows, groups), generator=generator).float()
     scales = torch.rand(rows, groups, generator=generator) * 0.02 + 0.01
     weight = (codes.double() - zeros.double().repeat_interleave(size, 1)) * scales.double().repeat_interleave(size, 1)
-    return fragments.fragments_of(codes, scales, zeros, size), weight
+    return fragments.laid_out(codes, scales, zeros, size), weight
 
 
 def far(got: torch.Tensor, wanted: torch.Tensor) -> float:
     return float(torch.linalg.norm(got.double().cpu() - wanted) / torch.linalg.norm(wanted))
 
 
-@pytest.mark.parametrize(("rows", "inputs", "size"), [(130, 1024, s) for s in (32, 64, 128, 256, 1024)])
-def test_a_weight_written_out_is_what_it_was(rows: int, inputs: int, size: int) -> None:
-    w, weight = made(rows, inputs, size)
-    assert far(fragments.written_out(w, torch.float32), weight) < 4e-5
-    assert w.bytes == 256 * inputs * (1024 + 64 * w.each) // 2048
+@pytest.mark.parametrize("size", [32, 64, 128, 256, 1024])
+def test_pieces_hold_all_of_a_weight(size: int) -> None:
+    w, weight = made(130, 1024, size)
+    whole = w.pieces.view(torch.int32)
+    assert w.bytes == 256 * 1024 * (1024 + 64 * w.each) // 2048
+    words, steps = whole[..., :256].unflatten(3, (2, 8, 4, 4)), whole[..., 256:].unflatten(3, (w.each, 8, 2))
+    codes = torch.stack([words >> (4 * nibble) & 15 for nibble in range(8)], -1).unflatten(-1, (2, 2, 2))
+    codes = codes.permute(0, 2, 9, 4, 1, 3, 6, 8, 5, 7).reshape(256, 8, w.each, -1).float()
+    steps = steps.permute(0, 2, 5, 4, 1, 3).reshape(256, 8, w.each, 1)
+    found = (codes - (steps & 255)) * (steps & -256).view(torch.float32)
+    assert far(found.flatten(1)[:130], weight) < 4e-5  # scales keep 15 bits
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(32, torch.float16), (64, torch.bfloat16), (256, torch.bfloat16)])
+def test_a_weight_written_out_is_what_it_was(size: int, dtype: torch.dtype, tmp_path: Path) -> None:
+    w, weight = made(130, 512, size)
+    go = library(tmp_path, fragments.write_source(w.each, dtype), GO_WRITE)
+    out = torch.zeros(130, 512, dtype=dtype)
+    assert go(2, 4, at(w.pieces), at(out), 130) == 0
+    assert far(out, weight) < (2e-3 if dtype == torch.bfloat16 else 3e-4)
 
 
 def test_a_lane_of_a_warp_finds_what_the_matrix_units_want_of_it() -> None:
     rows, inputs = 128, 256
     codes = torch.randint(0, 16, (rows, inputs), dtype=torch.uint8)
-    w = fragments.fragments_of(codes, torch.ones(rows, 2), torch.zeros(rows, 2), 128)
+    w = fragments.laid_out(codes, torch.ones(rows, 2), torch.zeros(rows, 2), 128)
     whole = w.pieces.view(torch.int32)
     for tile, piece, lane, word in ((0, 0, 0, 0), (3, 1, 13, 2), (7, 0, 31, 7), (5, 1, 6, 5)):
         found = int(whole[0, piece, tile, word // 4 * 128 + lane * 4 + word % 4])

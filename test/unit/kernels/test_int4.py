@@ -22,7 +22,7 @@ def made(rows: int, inputs: int, size: int) -> tuple[int4.Words, torch.Tensor]:
     zeros = torch.randint(0, 17, (rows, groups), generator=generator).float()
     scales = torch.rand(rows, groups, generator=generator) * 0.02 + 0.01
     weight = (codes.double() - zeros.double().repeat_interleave(size, 1)) * scales.double().repeat_interleave(size, 1)
-    return int4.words_of(codes.to(DEVICE), scales.to(DEVICE), zeros.to(DEVICE), size), weight
+    return int4.laid_out(codes.to(DEVICE), scales.to(DEVICE), zeros.to(DEVICE), size), weight
 
 
 def far(got: torch.Tensor, wanted: torch.Tensor) -> float:
