@@ -33,11 +33,17 @@ class Submit(Struct, tag=True, array_like=True, frozen=True, gc=False):
     namespace: str = ""  # cached prefixes are shared only inside one (cache salt, LoRA name, image hash)
 
 
+AT_END = -1
+
+
 class Extend(Struct, tag=True, array_like=True, frozen=True, gc=False):
     """Keep the first `keep` tokens of sequence `of` (prompt included), append `tokens`, generate on.
 
     The sequence goes by `id` from here on: what its last generation still sends carries `of`, and nobody mistakes it.
     `sampling` replaces the parameters for the next generation; its lengths count from here.
+    keep AT_END: sent ahead, to be done in the step after the one in which the generation of `of` ends by itself; all of
+    it is kept but a stop token that is no part of the text. `ahead`: the id of an Extend that was sent ahead and that
+    this one takes the place of, whether or not it has been done.
     """
 
     id: int
@@ -47,6 +53,7 @@ class Extend(Struct, tag=True, array_like=True, frozen=True, gc=False):
     sampling: SamplingParams
     logprobs: Logprobs | None = None
     hold: bool = False
+    ahead: int = 0
 
 
 class Abort(Struct, tag=True, array_like=True, frozen=True, gc=False):

@@ -205,6 +205,7 @@ class _Draft:
         self._table_slots: list[int] = []
         self._table_index: list[int] = []
         self._table_pages: list[int] = []
+        self._tables: list[tuple[int, int, np.ndarray]] = []  # longer stretches: slot, first index, pages
         self._seats: list[Seat] = []
         self._asks: list[Ask] = []
         self._prompt_asks: list[PromptAsk] = []
@@ -282,6 +283,10 @@ class _Draft:
         counts[decodes:], samples[decodes:] = self._counts, self._samples
         embeds = self.state.budget.embeds
         more: dict[str, Any] = {"masks": np.stack(self._mask_rows)} if self._mask_rows else {}
+        lengths = [len(pages) for _, _, pages in self._tables]
+        table_slots = np.repeat(ints([slot for slot, _, _ in self._tables]), lengths)
+        table_index = [np.arange(begin, begin + len(pages), dtype=np.int32) for _, begin, pages in self._tables]
+        table_pages = [pages for _, _, pages in self._tables]
         if self._places:
             more["places"] = ints([self._places.get(row, FREE) for row in range(len(self.rows))])
         if self.state.residents is not None:
@@ -293,9 +298,9 @@ class _Draft:
             counts=counts,
             samples=samples,
             tokens=ints(self._tokens),
-            table_slots=ints(self._table_slots),
-            table_index=ints(self._table_index),
-            table_pages=ints(self._table_pages),
+            table_slots=np.concatenate((ints(self._table_slots), table_slots)),
+            table_index=np.concatenate((ints(self._table_index), *table_index)),
+            table_pages=np.concatenate((ints(self._table_pages), *table_pages)),
             seats=self._seats,
             asks=self._asks,
             prompt_asks=self._prompt_asks,
@@ -330,9 +335,7 @@ class _Draft:
             self._table_index.append(begin)
             self._table_pages.append(seq.pages[begin])
         else:
-            self._table_slots += [seq.slot] * (end - begin)
-            self._table_index += range(begin, end)
-            self._table_pages += seq.pages[begin:]
+            self._tables.append((seq.slot, begin, np.array(seq.pages[begin:], np.int32)))
         seq.tabled = end
 
     def _seat(self, seq: Seq) -> None:

@@ -36,6 +36,7 @@ TO_WORKER: list[Any] = [
     Submit(2**40, [1, 2, 3], SAMPLING, Logprobs(0, 5, (1, 2)), True, "key"),
     Submit(1, [], SamplingParams()),
     Extend(3, 1, 2, [4], SAMPLING, None, False),
+    Extend(5, 3, -1, [], SAMPLING, hold=True, ahead=4),
     Abort(1),
     Flush(3),
     Stop(),
