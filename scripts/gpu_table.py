@@ -49,6 +49,10 @@ SHAPES: dict[str, dict[str, Any]] = {
         "head_dim": 16, "tie_word_embeddings": True,
     },
 }  # fmt: skip
+SHAPES["llama8b-awq"] = {
+    **SHAPES["llama8b"],
+    "quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"},
+}  # fmt: skip
 ORDER = "A1,A2,B,D,F,G,E,I24,C,H,I48"  # the most telling first, since time may run out
 
 # Figure of a workload, of other engines on one H200 with the 8B shape (vLLM 0.24.0, SGLang 0.5.15; docs/benchmarks.md),
@@ -79,6 +83,11 @@ PEERS_FP8: list[dict[str, Any]] = [
     {"load": "A2", "key": "ttft_ms_p50", "unit": "ms", "vllm": 70, "sglang": 65},
     {"load": "B", "key": "output_tok_s", "unit": "token/s", "vllm": 6216, "sglang": 6858, "goal": 7500},
     {"load": "C", "key": "output_tok_s", "unit": "token/s", "vllm": 12104, "sglang": 13450, "goal": 14500},
+]
+PEERS_AWQ: list[dict[str, Any]] = [
+    {"load": "A1", "key": "itl_ms_p50", "unit": "ms", "vllm": 3.91, "floor": 1.08, "goal": 2.4},
+    {"load": "A2", "key": "ttft_ms_p50", "unit": "ms", "vllm": 104},
+    {"load": "B", "key": "output_tok_s", "unit": "token/s", "vllm": 5656, "goal": 6500},
 ]
 # Without a peer's figure: shown all the same.
 USUAL = {"A1": "itl_ms_p50", "A2": "ttft_ms_p50", "B": "output_tok_s", "I8": "ttft_ms_p50", "start": "ready_s"}
@@ -199,13 +208,13 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     lines = out / f"{name}.jsonl"
     found: dict[str, dict[str, Any]] = {}
-    other = shape != "llama8b" or scale != 1
+    peers = peers_of(shape, flags) if scale == 1 else []
 
     def keep(key: str, figures: dict[str, Any]) -> None:
         found[key] = figures
         with lines.open("a") as file:
             file.write(json.dumps({"workload": key, **figures}) + "\n")
-        save(rows_of(found, flags, other), out, name, shape, server.command, flags)
+        save(rows_of(found, peers), out, name, shape, server.command, flags)
 
     model = Path(model_path or Path(tempfile.gettempdir(), f"sglang-{shape}"))
     began = time.monotonic()
@@ -246,7 +255,7 @@ def run(
         server.stop()
         if clients is not None:
             clients.close()
-    for line in markdown(rows_of(found, flags, other)):
+    for line in markdown(rows_of(found, peers)):
         print(line, flush=True)
     warnings = [
         line for line in server.said() if "WARNING" in line or "warn" in line.lower() or "error" in line.lower()
@@ -255,10 +264,15 @@ def run(
     return {"ok": not wrong and not any(f.get("errors") for f in found.values()), "wrong": wrong, "figures": found}
 
 
-def rows_of(found: dict[str, dict[str, Any]], flags: str, other: bool) -> list[dict[str, Any]]:
-    """The table: each figure beside those of others, in the order of the workloads. other: another shape or scale than
-    theirs."""
-    peers = [] if other else PEERS_FP8 if "fp8" in shlex.split(flags) else PEERS
+def peers_of(shape: str, flags: str) -> list[dict[str, Any]]:
+    """Others' figures for the same weights."""
+    if shape == "llama8b":
+        return PEERS_FP8 if "fp8" in shlex.split(flags) else PEERS
+    return PEERS_AWQ if shape == "llama8b-awq" else []
+
+
+def rows_of(found: dict[str, dict[str, Any]], peers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The table: each figure beside those of others, in the order of the workloads."""
     known = {line["load"] for line in peers}
     others = [{"load": n, "key": USUAL.get(n, "wall_s"), "unit": ""} for n in found if n not in known and n != "warm"]
     rows = []
