@@ -109,18 +109,23 @@ class ServerConfig:
     automata_memory_mib: int = flag(
         512, "CUDA: memory for constraints that are followed there; masks of others come from the host.", metavar="MIB"
     )
+    grammar_cache_dir: str = flag(
+        "", "Folder where compiled constraints are kept for later starts; nobody else may write into it.", metavar="DIR"
+    )
     disable_overlap_schedule: bool = flag(False, "CUDA: plan a step only after the last one's tokens are known.")
     random_seed: int | None = flag(None, "Seed of everything random that a request does not seed itself.")
     decode_log_interval: int = flag(40, "Decode steps between two status lines.")
 
     # The device
-    attention_backend: Literal["auto", "torch", "triton"] = flag(
-        "auto", "Attention kernels. triton: CUDA, the default there. torch: runs anywhere."
+    attention_backend: Literal["auto", "torch", "triton", "flashinfer"] = flag(
+        "auto",
+        "Attention kernels. triton: CUDA, the default there. torch: runs anywhere. flashinfer: an extra, compiled "
+        "while triton serves; auto takes it for long prompts where it is installed.",
     )
     kv_cache_dtype: Literal["auto", "fp8_e4m3", "fp8_e5m2"] = flag(
         "auto", "Type that keys and values are kept in; auto: that of the activations. 8 bits: twice as many, rounded."
     )
-    disable_flashinfer: bool = flag(False, "Do without FlashInfer (nothing here needs it yet).")
+    disable_flashinfer: bool = flag(False, "Do without FlashInfer, also where it is installed.")
     disable_cuda_graph: bool = flag(False, "CUDA: launch every kernel of a decode step by itself.")
     disable_cascade_attention: bool = flag(False, "CUDA: decodes read a prefix that they share once for each of them.")
     cuda_graph_max_bs: int | None = flag(None, "CUDA: rows of the largest decode step that becomes a graph; all.")

@@ -7,8 +7,8 @@ ALWAYS = {
     "--efficient-weight-load": "weights are always quantised layer by layer",
     "--attention-reduce-in-fp32": "attention always sums in float32",
     "--triton-attention-reduce-in-fp32": "attention always sums in float32",
-    "--disable-disk-cache": "compiled constraints never go to a disk",
-    "--disable-outlines-disk-cache": "compiled constraints never go to a disk",
+    "--disable-disk-cache": "compiled constraints go to a disk only with --grammar-cache-dir",
+    "--disable-outlines-disk-cache": "compiled constraints go to a disk only with --grammar-cache-dir",
 }
 # What the flag asks for cannot be had: it is refused with these words.
 REFUSED = {

@@ -29,6 +29,12 @@ class Automaton:
     accepts: NDArray[np.bool_]  # [states]
     only: NDArray[np.int16]  # [states]
 
+    @staticmethod
+    def of(table: Table, accepts: NDArray[np.bool_]) -> "Automaton":
+        ways = table >= 0
+        only = np.where((ways.sum(1) == 1) & ~accepts, ways.argmax(1), -1).astype(np.int16)
+        return Automaton(table, accepts, only)
+
     @property
     def states(self) -> int:
         return len(self.accepts)
@@ -65,7 +71,4 @@ def compile(node: Node, field: str = "regex") -> Automaton:
         raise FieldError(field, f"{field} is nested too deeply") from None
     if not len(dfa.accepts):
         raise FieldError(field, f"{field} matches no text at all")
-    table, accepts = over_bytes(dfa, work)
-    ways = table >= 0
-    only = np.where((ways.sum(1) == 1) & ~accepts, ways.argmax(1), -1).astype(np.int16)
-    return Automaton(table, accepts, only)
+    return Automaton.of(*over_bytes(dfa, work))

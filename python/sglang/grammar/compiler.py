@@ -25,6 +25,7 @@ from sglang.grammar.automaton import Automaton
 from sglang.grammar.language import Alt, Text
 from sglang.grammar.regular import RegularCompiled
 from sglang.grammar.rules import Compiled, Rules
+from sglang.grammar.shelf import Shelf
 from sglang.grammar.vocab import Vocabulary
 from sglang.grammar.work import TooLarge
 
@@ -79,6 +80,7 @@ class Compiler:
     """Compiles for one vocabulary. Thread-safe; `close` it, or leave it to the process's end.
 
     separate: compile in a child process, which costs a process of about 40 MB and keeps this one's interpreter free.
+    shelf: where automata are kept beyond this process.
     """
 
     def __init__(
@@ -89,7 +91,9 @@ class Compiler:
         entries: int = ENTRIES,
         cache_bytes: int = CACHE_BYTES,
         timeout_s: float = TIMEOUT_S,
+        shelf: Shelf | None = None,
     ):
+        self._shelf = shelf
         self.vocabulary = vocabulary
         self._entries = entries
         self._cache_bytes = cache_bytes
@@ -145,7 +149,11 @@ class Compiler:
             self._child.stop()
 
     def _compiled(self, rules: Rules) -> Compiled:
-        prepared = prepare(rules) if self._child is None else self._child.prepare(rules)
+        prepared = None if self._shelf is None else self._shelf.find(rules)
+        if prepared is None:
+            prepared = prepare(rules) if self._child is None else self._child.prepare(rules)
+            if self._shelf is not None and isinstance(prepared, Automaton):
+                self._shelf.keep(rules, prepared)
         if isinstance(prepared, str):
             if self._engine is None:
                 self._engine = contextfree.Engine(self.vocabulary)

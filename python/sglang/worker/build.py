@@ -1,10 +1,12 @@
 """Configuration -> scheduler state, engine, constraints: the parts of a worker, sized for each other."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from sglang import schedule
 from sglang.base.config import ServerConfig
 from sglang.engine.engine import Engine
+from sglang.grammar.shelf import Shelf
 from sglang.grammar.vocab import Vocabulary
 from sglang.schedule.residents import Residents
 from sglang.worker.grammars import Grammars, Lexicon, in_thread
@@ -15,6 +17,7 @@ def build(config: ServerConfig, read: Callable[[], Lexicon]) -> tuple[schedule.S
 
     read: the tokenizer's words, called in a thread while the model loads. Raises ConfigError.
     """
+    shelf = Shelf(Path(config.grammar_cache_dir)) if config.grammar_cache_dir else None
     lexicon = in_thread(read)
     engine = Engine.load(config)
     state = schedule.State(budget(config, engine))
@@ -25,7 +28,13 @@ def build(config: ServerConfig, read: Callable[[], Lexicon]) -> tuple[schedule.S
         state.residents = Residents(first, rows) if rows else None
 
     grammars = Grammars(
-        lexicon, engine.eos_ids, engine.ready.vocab_size, jumps=jumps, most=config.max_queued_requests, learn=learn
+        lexicon,
+        engine.eos_ids,
+        engine.ready.vocab_size,
+        jumps=jumps,
+        most=config.max_queued_requests,
+        shelf=shelf,
+        learn=learn,
     )
     state.jump = grammars.jump if jumps else None
     return state, engine, grammars

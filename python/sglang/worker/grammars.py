@@ -15,6 +15,7 @@ from sglang.base.messages import Abort, Extend, Finish, Piece, Submit
 from sglang.grammar.compiler import Compiler
 from sglang.grammar.jump import Jumper
 from sglang.grammar.rules import Compiled, Cursor, Rules
+from sglang.grammar.shelf import Shelf
 from sglang.grammar.vocab import Vocabulary
 
 log = logging.getLogger("sglang.worker")
@@ -44,7 +45,8 @@ class Grammars:
     """Compiles, and keeps the requests that wait for it.
 
     eos_ids: what ends a text, vocab: number of logits, jumps: text that is forced is appended instead of drawn,
-    most: requests that may wait, learn: told what each token says before the first constraint is compiled.
+    most: requests that may wait, shelf: for the compiler, learn: told what each token says before the first constraint
+    is compiled.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Grammars:
         *,
         jumps: bool = True,
         most: int = 4096,
+        shelf: Shelf | None = None,
         learn: Callable[[Vocabulary], None] | None = None,
     ):
         self._lexicon = lexicon
@@ -62,6 +65,7 @@ class Grammars:
         self._vocab = vocab
         self._jumps = jumps
         self._most = most
+        self._shelf = shelf
         self._learn = learn
         self._jumper: Jumper | None = None
         self._held: list[tuple[Constrained, Rules, Future[Compiled] | None]] = []
@@ -136,7 +140,7 @@ class Grammars:
             )
         words = lexicon.words[: self._vocab]
         vocabulary = Vocabulary(words, self._eos_ids, lexicon.special_ids, self._vocab)
-        compiler = Compiler(vocabulary)
+        compiler = Compiler(vocabulary, shelf=self._shelf)
         if self._learn is not None:
             self._learn(vocabulary)
         if self._jumps:
