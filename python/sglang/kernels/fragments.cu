@@ -57,6 +57,26 @@ DEVICE void store16(u32 to, const void* from) {
                  : "memory");
 }
 
+// Of the weight, which is read once.
+DEVICE Four stream16(const u8* from) {
+    Four v;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from));
+    return v;
+}
+
+DEVICE Two stream8(const u8* from) {
+    Two v;
+    asm volatile("ld.global.nc.L1::no_allocate.v2.b32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(from));
+    return v;
+}
+
+DEVICE u32 among(u32 a) { // nibbles 0 and 4, in one instruction
+    u32 v;
+    asm("lop3.b32 %0, %1, 0x000f000f, %2, 0xea;" : "=r"(v) : "r"(a), "r"(MAGIC)); // (a & b) | c
+    return v;
+}
+
 DEVICE u32 less(u32 a, u32 b) {
     u32 v;
     asm("sub.rn." TYPE "x2 %0, %1, %2;" : "=r"(v) : "r"(a), "r"(b));
@@ -147,7 +167,7 @@ DEVICE u16 narrow(float a) { return (u16)twice(a); }
 // Codes of 4 registers of a matrix product, each above 128 or 1024, from a word.
 DEVICE void apart(u32* a, u32 word) {
 #pragma unroll
-    for (int i = 0; i < 4; i++) a[i] = (word >> (4 * i) & 0x000f000fu) | MAGIC;
+    for (int i = 0; i < 4; i++) a[i] = among(word >> (4 * i));
 }
 
 DEVICE u32 zeros(u32 step) { return (step & 255) * 0x10001u | MAGIC; }
@@ -191,7 +211,7 @@ extern "C" __global__ void __launch_bounds__(256) spread(const u8* w, u16* out, 
 
 #ifdef WARPS
 // For a few rows. A block multiplies 16 rows of the weight at a time (GATED: and as many of the second half) with all
-// of x, which it keeps; its warps share the columns, and each has its own ring of pieces on their way.
+// of x, which it keeps; its warps share the columns.
 DEVICE float act(float v) {
     if (ACT == SILU) return v / (1.f + __expf(-v));
     if (ACT == GELU) return 0.5f * v * (1.f + erff(v * 0.70710678f));
@@ -199,34 +219,34 @@ DEVICE float act(float v) {
     return v / (1.f + __expf(-2.f * u)); // 1 + tanh(u) = 2 / (1 + exp(-2 u))
 }
 
-extern "C" __global__ void __launch_bounds__(32 * WARPS)
+extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT)
 few(const u16* x, long long stride, const u8* w, const u16* bias, const u16* other, u16* out, int M, int N, int pieces,
     int items, int per) {
     extern __shared__ __align__(128) u8 memory[];
-    const int GATED = ACT >= 0, TILES = GATED ? 2 : 1, K = pieces * 128;
+    const int GATED = ACT >= 0, TILES = GATED ? 2 : 1, K = pieces * 128, STEP = 8 * SIZE;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = lane / 4;
-    const u32 ring = address(memory) + warp * RING * SIZE, bars = address(memory) + WARPS * RING * SIZE + warp * RING * 8;
-    const u32 sums = address(memory) + WARPS * RING * (SIZE + 8), rows = sums + 2 * WARPS * 512;
+    const u32 sums = address(memory), rows = sums + 2 * WARPS * 512;
     const int first = pieces * warp / WARPS, mine = pieces * (warp + 1) / WARPS - first;
     const int from = blockIdx.x * per, count = (min(from + per, items) - from) * TILES;
     const int half = N / 32; // tiles of 16 rows before the second half
-    int ahead = 0, ahead_tile = 0, ahead_piece = 0;
 
+    // A warp's pieces of a tile come in rounds of DEPTH; those of the next round are on their way.
+    Four codes[DEPTH][2];
+    Two steps[DEPTH][EACH];
+    auto load = [&](int d, const u8* at) {
+        codes[d][0] = stream16(at + lane * 16), codes[d][1] = stream16(at + 512 + lane * 16);
+#pragma unroll
+        for (int e = 0; e < EACH; e++) steps[d][e] = stream8(at + 1024 + e * 64 + row * 8);
+    };
     auto tile_of = [&](int j) { return GATED ? (j % 2 ? half : 0) + from + j / 2 : from + j; };
-    auto fill = [&](int slot) { // the next piece, if there is one
-        if (ahead_tile == count) return;
-        const int tile = tile_of(ahead_tile);
-        const u8* at = w + ((long long)(tile / 8 * pieces + first + ahead_piece) * 8 + tile % 8) * SIZE;
-        expect(bars + slot * 8, SIZE);
-        fetch(ring + slot * SIZE, at, SIZE, bars + slot * 8);
-        if (++ahead_piece == mine) ahead_piece = 0, ahead_tile++;
+    auto start = [&](int j) {
+        const int tile = tile_of(j);
+        return w + ((long long)(tile / 8 * pieces + first) * 8 + tile % 8) * SIZE;
     };
     others_may_start();
-    if (lane == 0) {
-        for (int s = 0; s < RING; s++) barrier(bars + s * 8, 1);
-        barriers_made();
-        for (int s = 0; s < RING; s++) fill(s);
-    }
+#pragma unroll
+    for (int d = 0; d < DEPTH; d++)
+        if (d < mine) load(d, start(0) + d * STEP);
     others_have_ended();
     for (int i = threadIdx.x; i < M * K / 8; i += 32 * WARPS) {
         const int m = i / (K / 8), k = i % (K / 8) * 8;
@@ -236,40 +256,39 @@ few(const u16* x, long long stride, const u8* w, const u16* bias, const u16* oth
 
     // Of 8 rows those that x lacks are its last one, and go nowhere.
     const u32 own = rows + (min(lane % 8, M - 1) * (K + 8) + first * 128 + lane / 8 * 8) * 2;
-    int slot = 0, phase = 0;
     float gate = 0.f;
     for (int j = 0; j < count; j++) {
         float acc[4] = {0.f, 0.f, 0.f, 0.f};
-        for (int p = 0; p < mine; p++) {
-            wait(bars + slot * 8, phase);
-            const u32 at = ring + slot * SIZE;
-            const Four q[2] = {load16(at + lane * 16), load16(at + 512 + lane * 16)};
-            Two steps[EACH];
+        for (int p = 0; p < mine; p += DEPTH) {
+            const bool last = p + DEPTH >= mine;
+            const u8* next = last ? start(min(j + 1, count - 1)) : start(j) + (p + DEPTH) * STEP;
+            const int there = last ? (j + 1 < count ? mine : 0) : mine - p - DEPTH;
 #pragma unroll
-            for (int e = 0; e < EACH; e++) steps[e] = load8(at + 1024 + e * 64 + row * 8);
-            __syncwarp();
-            if (lane == 0) fill(slot);
-            if (++slot == RING) slot = 0, phase ^= 1;
+            for (int d = 0; d < DEPTH; d++) {
+                if (p + d < mine) {
 #pragma unroll
-            for (int e = 0; e < EACH; e++) {
-                const u32 low = zeros(steps[e].x), high = zeros(steps[e].y);
-                float part[4] = {0.f, 0.f, 0.f, 0.f};
+                    for (int e = 0; e < EACH; e++) {
+                        const u32 low = zeros(steps[d][e].x), high = zeros(steps[d][e].y);
+                        float part[4] = {0.f, 0.f, 0.f, 0.f};
 #pragma unroll
-                for (int c = e * (4 / EACH); c < (e + 1) * (4 / EACH); c++) { // 32 columns
-                    u32 v[4];
-                    matrices(v, own + (p * 128 + c * 32) * 2);
+                        for (int c = e * (4 / EACH); c < (e + 1) * (4 / EACH); c++) { // 32 columns
+                            u32 v[4];
+                            matrices(v, own + ((p + d) * 128 + c * 32) * 2);
 #pragma unroll
-                    for (int s = 0; s < 2; s++) {
-                        const Four& four = q[c / 2];
-                        const u32 word = c % 2 ? (s ? four.w : four.z) : (s ? four.y : four.x);
-                        u32 a[4];
-                        apart(a, word);
-                        a[0] = less(a[0], low), a[1] = less(a[1], high), a[2] = less(a[2], low), a[3] = less(a[3], high);
-                        mma(part, a, v[2 * s], v[2 * s + 1]);
+                            for (int s = 0; s < 2; s++) {
+                                const Four& four = codes[d][c / 2];
+                                u32 a[4];
+                                apart(a, c % 2 ? (s ? four.w : four.z) : (s ? four.y : four.x));
+                                a[0] = less(a[0], low), a[1] = less(a[1], high);
+                                a[2] = less(a[2], low), a[3] = less(a[3], high);
+                                mma(part, a, v[2 * s], v[2 * s + 1]);
+                            }
+                        }
+                        acc[0] += part[0] * scale(steps[d][e].x), acc[1] += part[1] * scale(steps[d][e].x);
+                        acc[2] += part[2] * scale(steps[d][e].y), acc[3] += part[3] * scale(steps[d][e].y);
                     }
                 }
-                acc[0] += part[0] * scale(steps[e].x), acc[1] += part[1] * scale(steps[e].x);
-                acc[2] += part[2] * scale(steps[e].y), acc[3] += part[3] * scale(steps[e].y);
+                if (d < there) load(d, next + d * STEP);
             }
         }
         const u32 place = sums + j % 2 * WARPS * 512; // [warp][8 of x][16 of the weight]

@@ -79,14 +79,14 @@ def written_out(w: Fragments, dtype: torch.dtype) -> Tensor:
 
 
 class Few(NamedTuple):
-    """warps share the columns; ring: pieces of each on their way; blocks: of a processor at once."""
+    """warps share the columns; depth: pieces of each on their way; blocks: of a processor at once."""
 
     warps: int
-    ring: int
+    depth: int
     blocks: int
 
     def shared(self, m: int, w: Fragments) -> int:
-        return self.warps * (self.ring * (1032 + 64 * w.each) + 1024) + 2 * m * (w.inputs + 8)
+        return self.warps * 1024 + 2 * m * (w.inputs + 8)
 
 
 class Many(NamedTuple):
@@ -108,7 +108,10 @@ class Many(NamedTuple):
 
 
 # By rows of the inputs: the first is taken. scripts/gpu_quant.py times the others beside it.
-FEW: tuple[Few, ...] = (Few(8, 6, 2), Few(8, 8, 2), Few(8, 4, 3), Few(4, 8, 4), Few(16, 4, 1), Few(8, 6, 3))
+FEW: tuple[Few, ...] = (
+    Few(8, 4, 2), Few(8, 2, 2), Few(8, 2, 3), Few(8, 3, 3), Few(8, 1, 4), Few(4, 4, 4), Few(4, 2, 6), Few(16, 4, 1),
+    Few(16, 2, 2),
+)  # fmt: skip
 MANY: dict[int, tuple[Many, ...]] = {
     8: (Many(8, 6, 2), Many(8, 8, 2)),
     16: (Many(16, 8, 2), Many(16, 6, 2)),
@@ -148,7 +151,7 @@ def few_kernel(tile: Few, each: int, dtype: torch.dtype, act: str | None) -> cud
 
 def few_source(tile: Few, each: int, dtype: torch.dtype, act: str | None) -> str:
     return _source(
-        FP16=int(dtype == torch.float16), EACH=each, WARPS=tile.warps, RING=tile.ring,
+        FP16=int(dtype == torch.float16), EACH=each, WARPS=tile.warps, DEPTH=tile.depth, RESIDENT=tile.blocks,
         SILU=ACTS["silu"], GELU=ACTS["gelu"], ACT=-1 if act is None else ACTS[act],
     )  # fmt: skip
 
@@ -200,8 +203,7 @@ def multiply(
 def chosen(m: int, w: Fragments, act: str | None) -> Few | Many:
     few = FEW[0]
     pairs = act is None or w.rows % (2 * ROWS) == 0
-    enough = w.inputs // COLUMNS >= few.warps
-    return few if m <= FEWEST and pairs and enough and few.shared(m, w) * few.blocks <= MEMORY else tiles_of(m)[0]
+    return few if m <= FEWEST and pairs and few.shared(m, w) * few.blocks <= MEMORY else tiles_of(m)[0]
 
 
 def _few(x: Tensor, w: Fragments, bias: Tensor | None, other: Tensor | None, act: str | None, tile: Few) -> Tensor:

@@ -55,6 +55,9 @@ DEVICE float load4(u32 at) { return read<float>(at); }
 DEVICE void store4(u32 at, float v) { memcpy(memory + at, &v, 4); }
 DEVICE void store4(u32 at, u32 v) { memcpy(memory + at, &v, 4); }
 DEVICE void store16(u32 at, const void* from) { if (at % 16) abort(); memcpy(memory + at, from, 16); }
+DEVICE Four stream16(const u8* at) { if ((u64)at % 16) abort(); Four v; memcpy(&v, at, 16); return v; }
+DEVICE Two stream8(const u8* at) { Two v; memcpy(&v, at, 8); return v; }
+DEVICE u32 among(u32 a) { return (a & 0x000f000f) | MAGIC; }
 DEVICE float __uint_as_float(u32 v) { float f; memcpy(&f, &v, 4); return f; }
 #define __expf expf
 
