@@ -2,6 +2,7 @@
 
     python scripts/gpu_check.py demo                      # same text as the CPU and under other flags, up to near-ties
     python scripts/gpu_check.py kernels                   # each kernel against float64, then its time
+    python scripts/gpu_check.py attention                 # ours on 16 and 8 bits, FlashInfer's: against float64, timed
     python scripts/gpu_check.py long                      # attention of long rows by cuDNN and by tiles: both, timed
     python scripts/gpu_check.py graphs                    # steps of an 8B model: graphs on and off, time by batch
     python scripts/gpu_check.py loop                      # the device's pauses between steps; time by batch, by context
@@ -269,6 +270,15 @@ def long() -> dict[str, Any]:
     return found
 
 
+def attention() -> dict[str, Any]:
+    import gpu_attention
+
+    found = gpu_attention.run()
+    for name in ("modules", "checks", "decodes", "prompts", "shared"):
+        table(found[name])
+    return found
+
+
 def graphs() -> dict[str, Any]:
     import gpu_steps
 
@@ -343,6 +353,7 @@ def main() -> int:
         choices=[
             "demo",
             "kernels",
+            "attention",
             "long",
             "graphs",
             "loop",
@@ -364,7 +375,7 @@ def main() -> int:
     more.add_argument("--out-dir", type=Path, default=Path("table"), help="Folder for figures and log.")
     more.add_argument("--name", default="h200_llama8b_bf16", help="Of the files in it, and of the result.")
     more.add_argument("--commit", default="", help="Of the checkout, for the result, where git cannot say.")
-    more.add_argument("--shape", default="llama8b", help="Of the model: llama8b, qwen3-0.6b or tiny.")
+    more.add_argument("--shape", default="llama8b", help="Of the model: llama8b, llama8b-awq, qwen3-0.6b or tiny.")
     more.add_argument("--workloads", default="", help="Which, in this order; all by default.")
     more.add_argument("--server-flags", default="", help='More flags for the server, e.g. "--quantization fp8".')
     more.add_argument("--total-s", type=float, default=420, help="Seconds for all of it.")
@@ -381,6 +392,8 @@ def main() -> int:
             figures = demo(args.device)
         case "kernels":
             figures = kernels()
+        case "attention":
+            figures = attention()
         case "long":
             figures = long()
         case "stream":

@@ -1,6 +1,8 @@
 """Mixture of experts: which experts a token takes (`route`), and what they do with it (`ExpertMlp`).
 
-The two are apart so that ranks which hold some of the experts can route all tokens alike and compute their own.
+The two are apart so that ranks which hold some of the experts can route all tokens alike and compute their own. On CUDA
+devices kernels of ours do both (`kernels.routing`, `kernels.experts`), without a word between host and device; what is
+written here in torch is how a CPU does it, and what the kernels are compared with.
 """
 
 from dataclasses import dataclass
@@ -10,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sglang.kernels.staging import triton_works
 from sglang.layers.linear import Act, Linear
 from sglang.layers.mlp import Mlp
 from sglang.quant.dense import ACTS, packing_works
 
-GROUPED = (torch.bfloat16,)  # types that torch multiplies group by group on CUDA devices
+GROUPED = (torch.bfloat16,)  # types that torch multiplies group by group on CUDA devices, where our kernels do not work
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ class ExpertMlp:
         self._count = count
         self._inter = inter
         self._maps: list[tuple[Linear, Linear]] = []
+        self.fused = False  # our kernels compute it
 
     def places(self, prefix: str) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
@@ -104,6 +108,8 @@ class ExpertMlp:
     def finish(self) -> None:
         """All places are filled; they go out of use."""
         device, dtype = self.gate_up.device, self.gate_up.dtype
+        if device.type == "cuda":
+            self.fused = fused_works(dtype)
         if device.type != "cpu" or not packing_works(dtype):
             return
         hidden, bias, n = self.down.shape[1], self.down_bias is not None, self._inter
@@ -128,6 +134,8 @@ class ExpertMlp:
         Tokens are sorted by expert, so that each expert multiplies all its rows at once; a token's parts are then
         summed in the order of its choice, whoever else is in the step.
         """
+        if self.fused:
+            return self.sums(x, weights, ids.int(), weigh_inputs)
         top_k = ids.shape[1]
         flat = ids.flatten()
         order = flat.argsort(stable=True)
@@ -143,6 +151,32 @@ class ExpertMlp:
         if weigh_inputs:
             return own.sum(1)
         return torch.einsum("tkh,tk->th", own.float(), weights).to(x.dtype)
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a CUDA device needs no word from the host; once it is finished."""
+        return self.fused or self.gate_up.dtype in GROUPED
+
+    def sums(
+        self,
+        x: Tensor,
+        weights: Tensor,
+        ids: Tensor,
+        weigh_inputs: bool,
+        shared: Tensor | None = None,
+        gates: Tensor | None = None,
+        other: Tensor | None = None,
+    ) -> Tensor:
+        """The same by our kernels, + shared (times gates, float32 [tokens]) + other, which is overwritten.
+
+        ids: int32. All others: as in `__call__`, side by side.
+        """
+        from sglang.kernels import experts as kernels
+
+        opens, closes = kernels.Stack(self.gate_up, self.gate_up_bias), kernels.Stack(self.down, self.down_bias)
+        tail = kernels.Tail(shared, gates, other)
+        gate = kernels.Gate(self._act, self._limit)
+        return kernels.forward(x, weights, ids, opens, closes, gate, weigh_inputs=weigh_inputs, tail=tail)
 
     def _loop(self, rows: Tensor, counts: Tensor) -> Tensor:
         """rows: sorted by expert, counts[e] of each."""
@@ -180,6 +214,14 @@ class ExpertMlp:
         return gate * torch.sigmoid(1.702 * gate) * (up + 1)
 
 
+def fused_works(dtype: torch.dtype) -> bool:
+    if not triton_works():
+        return False
+    from sglang.kernels import experts
+
+    return experts.works(dtype)
+
+
 class MoE:
     """Router, experts, and the part all tokens take. Places: router, correction, experts.*, shared.*, shared_gate."""
 
@@ -199,12 +241,15 @@ class MoE:
         self._routing = routing
         # Where a bias decides between experts of nearly equal score, 8 bits are too few.
         exact = torch.float32 if routing.correction else dtype
-        self.router = torch.empty(routing.count, hidden, device=device, dtype=exact)
-        self.router_bias = torch.empty(routing.count, device=device, dtype=dtype) if routing.bias else None
+        n = routing.count
+        # The shared part's gate is one more row: one product computes both.
+        self._scores = torch.empty(n + shared_gate, hidden, device=device, dtype=exact)
+        self._scores_bias = torch.zeros(n + shared_gate, device=device, dtype=dtype) if routing.bias else None
+        self.router, self.shared_gate = self._scores[:n], self._scores[n:] if shared_gate else None
+        self.router_bias = None if self._scores_bias is None else self._scores_bias[:n]
         self.correction = torch.empty(routing.count, device=device, dtype=torch.float32) if routing.correction else None
         self.experts = ExpertMlp(routing.count, hidden, inter, act, bias, limit, device, dtype)
         self.shared = Mlp(hidden, shared, act, True, False, device, dtype) if shared else None
-        self.shared_gate = torch.empty(1, hidden, device=device, dtype=dtype) if shared_gate else None
 
     def places(self, prefix: str) -> dict[str, Tensor]:
         """All but those of `linears`."""
@@ -224,8 +269,14 @@ class MoE:
     def linears(self) -> dict[str, Linear]:
         return {} if self.shared is None else {f"shared.{name}": one for name, one in self.shared.linears().items()}
 
+    @property
+    def capturable(self) -> bool:
+        return self.experts.capturable
+
     def __call__(self, x: Tensor) -> Tensor:
         """x: [tokens, hidden]."""
+        if self.experts.fused:
+            return self._fused(x, None)
         logits = F.linear(x.to(self.router.dtype), self.router, self.router_bias)
         weights, ids = route(self._routing, logits, self.correction)
         out = self.experts(x, weights, ids, self._routing.weigh_inputs)
@@ -233,8 +284,16 @@ class MoE:
             return out
         shared = self.shared(x)
         if self.shared_gate is not None:
-            shared = shared * F.linear(x, self.shared_gate).sigmoid()
+            shared = shared * F.linear(x.to(self.shared_gate.dtype), self.shared_gate).sigmoid().to(x.dtype)
         return out.add_(shared)
 
     def plus(self, x: Tensor, other: Tensor) -> Tensor:
-        return self(x).add_(other)
+        return self._fused(x, other) if self.experts.fused else self(x).add_(other)
+
+    def _fused(self, x: Tensor, other: Tensor | None) -> Tensor:
+        from sglang.kernels import routing
+
+        logits = routing.scores(x, self._scores, self._scores_bias)
+        weights, ids, gates = routing.choose(self._routing, logits, self.correction, self.shared_gate is not None)
+        shared = None if self.shared is None else self.shared(x)
+        return self.experts.sums(x, weights, ids, self._routing.weigh_inputs, shared, gates, other)

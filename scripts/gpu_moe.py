@@ -1,0 +1,412 @@
+# ruff: noqa: B023 - closures are called before the loop goes on
+"""Part `moe` of gpu_check.py: routing and experts against float64, then their time beside what must be read."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from gpu_kernels import READ_TB_S, graph_us
+
+from sglang.kernels import experts as kernels
+from sglang.kernels import fp8, routing
+from sglang.kernels.compiling import compile_ahead
+from sglang.kernels.experts import Gate, Stack, Tail, Tile
+from sglang.layers.moe import MoE, Routing, route
+
+BF16_TFLOP_S = 770.0  # of an H200, measured
+BUDGET_S = 38.0
+DEVICE = torch.device("cuda")
+BF16 = torch.bfloat16
+DECODES, PREFILLS = (1, 8, 32, 64, 256), (1024, 4096, 8192)
+# hidden, experts, of which a token takes, width of one, width of the shared one
+SHAPES = {"qwen1.5-moe": (2048, 60, 4, 1408, 5632), "mixtral-8x7b": (4096, 8, 2, 14336, 0)}
+
+
+def far(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float(torch.linalg.norm(got.double() - wanted) / torch.linalg.norm(wanted))
+
+
+def some(*size: int, dtype: torch.dtype = BF16) -> torch.Tensor:
+    return (torch.randn(size, device=DEVICE) * size[-1] ** -0.5).to(dtype)
+
+
+def rounded(weight: torch.Tensor, groups: int) -> Stack:
+    """float8 with a scale a row, or a row and 128 columns."""
+    parts = weight.float().unflatten(-1, (groups, -1))
+    scales = parts.abs().amax(-1).clamp_min(1e-12) / 448
+    codes = (parts / scales[..., None]).to(fp8.FP8).flatten(-2)
+    return Stack(codes, None, scales.transpose(1, 2).contiguous())
+
+
+def wide(stack: Stack) -> torch.Tensor:
+    weight = stack.weight.double()
+    if stack.scales is not None:
+        weight *= stack.scales.double().transpose(1, 2).repeat_interleave(weight.shape[-1] // stack.groups, -1)
+    return weight
+
+
+def by_definition(
+    x: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, opens: Stack, closes: Stack, gate: Gate,
+    weigh_inputs: bool, first: int,
+) -> torch.Tensor:  # fmt: skip
+    """In float64, expert by expert."""
+    out = torch.zeros(x.shape, dtype=torch.float64, device=DEVICE)
+    up_all, down_all = wide(opens), wide(closes)
+    inter = closes.weight.shape[2]
+    for e in range(opens.weight.shape[0]):
+        token, slot = (ids == e + first).nonzero(as_tuple=True)
+        share = weights[token, slot].double()[:, None]
+        both = (x.double()[token] * (share if weigh_inputs else 1)) @ up_all[e].T
+        both += 0 if opens.bias is None else opens.bias[e].double()
+        a, b = both[:, :inter], both[:, inter:]
+        if gate.limit is None:
+            inner = {"silu": F.silu, "gelu": F.gelu}[gate.act](a) * b
+        else:
+            a, b = a.clamp(max=gate.limit), b.clamp(-gate.limit, gate.limit)
+            inner = a * torch.sigmoid(1.702 * a) * (b + 1)
+        given = inner @ down_all[e].T + (0 if closes.bias is None else closes.bias[e].double())
+        out.index_add_(0, token, given if weigh_inputs else given * share)
+    return out
+
+
+ROUTINGS = {
+    "mixtral": Routing(8, 2),
+    "qwen1.5-moe": Routing(60, 4, norm=None),
+    "dbrx": Routing(16, 4, norm=2.0),
+    "grok": Routing(8, 2, norm=None, softcap=30.0),
+    "deepseek v2": Routing(160, 6, norm=None, scale=16.0, groups=8, top_groups=3),
+    "deepseek v3": Routing(
+        256, 8, score="sigmoid", scale=2.5, groups=8, top_groups=4, group_by=2, correction=True
+    ),
+    "minimax": Routing(256, 8, score="sigmoid", correction=True),
+    "llama 4": Routing(128, 1, score="sigmoid", norm=None, weigh_inputs=True),
+}  # fmt: skip
+
+
+def numerics() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+
+    def add(what: str, rows: int, error: Callable[[], float], bound: float) -> None:
+        try:
+            value = error()
+            found.append({"what": what, "rows": rows, "error": value, "bound": bound, "ok": bool(value < bound)})
+        except Exception as wrong:  # the others are still worth knowing
+            found.append({"what": what, "rows": rows, "bound": bound, "ok": False, "wrong": repr(wrong)[:200]})
+
+    for name, r in ROUTINGS.items():
+        for rows in (1, 300):
+            logits = torch.randn(rows, r.count, device=DEVICE)
+            correction = torch.rand(r.count, device=DEVICE) / 4 if r.correction else None
+
+            def chosen() -> float:
+                wanted, ids = route(r, logits, correction)
+                got, own, _ = routing.choose(r, logits, correction)
+                assert torch.equal(ids, own.long()), "other experts"
+                return far(got, wanted.double())
+
+            add(f"routing, {name}", rows, chosen, 1e-5)
+
+    def sums(rows: int, dtype: torch.dtype, case: str, groups: int = 0, **more: Any) -> float:
+        count, hidden, inter, top_k = 12, 1024, 384, 3
+        first = 2 if case == "parallel" else 0
+        r = Routing(count + 3 * first, top_k)
+        weights, ids, _ = routing.choose(r, torch.randn(rows, r.count, device=DEVICE))
+        if case == "one expert":
+            ids = torch.full_like(ids, 5)
+        x = some(rows, hidden, dtype=dtype) * hidden**0.5
+        opens, closes = some(count, 2 * inter, hidden, dtype=dtype), some(count, hidden, inter, dtype=dtype)
+        stacks = [Stack(opens), Stack(closes)]
+        if groups:
+            stacks = [rounded(opens, groups if groups == 1 else 8), rounded(closes, groups if groups == 1 else 3)]
+        gate = Gate("silu", 3.0) if case == "gpt-oss" else Gate("gelu" if case == "gelu" else "silu")
+        if case == "gpt-oss":
+            stacks = [s._replace(bias=torch.randn(s.weight.shape[:2], device=DEVICE).to(dtype)) for s in stacks]
+        tail = Tail()
+        wanted = by_definition(x, weights, ids, stacks[0], stacks[1], gate, case == "llama 4", first)
+        if case == "tail":
+            tail = Tail(
+                some(rows, hidden, dtype=dtype), torch.rand(rows, device=DEVICE), some(rows, hidden, dtype=dtype)
+            )
+            assert tail.shared is not None and tail.gates is not None and tail.other is not None
+            wanted += tail.shared.double() * tail.gates.double()[:, None] + tail.other.double()
+        got = kernels.forward(x, weights, ids, stacks[0], stacks[1], gate, weigh_inputs=case == "llama 4",
+                              first=first, tail=tail, **more)  # fmt: skip
+        return far(got, wanted)
+
+    for case in ("plain", "gelu", "gpt-oss", "llama 4", "one expert", "parallel", "tail"):
+        for rows in (1, 3, 40, 700) if case in ("plain", "gpt-oss") else (2, 100):
+            add(f"bf16, {case}", rows, lambda: sums(rows, BF16, case), 8e-3)
+    for rows in (1, 40, 700):
+        add("float16", rows, lambda: sums(rows, torch.float16, "plain"), 2e-3)
+        add("float32", rows, lambda: sums(rows, torch.float32, "plain"), 1e-5)
+        # Inputs are rounded to 8 bits twice: that is what is seen here.
+        add("fp8, a scale a row", rows, lambda: sums(rows, BF16, "plain", 1), 0.08)
+        add("fp8, a scale a block", rows, lambda: sums(rows, BF16, "plain", 2), 0.08)
+
+    def alone() -> float:
+        """A token's numbers, whoever else is in the step, as long as it is computed by the same tiles."""
+        count, hidden, inter = 12, 1024, 384
+        x, opens, closes = some(64, hidden), Stack(some(count, 2 * inter, hidden)), Stack(some(count, hidden, inter))
+        weights, ids, _ = routing.choose(Routing(count, 3), torch.randn(64, count, device=DEVICE))
+        tiles = kernels.tiles_of(64, 192, count, (opens, closes))
+        whole = kernels.forward(x, weights, ids, opens, closes, Gate("silu"), tiles=tiles, few=0)
+        part = kernels.forward(x[7:30], weights[7:30], ids[7:30], opens, closes, Gate("silu"), tiles=tiles, few=0)
+        return float((whole[7:30] != part).sum())
+
+    add("the same whoever else is there", 64, alone, 0.5)
+    return found
+
+
+class Layer:
+    """Layers of one shape with weights of their own, to be called in turn."""
+
+    def __init__(self, name: str, layers: int):
+        self.hidden, self.count, self.top_k, self.inter, self.shared = SHAPES[name]
+        self.rule = Routing(self.count, self.top_k, norm=None if self.shared else 1.0)
+        self.layers = []
+        for _ in range(layers):
+            made = MoE(
+                self.hidden, self.rule, self.inter, self.shared, self.shared > 0, "silu", False, None, DEVICE, BF16
+            )
+            for place in made.places("m").values():
+                place.normal_(0, place.shape[-1] ** -0.5)
+            for linear in made.linears().values():
+                for place in linear.places("m").values():
+                    place.normal_(0, place.shape[-1] ** -0.5)
+                linear.finish()
+            made.finish()
+            self.layers.append(made)
+
+    def read_gb(self, tokens: int, each: int = 2) -> float:
+        """Gigabytes of weights of the experts that random routing of so many tokens needs, and the shared part's."""
+        taken = self.count * (1 - (1 - self.top_k / self.count) ** tokens)
+        return (taken * 3 * self.hidden * self.inter * each + 3 * self.hidden * self.shared * 2) / 1e9
+
+    def tflop(self, tokens: int) -> float:
+        return 6 * tokens * self.hidden * (self.top_k * self.inter + self.shared) / 1e12
+
+    def floor_us(self, tokens: int) -> float:
+        return max(self.read_gb(tokens) / READ_TB_S * 1e3, self.tflop(tokens) / BF16_TFLOP_S * 1e6)
+
+
+@dataclass
+class Case:
+    """A line of a table, and what is called to fill it: several calls, of weights in turn."""
+
+    part: str
+    row: dict[str, Any]
+    calls: dict[str, list[Callable[[], Any]]]
+    gb: float = 0.0
+    tflop: float = 0.0
+
+    def measure(self) -> dict[str, Any]:
+        row = self.row
+        for name, calls in self.calls.items():
+            try:
+                row[name] = graph_us(calls, 5)
+            except Exception as wrong:  # the others are still worth knowing
+                row["wrong"] = repr(wrong)[:160]
+        if self.gb and "us" in row:
+            row |= {"GB/s": self.gb / row["us"] * 1e6, "TFLOP/s": self.tflop / row["us"] * 1e6}
+            if "floor us" in row:
+                row["share of floor %"] = 100 * row["floor us"] / row["us"]
+        if "us" in row and "before us" in row:
+            row["x"] = row["before us"] / row["us"]
+        return row
+
+
+def unfused(layer: MoE, x: torch.Tensor) -> torch.Tensor:
+    """As it was before: torch's products by group."""
+    layer.experts.fused = False
+    try:
+        return layer(x)
+    finally:
+        layer.experts.fused = True
+
+
+def times(name: str, layer: Layer) -> Iterator[Case]:
+    for rows in (*DECODES, 2, 4, *PREFILLS):
+        x = some(rows, layer.hidden) * layer.hidden**0.5
+        gb = layer.read_gb(rows)
+        row = {"layer": name, "rows": rows, "read GB": gb, "floor us": layer.floor_us(rows)}
+        calls = {"us": [lambda m=m: m(x) for m in layer.layers]}
+        yield Case("times", row, calls, gb, layer.tflop(rows))
+
+
+def before(name: str, layer: Layer) -> Iterator[Case]:
+    for rows in (*DECODES, *PREFILLS):
+        x = some(rows, layer.hidden) * layer.hidden**0.5
+        yield Case("before", {"layer": name, "rows": rows}, {"us": [lambda m=m: unfused(m, x) for m in layer.layers]})
+
+
+def parts(name: str, layer: Layer) -> Iterator[Case]:
+    """Where the time of a step goes."""
+    for rows in (1, 32, 4096):
+        x = some(rows, layer.hidden) * layer.hidden**0.5
+        weights, ids = drawn(layer.rule, rows)
+        logits = torch.randn(rows, layer.count + 1, device=DEVICE)[:, :-1]
+        cases: dict[str, list[Callable[[], Any]]] = {
+            "scores": [lambda m=m: routing.scores(x, m._scores, None) for m in layer.layers],
+            "choose": [lambda m=m: routing.choose(layer.rule, logits) for m in layer.layers],
+            "sort": [lambda m=m: routing.sort(ids, layer.count, 16) for m in layer.layers],
+            "shared": [lambda m=m: m.shared(x) for m in layer.layers if m.shared],
+            "experts": [lambda m=m: m.experts.sums(x, weights, ids, False) for m in layer.layers],
+        }
+        yield Case("parts", {"layer": name, "rows": rows}, {what: calls for what, calls in cases.items() if calls})
+
+
+T16 = [Tile(16, 64, 128, 4, 3), Tile(16, 64, 64, 4, 4), Tile(16, 128, 64, 4, 4), Tile(16, 64, 128, 4, 4)]
+T16 += [Tile(16, 128, 128, 8, 3), Tile(16, 64, 256, 4, 2)]
+T32 = [Tile(32, 64, 128, 4, 3), Tile(32, 64, 64, 4, 4), Tile(32, 128, 64, 4, 4)]
+T64 = [Tile(64, 64, 128, 4, 3), Tile(64, 64, 64, 4, 4), Tile(64, 128, 64, 8, 3)]
+T128 = [Tile(128, 128, 64, 8, 3), Tile(128, 64, 64, 4, 4), Tile(128, 64, 64, 8, 4)]
+CLOSE128 = [Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 4), Tile(128, 128, 64, 4, 4), Tile(256, 128, 64, 8, 3)]
+TRIED: dict[int, tuple[list[Tile], list[Tile]]] = {
+    32: (T16, T16), 8192: (T128, CLOSE128), 256: (T16[:2] + T32 + T64[:1], T16[:2] + T32 + T64[:1]),
+    1024: (T64 + T128, T64 + CLOSE128[1:3]),
+}  # fmt: skip
+
+
+def tiles(name: str, layer: Layer) -> Iterator[Case]:
+    """Each product by itself, under each tile."""
+    for rows, both in TRIED.items():
+        weights, ids = drawn(layer.rule, rows)
+        x = some(rows, layer.hidden)
+        inner, out = some(ids.numel(), layer.inter), some(ids.numel(), layer.hidden)
+        for opens, tried in ((True, both[0]), (False, both[1])):
+            gb = (layer.read_gb(rows) - 6e-9 * layer.hidden * layer.shared) * (2 / 3 if opens else 1 / 3)
+            tflop = (4 if opens else 2) * ids.numel() * layer.hidden * layer.inter / 1e12
+            read, written = (x, inner) if opens else (inner, out)
+            for tile in tried:
+                given = routing.sort(ids, layer.count, tile.block_m)
+                row = {"layer": name, "rows": rows, "product": "gate, up" if opens else "down", "tile": words(tile)}
+                stacks = [Stack(m.experts.gate_up if opens else m.experts.down) for m in layer.layers]
+                calls = [
+                    lambda s=s, given=given, tile=tile: kernels._grouped(
+                        read, read, s, given, weights, written, Gate("silu"), layer.top_k, opens, False, tile
+                    )
+                    for s in stacks
+                ]
+                yield Case("tiles", row, {"us": calls}, gb, tflop)
+
+
+def ones(name: str, layer: Layer) -> Iterator[Case]:
+    """One token: rows of a program, columns of a step, warps."""
+    x = some(1, layer.hidden)
+    weights, ids = drawn(layer.rule, 1)
+    plain = kernels.tuning
+    first = ((1, 2048, 4), (1, 1024, 4), (2, 1024, 4), (1, 2048, 8), (2, 2048, 8), (4, 512, 4))
+    last = ((2, 512, 4), (1, 512, 4), (4, 512, 4), (2, 1024, 4), (1, 2048, 4), (4, 256, 4), (2, 2048, 8))
+
+    def under(choice: tuple[int, int, int], opens: bool, m: MoE) -> None:
+        kernels.tuning = lambda inputs, o=True: choice if o == opens else plain(inputs, o)  # type: ignore[assignment]
+        try:
+            m.experts.sums(x, weights, ids, False)
+        finally:
+            kernels.tuning = plain
+
+    for opens, tried in ((True, first), (False, last)):
+        for choice in tried:
+            row = {"layer": name, "product": "gate, up" if opens else "down", "tile": words(choice)}
+            calls = [lambda m=m, c=choice: under(c, opens, m) for m in layer.layers]
+            yield Case("one", row, {"us": calls}, layer.read_gb(1) - 6e-9 * layer.hidden * layer.shared)
+
+
+def few(name: str, layer: Layer) -> Iterator[Case]:
+    """Few tokens: pair by pair, or in blocks of an expert's."""
+    for rows in (1, 2, 4, 8):
+        x = some(rows, layer.hidden)
+        weights, ids = drawn(layer.rule, rows)
+        for way, most in (("pairs", 8), ("blocks", 0)):
+            calls = [
+                lambda m=m, most=most: kernels.forward(
+                    x, weights, ids, Stack(m.experts.gate_up), Stack(m.experts.down), Gate("silu"), few=most
+                )
+                for m in layer.layers
+            ]
+            yield Case("few", {"layer": name, "rows": rows, "way": way}, {"us": calls},
+                       layer.read_gb(rows) - 6e-9 * layer.hidden * layer.shared)  # fmt: skip
+
+
+def eight_bits(name: str, layer: Layer) -> Iterator[Case]:
+    for groups in (1, 128):
+        stacks = [
+            tuple(rounded(w, 1 if groups == 1 else w.shape[-1] // 128) for w in (m.experts.gate_up, m.experts.down))
+            for m in layer.layers[:2]
+        ]
+        for rows in (1, 32, 256, 4096):
+            weights, ids = drawn(layer.rule, rows)
+            x = some(rows, layer.hidden)
+            row = {"layer": name, "scales": "a row" if groups == 1 else "a block", "rows": rows}
+            calls = {
+                "us": [lambda s=s: kernels.forward(x, weights, ids, *s, Gate("silu")) for s in stacks],
+                "before us": [lambda m=m: m.experts.sums(x, weights, ids, False) for m in layer.layers],
+            }
+            gb = layer.read_gb(rows, 1) - 6e-9 * layer.hidden * layer.shared
+            yield Case("fp8", row, calls, gb, 6 * ids.numel() * layer.hidden * layer.inter / 1e12)
+
+
+def words(numbers: tuple[int, ...]) -> str:
+    return " ".join(map(str, numbers))
+
+
+def drawn(rule: Routing, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights and ids of random tokens."""
+    weights, ids = route(rule, torch.randn(rows, rule.count, device=DEVICE))
+    return weights, ids.int()
+
+
+def compiled(cases: list[Case]) -> None:
+    """Compile their kernels side by side."""
+
+    def launch() -> None:
+        for case in cases:
+            for calls in case.calls.values():
+                calls[0]()
+
+    compile_ahead(launch)
+
+
+def run() -> dict[str, Any]:
+    began = time.monotonic()
+
+    def say(what: str) -> None:
+        print(f"{what}: after {time.monotonic() - began:.1f} s", flush=True)
+
+    torch.manual_seed(0)
+    tables: dict[str, list[dict[str, Any]]] = {}
+    with torch.inference_mode():
+        works = {str(d)[6:]: kernels.works(d) for d in (BF16, torch.float16, torch.float32)}
+        say(f"works: {works}")
+        compile_ahead(numerics)
+        tables["checks"] = numerics()
+        say("checks")
+        for name, layers, ends in (("qwen1.5-moe", 4, 0.6), ("mixtral-8x7b", 2, 1.0)):
+            layer = Layer(name, layers)
+            for made in (times, before, few, ones, parts, eight_bits, tiles):
+                if time.monotonic() > began + BUDGET_S * ends:
+                    say(f"{name}, no time for {made.__name__}")
+                    continue
+                try:
+                    cases = list(made(name, layer))
+                    if made is not before:
+                        compiled(cases)
+                    for case in cases:
+                        if time.monotonic() < began + BUDGET_S * ends:
+                            tables.setdefault(case.part, []).append(case.measure())
+                except Exception as wrong:
+                    tables.setdefault("wrong", []).append({"part": made.__name__, "wrong": repr(wrong)[:300]})
+                say(f"{name}, {made.__name__}")
+            del layer, cases
+            torch.cuda.empty_cache()
+    old = {(row["layer"], row["rows"]): row.get("us") for row in tables.pop("before", [])}
+    for row in tables["times"]:
+        was = old.get((row["layer"], row["rows"]))
+        if was and "us" in row:
+            row |= {"unfused us": was, "x": was / row["us"]}
+    seconds = time.monotonic() - began
+    good = all(c["ok"] for c in tables["checks"]) and all(works.values())
+    return {**tables, "works": works, "seconds": seconds, "ok": good}
