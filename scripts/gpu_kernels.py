@@ -70,7 +70,16 @@ def numerics() -> list[dict[str, Any]]:
     return rows
 
 
-def _attention_error(shape: Shape, dtype: torch.dtype, look: Look, page: int, random: np.random.Generator) -> float:
+def _attention_error(
+    shape: Shape,
+    dtype: torch.dtype,
+    look: Look,
+    page: int,
+    random: np.random.Generator,
+    cells: torch.dtype | None = None,
+    ready: Callable[[TritonAttention], object] = lambda _: None,
+) -> float:
+    """cells: the pool's type, if another. ready: done with the backend first."""
     lengths = random.integers(1, 900, 10)
     counts = np.where(np.arange(10) < 5, 1, np.minimum(lengths, random.integers(2, 300, 10)))
     need = -(-lengths // page)
@@ -91,12 +100,24 @@ def _attention_error(shape: Shape, dtype: torch.dtype, look: Look, page: int, ra
     packed = some(tokens, shape.heads + 2 * shape.kv_heads, shape.head_dim)
     parts = [shape.heads, shape.kv_heads, shape.kv_heads]
     rows = Rows(np.arange(10), lengths - counts, counts, table, page)
-    wide = TorchAttention(shape, [pool[0].double()], [pool[1].double()])
+    scales = [(1.0, 1.0)]
+    if cells is not None:
+        pool, scales = [(t * 2).to(cells) for t in pool], [(0.5, 0.25)]
+        wide = TorchAttention(shape, [pool[0].clone()], [pool[1].clone()], scales)
+    else:
+        wide = TorchAttention(shape, [pool[0].double()], [pool[1].double()])
     wide.plan(rows)
     wanted = wide.attend(*(t.double() for t in packed.split(parts, 1)), 0, look)
     backend = TritonAttention(
-        shape, [pool[0].to(DEVICE)], [pool[1].to(DEVICE)], torch.from_numpy(table).to(DEVICE), page
+        shape,
+        [pool[0].to(DEVICE)],
+        [pool[1].to(DEVICE)],
+        torch.from_numpy(table).to(DEVICE),
+        page,
+        dtype=dtype,
+        scales=scales,
     )
+    ready(backend)
     backend.plan(rows)
     moved = look if look.sinks is None else Look(look.window, look.chunk, look.softcap, look.sinks.to(DEVICE))
     got = backend.attend(*packed.to(DEVICE).split(parts, 1), 0, moved).double().cpu()
@@ -176,13 +197,13 @@ def _draw_error(
 class _Pools:
     """Several layers of one pool, so that repeated reads come from memory and not from the cache."""
 
-    def __init__(self, cells: int, heads: int = 32, kv: int = 8, dim: int = 128):
+    def __init__(self, cells: int, heads: int = 32, kv: int = 8, dim: int = 128, dtype: torch.dtype = torch.bfloat16):
         self.heads, self.kv, self.dim, self.cells = heads, kv, dim, cells
-        layer = cells * kv * dim * 2 * 2
-        self.layers = max(1, min(32, math.ceil(2e9 / layer)))
+        layer = cells * kv * dim * 2 * dtype.itemsize
+        self.layers = max(1, min(32, math.ceil(1e9 / layer)))
         shape = (cells, kv, dim)
-        self.keys = [torch.randn(shape, device=DEVICE).bfloat16() for _ in range(self.layers)]
-        self.values = [torch.randn(shape, device=DEVICE).bfloat16() for _ in range(self.layers)]
+        self.keys = [torch.randn(shape, device=DEVICE).to(dtype) for _ in range(self.layers)]
+        self.values = [torch.randn(shape, device=DEVICE).to(dtype) for _ in range(self.layers)]
         self.score = own.Score(dim**-0.5)
 
     def layer(self, i: int, table: torch.Tensor) -> own.Pool:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sglang.attention import cascade
 from sglang.attention.base import Feature, Ints, Look, Rows, Scales, Shape
+from sglang.attention.flashinfer import FlashInfer, Job, able
 from sglang.attention.long import LongRows, Row
 from sglang.kernels import attention as kernels
 from sglang.kernels.cells import file_cells
@@ -39,6 +40,8 @@ class _Step:
     shared: kernels.Shared | None = None
     long: list[Row] = field(default_factory=list)
     short: int = 0  # tiles of rows that are not long: the first
+    flash: Job | None = None  # rows that FlashInfer computes
+    flash_decodes: Job | int | None = None  # the same of decodes; of a graph: how many
 
 
 class TritonAttention:
@@ -73,7 +76,12 @@ class TritonAttention:
         self._step: _Step | None = None
         self._height = kernels.shared_rows(shape.heads, shape.kv_heads, shape.head_dim, self._dtype)
         self._long = LongRows(shape, self._dtype, table.device)
+        self.flash: FlashInfer | None = None
         self.shares = self._height > 0  # whether keys that decodes have in common are read once
+
+    def use_flashinfer(self, looks: list[Look], decodes: bool) -> None:
+        """Once it is there: for rows of several tokens, and decodes. looks: of the layers."""
+        self.flash = FlashInfer(self._shape, looks, self._dtype, self._pools, decodes)
 
     def sharing(self, slots: Ints, starts: Ints, table: Ints, page_size: int) -> cascade.Sharing | None:
         """What these decodes share, where reading it once is worth it. slots, starts: [R]; table: on the host."""
@@ -87,7 +95,7 @@ class TritonAttention:
         positions = np.arange(tokens) + np.repeat(rows.starts - begins, rows.counts)
         single = rows.counts == 1
         some = not single.all()
-        long, short = [], 0
+        long, short, flash = [], 0, None
         longest = int(rows.counts.max(initial=1))
         arrays = [np.repeat(rows.slots, rows.counts), positions]
         if single.any():
@@ -97,7 +105,8 @@ class TritonAttention:
             arrays += [common.own, common.used, common.members, common.tiles]
         if some:
             height = kernels.extend_tuning(self._shape.head_dim, self._dtype, longest).queries
-            long = self._long.find(rows, begins)
+            flash = self.flash.find(rows, begins) if self.flash is not None else None
+            long = self._long.find(rows, begins) if flash is None else []
             tiles = tiles_of(rows, begins, height)
             theirs = np.isin(tiles[:, 3], [row.place for row in long])
             short = int((~theirs).sum())
@@ -107,16 +116,45 @@ class TritonAttention:
         splits = kernels.splits_for(int(single.sum()), self._shape.kv_heads, self._programs) if decodes else 1
         shared = None if common is None else kernels.Shared(staged[5], staged[6], staged[7], staged[8], cascade.ENTRIES)
         tiles = staged[-1] if some else None
-        self._step = _Step(staged[0], staged[1], decodes, splits, tiles, longest, tokens, shared, long, short)
+        of_decodes = None
+        if self.flash is not None and decodes and shared is None and single[: int(single.sum())].all():
+            of_decodes = self.flash.find_decodes(rows.slots[single], rows.starts[single])
+        self._step = _Step(
+            staged[0], staged[1], decodes, splits, tiles, longest, tokens, shared, long, short, flash, of_decodes
+        )
 
     def prepare(self, chunk: int, most: int) -> None:
         """Before any step: what the first long rows would wait for. chunk: tokens of a step; most: of a sequence."""
         self._long.prepare(self._pools[0], chunk, most)
+        if self.flash is not None:
+            self.flash.prepare()
 
-    def fix(self, slots: Tensor, positions: Tensor, places: Tensor, shared: kernels.Shared | None = None) -> None:
-        """All rows are decodes, read from these tensors at the time the kernels run. Each [R]; slot -1: padding."""
-        splits = kernels.splits_for(len(slots), self._shape.kv_heads, self._programs)
-        self._step = _Step(slots, positions, (slots, positions, places), splits, None, 1, len(slots), shared)
+    @property
+    def foresees(self) -> bool:
+        """Whether `foresee` may be so."""
+        return self.flash is not None and self.flash.can("decodes")
+
+    def foresee(self, slots: Ints, starts: Ints, size: int) -> bool:
+        """Before a step whose rows `fix` gives: whether FlashInfer computes it, which plans on the host. size: rows
+        with padding."""
+        return self.flash is not None and self.flash.foresee(slots, starts, size)
+
+    def fix(
+        self,
+        slots: Tensor,
+        positions: Tensor,
+        places: Tensor,
+        shared: kernels.Shared | None = None,
+        foreseen: bool = False,
+    ) -> None:
+        """All rows are decodes, read from these tensors at the time the kernels run. Each [R]; slot -1: padding;
+        places: 0 ... foreseen: what `foresee` said."""
+        n = len(slots)
+        splits = kernels.splits_for(n, self._shape.kv_heads, self._programs)
+        self._step = _Step(slots, positions, (slots, positions, places), splits, None, 1, n, shared)
+        if foreseen and self.flash is not None:
+            self.flash.list_fixed(slots)
+            self._step.flash_decodes = n
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int, look: Look) -> Tensor:
         return self._attend(q, k, v, None, layer, look)
@@ -163,7 +201,7 @@ class TritonAttention:
         else:
             out = q.new_empty(q.shape) if n == len(q) else q.new_zeros(q.shape)
         score = kernels.Score(self._shape.scale, look.window or 0, look.chunk or 0, look.softcap or 0.0, look.sinks)
-        if step.decodes is not None:
+        if step.decodes is not None and not self._decoded(q, pool, look, out):
             shared = None if look.window or look.chunk else step.shared
             try:
                 kernels.decode(q, pool, score, *step.decodes, out, step.splits, shared=shared, early=chained)
@@ -176,6 +214,8 @@ class TritonAttention:
         if step.tiles is not None:
             plain = not (look.window or look.chunk or look.softcap or look.sinks is not None)
             tiles = step.tiles
+            if step.flash is not None and self._flashed(q, pool, look, out):
+                return out.view(len(q), -1)
             if step.long and plain and (done := self._attend_long(q, pool, out)) is not None:
                 tiles = tiles[: step.short]
                 if done is not out:
@@ -183,6 +223,36 @@ class TritonAttention:
             if len(tiles):
                 kernels.extend(q, pool, score, tiles, out, step.longest)
         return out.view(len(q), -1)
+
+    def _decoded(self, q: Tensor, pool: kernels.Pool, look: Look, out: Tensor) -> bool:
+        """Whether FlashInfer has computed the step's decodes."""
+        assert self._step is not None
+        job, flash = self._step.flash_decodes, self.flash
+        if job is None or flash is None or not able(look):
+            return False
+        try:
+            if isinstance(job, int):
+                flash.decode_fixed(job, q, pool, look, out)
+            else:
+                flash.decode(job, q, pool, look, out)
+            return True
+        except Exception as error:
+            flash.fail("decodes", error)
+            self._step.flash_decodes = None
+            return False
+
+    def _flashed(self, q: Tensor, pool: kernels.Pool, look: Look, out: Tensor) -> bool:
+        """Whether FlashInfer has computed the step's rows of several tokens."""
+        assert self._step is not None and self._step.flash is not None and self.flash is not None
+        if not able(look):
+            return False
+        try:
+            self.flash.attend(self._step.flash, q, pool, look, out)
+            return True
+        except Exception as error:
+            self.flash.fail("rows", error)
+            self._step.flash = None
+            return False
 
     def _attend_long(self, q: Tensor, pool: kernels.Pool, out: Tensor) -> Tensor | None:
         """`out`, or what is to take its place. None: it cannot be done, now and later; tiles can."""

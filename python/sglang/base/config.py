@@ -117,13 +117,15 @@ class ServerConfig:
     decode_log_interval: int = flag(40, "Decode steps between two status lines.")
 
     # The device
-    attention_backend: Literal["auto", "torch", "triton"] = flag(
-        "auto", "Attention kernels. triton: CUDA, the default there. torch: runs anywhere."
+    attention_backend: Literal["auto", "torch", "triton", "flashinfer"] = flag(
+        "auto",
+        "Attention kernels. triton: CUDA, the default there. torch: runs anywhere. flashinfer: an extra, compiled "
+        "while triton serves; auto takes it for long prompts where it is installed.",
     )
     kv_cache_dtype: Literal["auto", "fp8_e4m3", "fp8_e5m2"] = flag(
         "auto", "Type that keys and values are kept in; auto: that of the activations. 8 bits: twice as many, rounded."
     )
-    disable_flashinfer: bool = flag(False, "Do without FlashInfer (nothing here needs it yet).")
+    disable_flashinfer: bool = flag(False, "Do without FlashInfer, also where it is installed.")
     disable_cuda_graph: bool = flag(False, "CUDA: launch every kernel of a decode step by itself.")
     disable_cascade_attention: bool = flag(False, "CUDA: decodes read a prefix that they share once for each of them.")
     cuda_graph_max_bs: int | None = flag(None, "CUDA: rows of the largest decode step that becomes a graph; all.")
@@ -182,6 +184,8 @@ class ServerConfig:
             raise ConfigError("--ssl-keyfile and --ssl-certfile go together")
         if self.ssl_ca_certs and not self.ssl_certfile:
             raise ConfigError("--ssl-ca-certs needs --ssl-certfile and --ssl-keyfile")
+        if self.disable_flashinfer and self.attention_backend == "flashinfer":
+            raise ConfigError("--disable-flashinfer contradicts --attention-backend flashinfer; leave one of them out")
         self._refuse_what_is_not_built()
         return dataclasses.replace(self, **new)
 

@@ -57,6 +57,7 @@ class _Kind(NamedTuple):
     draws: bool  # tokens too
     held: bool  # under masks
     shares: bool  # keys of leading pages are read once
+    foreseen: bool = False  # attention has planned its rows on the host
 
 
 @dataclass
@@ -164,12 +165,14 @@ class DecodeGraphs:
         shares = self._common.look(plan)
         if shares:
             self._common.send()
-        logits = self._run(_Kind(size, draws, draws and places is not None, shares))
+        foreseen = not shares and self._attention.foresee(plan.slots, plan.starts, size)
+        logits = self._run(_Kind(size, draws, draws and places is not None, shares, foreseen))
         return logits[:n], self._drawn[:n] if draws else None, self._columns[:n]
 
     def prepare(self) -> bool:
         """Capture one more size of greedy and drawn rows, between two steps; whether there is another."""
-        kinds = (_Kind(size, True, False, False) for size in self._sizes)
+        foreseen = self._attention.foresees
+        kinds = (_Kind(size, True, False, False, foreseen) for size in self._sizes)
         kind = next((kind for kind in kinds if kind not in self._captured), None)
         if kind is None or not self.captures:
             return False
@@ -180,6 +183,8 @@ class DecodeGraphs:
         nobody[0] = nobody[ENTRY] = -1
         nobody[PLACE] = FREE
         self._stager.put_into(self._columns[: nobody.size], nobody)
+        if foreseen:
+            self._attention.foresee(nobody[0, :0], nobody[0, :0], kind.size)
         self._run(kind)
         return self.captures
 
@@ -218,7 +223,7 @@ class DecodeGraphs:
         entries = columns[ENTRY], columns[ENTRY + 1], columns[ENTRY + 2]
         enter(slots, columns[2], entries, self._tables.last, self._pages, tokens)
         shared = self._common.of(size) if kind.shares else None
-        self._attention.fix(slots, positions, self._places[:size], shared)
+        self._attention.fix(slots, positions, self._places[:size], shared, kind.foreseen)
         logits = self._model.logits(self._model.forward(tokens, positions, self._attention), widen=False)
         if kind.draws:
             wishes = sample.Draws.of(slots, columns[3:PLACE].unbind())

@@ -12,6 +12,7 @@ from sglang.kernels.attention import Pool
 LOG2E = tl.constexpr(1.4426950408889634)
 CELLS = 16  # that a program copies
 TOKENS = 32  # that a program merges
+LIST_PARTS = 4  # programs that list a row's pages
 
 
 @triton.jit(do_not_specialize=["slot", "count"])
@@ -76,6 +77,26 @@ def _unite(
     two = tl.load(b + here, mask=mine, other=0.0).to(tl.float32)
     whole = two + (one - two) * share[:, None]
     tl.store(out + here, whole.to(out.dtype.element_ty), mask=mine)
+
+
+@triton.jit
+def _list_pages(table, slots, ends, out, table_row, PARTS: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0)
+    slot = tl.maximum(tl.load(slots + row).to(tl.int64), 0)
+    begin = tl.load(ends + row).to(tl.int64)
+    count = (tl.load(ends + row + 1) - begin).to(tl.int32)
+    for at in range(tl.program_id(1) * BLOCK, count, PARTS * BLOCK):
+        i = at + tl.arange(0, BLOCK)
+        page = tl.load(table + slot * table_row + i, mask=i < count, other=0)
+        tl.store(out + begin + i, page, mask=i < count)
+
+
+def list_pages(table: Tensor, slots: Tensor, ends: Tensor, out: Tensor) -> None:
+    """The first pages of rows side by side. table: int32 [slots, pages]; slots: [R], -1 is as 0; ends: [R + 1], where
+    each row's end in `out`, int32, a zero before them."""
+    _list_pages[(len(slots), LIST_PARTS)](
+        table, slots, ends, out, table.stride(0), PARTS=LIST_PARTS, BLOCK=1024, num_warps=4
+    )
 
 
 def gather(pool: Pool, slot: int, count: int, room: int, dtype: torch.dtype) -> Tensor:
