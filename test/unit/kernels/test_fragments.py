@@ -40,14 +40,21 @@ def some(*size: int) -> torch.Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(sum(size)))
 
 
-def made(rows: int, inputs: int, size: int) -> tuple[fragments.Fragments, torch.Tensor]:
+def drawn(rows: int, inputs: int, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(rows + inputs)
-    groups = inputs // size
+    groups = rows, inputs // size
     codes = torch.randint(0, 16, (rows, inputs), generator=generator, dtype=torch.uint8)
-    zeros = torch.randint(0, 17, (rows, groups), generator=generator).float()
-    scales = torch.rand(rows, groups, generator=generator) * 0.02 + 0.01
-    weight = (codes.double() - zeros.double().repeat_interleave(size, 1)) * scales.double().repeat_interleave(size, 1)
-    return fragments.laid_out(codes, scales, zeros, size), weight
+    zeros = torch.randint(0, 17, groups, generator=generator).float()
+    return codes, torch.rand(groups, generator=generator) * 0.02 + 0.01, zeros
+
+
+def wide(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, size: int) -> torch.Tensor:
+    return ((codes.double().unflatten(1, (-1, size)) - zeros[..., None]) * scales[..., None].double()).flatten(1)
+
+
+def made(rows: int, inputs: int, size: int) -> tuple[fragments.Fragments, torch.Tensor]:
+    given = drawn(rows, inputs, size)
+    return fragments.laid_out(*given, size), wide(*given, size)
 
 
 def far(got: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -162,3 +169,21 @@ def test_many_rows(
 def test_launchers_hand_structures_of_the_drivers_sizes_over() -> None:
     assert ctypes.sizeof(cuda_code._Attribute) == 72 and ctypes.sizeof(cuda_code._Launch) == 56
     assert cuda_code.Map().at % 64 == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("size", "m"), [(s, m) for s in (32, 64, 128, 256) for m in (1, 8, 9, 33, 100, 256, 300)])
+def test_products_on_a_device(size: int, m: int, dtype: torch.dtype) -> None:
+    if not fragments.works(dtype, min(size, 128)):
+        pytest.skip("needs a Hopper GPU")
+    given = drawn(1056, 2048, size)
+    w, weight = fragments.laid_out(*(t.cuda() for t in given), size), wide(*given, size)
+    x, bias = some(m, 2048).to(dtype), some(1056).to(dtype)
+    wanted = x.double() @ weight.T + bias.double()
+    bound = 6e-3 if dtype == torch.bfloat16 else 1e-3
+    assert far(fragments.multiply(x.cuda(), w, bias.cuda()), wanted) < bound
+    gated = ACTS["silu"](wanted[:, :528]) * wanted[:, 528:]
+    other = some(m, 528).to(dtype)
+    got = fragments.multiply(x.cuda(), w, bias.cuda(), other.cuda(), "silu")
+    assert far(got, gated + other.double()) < bound
