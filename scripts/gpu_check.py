@@ -375,7 +375,9 @@ def main() -> int:
     more.add_argument("--out-dir", type=Path, default=Path("table"), help="Folder for figures and log.")
     more.add_argument("--name", default="h200_llama8b_bf16", help="Of the files in it, and of the result.")
     more.add_argument("--commit", default="", help="Of the checkout, for the result, where git cannot say.")
-    more.add_argument("--shape", default="llama8b", help="Of the model: llama8b, llama8b-awq, qwen3-0.6b or tiny.")
+    more.add_argument(
+        "--shape", default="llama8b", help="Of the model: llama8b, llama8b-awq, qwen1.5-moe, qwen3-0.6b, tiny."
+    )
     more.add_argument("--workloads", default="", help="Which, in this order; all by default.")
     more.add_argument("--server-flags", default="", help='More flags for the server, e.g. "--quantization fp8".')
     more.add_argument("--total-s", type=float, default=420, help="Seconds for all of it.")

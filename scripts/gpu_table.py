@@ -1,4 +1,4 @@
-"""Part `table` of gpu_check.py: a server of the 8B shape under the workloads that other engines were measured with."""
+"""Part `table` of gpu_check.py: a server of a real shape under the workloads that other engines were measured with."""
 
 import contextlib
 import io
@@ -23,7 +23,8 @@ import workloads
 
 ROOT = Path(__file__).parents[1]
 
-TRAINED, PLAIN, TOTAL = 32000, 128000, 128256
+TRAINED = 32000  # entries of a tokenizer that are found in text
+PLAIN, TOTAL = 128000, 128256  # Llama 3's: entries, of which the last are special
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
     r"\s+(?!\S)|\s+"
@@ -42,6 +43,13 @@ SHAPES: dict[str, dict[str, Any]] = {
         **_COMMON, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 1024,
         "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8,
         "head_dim": 128, "tie_word_embeddings": True,
+    },
+    "qwen1.5-moe": {
+        **_COMMON, "architectures": ["Qwen2MoeForCausalLM"], "model_type": "qwen2_moe", "hidden_size": 2048,
+        "intermediate_size": 5632, "num_hidden_layers": 24, "num_attention_heads": 16, "num_key_value_heads": 16,
+        "num_experts": 60, "num_experts_per_tok": 4, "moe_intermediate_size": 1408, "norm_topk_prob": False,
+        "shared_expert_intermediate_size": 5632, "decoder_sparse_step": 1, "rope_theta": 1e6, "rms_norm_eps": 1e-6,
+        "vocab_size": 151936, "bos_token_id": 151643, "eos_token_id": 151644, "tie_word_embeddings": False,
     },
     "tiny": {
         **_COMMON, "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64,
@@ -89,27 +97,39 @@ PEERS_AWQ: list[dict[str, Any]] = [
     {"load": "A2", "key": "ttft_ms_p50", "unit": "ms", "vllm": 104},
     {"load": "B", "key": "output_tok_s", "unit": "token/s", "vllm": 5656, "goal": 6500},
 ]
+# C with C_REQUESTS.
+PEERS_MOE: list[dict[str, Any]] = [
+    {"load": "A1", "key": "itl_ms_p50", "unit": "ms", "vllm": 2.53, "sglang": 2.86, "floor": 1.08, "goal": 2.0},
+    {"load": "B", "key": "itl_ms_p50", "unit": "ms", "vllm": 8.3, "sglang": 7.9, "goal": 7.5},
+    {"load": "C", "key": "output_tok_s", "unit": "token/s", "vllm": 8188, "sglang": 7780, "goal": 9000},
+]
+C_REQUESTS = {"qwen1.5-moe": 256}
 # Without a peer's figure: shown all the same.
 USUAL = {"A1": "itl_ms_p50", "A2": "ttft_ms_p50", "B": "output_tok_s", "I8": "ttft_ms_p50", "start": "ready_s"}
 
 
 def make_model(folder: Path, shape: str, text_mb: float = 8.0) -> None:
-    """A model folder without weights: config.json and a byte-level BPE tokenizer of 128,256 entries.
+    """A model folder without weights: config.json and a byte-level BPE tokenizer of as many entries as it says.
 
-    32,000 entries are trained on the standard library's sources; the rest are joined pairs of those, which no text is
+    32,000 of them are trained on the standard library's sources; the rest are joined pairs of those, which no text is
     cut into and every drawn id decodes to, and special tokens. So constraints meet a vocabulary of real size.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(SHAPES[shape], indent=1))
-    (folder / "generation_config.json").write_text(json.dumps({"bos_token_id": PLAIN, "eos_token_id": PLAIN + 1}))
+    config = SHAPES[shape]
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    ends = {key: config[key] for key in ("bos_token_id", "eos_token_id")}
+    (folder / "generation_config.json").write_text(json.dumps(ends))
     words = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 32768}
     words |= {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>", "clean_up_tokenization_spaces": False}
     (folder / "tokenizer_config.json").write_text(json.dumps(words, indent=1))
     if not (folder / "tokenizer.json").exists():
-        (folder / "tokenizer.json").write_text(_tokenizer(text_mb * 1e6), encoding="utf-8")
+        (folder / "tokenizer.json").write_text(
+            _tokenizer(text_mb * 1e6, config["bos_token_id"], config["vocab_size"]), encoding="utf-8"
+        )
 
 
-def _tokenizer(most_bytes: float) -> str:
+def _tokenizer(most_bytes: float, plain: int, total: int) -> str:
+    """plain: entries that are not special; the first that is begins a text, the next ends one."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tok = Tokenizer(models.BPE())
@@ -125,11 +145,11 @@ def _tokenizer(most_bytes: float) -> str:
     drawn = random.Random(0)
     words = sorted(w for w in vocab if w.isascii() and w.isalpha() and 2 <= len(w) <= 7)
     heads = sorted(w for w in vocab if w[0] == "\u0120" and w[1:].isascii() and w[1:].isalpha() and len(w) <= 8)
-    while len(vocab) < PLAIN:
+    while len(vocab) < plain:
         vocab.setdefault(drawn.choice(heads if drawn.random() < 0.55 else words) + drawn.choice(words), len(vocab))
-    names = ["<|begin_of_text|>", "<|end_of_text|>", *(f"<|reserved_{i}|>" for i in range(TOTAL - PLAIN - 2))]
+    names = ["<|begin_of_text|>", "<|end_of_text|>", *(f"<|reserved_{i}|>" for i in range(total - plain - 2))]
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    spec["added_tokens"] = [{"id": PLAIN + i, "content": name, **flags} for i, name in enumerate(names)]
+    spec["added_tokens"] = [{"id": plain + i, "content": name, **flags} for i, name in enumerate(names)]
     return json.dumps(spec, ensure_ascii=False)
 
 
@@ -225,7 +245,8 @@ def run(
     clients = None
     wrong = ""
     try:
-        o = workloads.Options(server.url, scale=scale, processes=processes)
+        requests = C_REQUESTS.get(shape, 512)
+        o = workloads.Options(server.url, scale=scale, processes=processes, c_requests=requests)
         clients = workloads.Clients(o)  # they start while the server does
         ready = server.wait(min(240.0, total_s))
         report = [line for line in server.said() if "[" in line]
@@ -268,6 +289,8 @@ def peers_of(shape: str, flags: str) -> list[dict[str, Any]]:
     """Others' figures for the same weights."""
     if shape == "llama8b":
         return PEERS_FP8 if "fp8" in shlex.split(flags) else PEERS
+    if shape == "qwen1.5-moe":
+        return [] if "fp8" in shlex.split(flags) else PEERS_MOE
     return PEERS_AWQ if shape == "llama8b-awq" else []
 
 
