@@ -1,6 +1,7 @@
 """Writers of weights in few bits, element by element as the formats' authors describe them; they share no line with
 the readers. Each gives the tensors of a module by their endings, and the weight that those stand for."""
 
+import re
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -162,7 +163,7 @@ def fp8(w: Array, by: str = "tensor", static: bool = False, inverse: bool = Fals
 def ggml(w: Array, kind: str) -> tuple[bytes, Array]:
     """Blocks of llama.cpp, number by number. Returns a tensor's bytes and what they stand for."""
     rows, inputs = w.shape
-    wide = 32 if kind in ("Q4_0", "Q8_0") else 256
+    wide = 256 if kind.endswith("K") else 32
     out = bytearray()
     value = np.empty_like(w)
     for n in range(rows):
@@ -242,12 +243,42 @@ def _q6_k(x: Array) -> tuple[bytes, Array]:
     return bytes(low) + bytes(high) + sc.astype(np.int8).tobytes() + np.float16(d).tobytes(), value
 
 
-BLOCKS = {"Q4_0": _q4_0, "Q8_0": _q8_0, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k}
-GGML = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 8, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "Q5_1": 7}
+def _five(q: Any) -> bytes:
+    """32 codes of 5 bits: their highest, then the others two by two."""
+    high = sum(int(code >> 4) << i for i, code in enumerate(q))
+    return struct.pack("<I", high) + bytes((q[i] & 15) | (q[i + 16] & 15) << 4 for i in range(16))
+
+
+def _q5_0(x: Array) -> tuple[bytes, Array]:
+    d = _half(np.abs(x).max() / 16 + 1e-4)
+    q = np.clip(np.round(x / d) + 16, 0, 31).astype(int)
+    return np.float16(d).tobytes() + _five(q), (q - 16.0) * d
+
+
+def _from_least(x: Array, bits: int) -> tuple[bytes, Any, Array]:
+    least, d = _half(x.min()), _half((x.max() - x.min()) / (2**bits - 1) + 1e-4)
+    q = np.clip(np.round((x - least) / d), 0, 2**bits - 1).astype(int)
+    return np.float16(d).tobytes() + np.float16(least).tobytes(), q, q * d + least
+
+
+def _q4_1(x: Array) -> tuple[bytes, Array]:
+    head, q, value = _from_least(x, 4)
+    return head + bytes(q[i] | q[i + 16] << 4 for i in range(16)), value
+
+
+def _q5_1(x: Array) -> tuple[bytes, Array]:
+    head, q, value = _from_least(x, 5)
+    return head + _five(q), value
+
+
+BLOCKS = {"Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1}
+BLOCKS |= {"Q8_0": _q8_0, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k}
+GGML = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q2_K": 10, "Q4_K": 12}
+GGML |= {"Q5_K": 13, "Q6_K": 14}
 
 
 def gguf(keys: dict[str, Any], tensors: dict[str, tuple[str, Array, bytes]]) -> bytes:
-    """A file, version 3. keys: str, float, int or lists of str; tensors: name -> type, for its shape, bytes."""
+    """A file, version 3. keys: str, float, int, bool or lists of one of these; tensors: name -> type, array, bytes."""
 
     def text(s: str) -> bytes:
         return struct.pack("<Q", len(s.encode())) + s.encode()
@@ -257,8 +288,12 @@ def gguf(keys: dict[str, Any], tensors: dict[str, tuple[str, Array, bytes]]) -> 
         out += text(key)
         if isinstance(v, str):
             out += struct.pack("<I", 8) + text(v)
+        elif isinstance(v, bool):
+            out += struct.pack("<I?", 7, v)
         elif isinstance(v, list):
-            out += struct.pack("<IIQ", 9, 8, len(v)) + b"".join(text(s) for s in v)
+            kind = 8 if isinstance(v[0], str) else 6 if isinstance(v[0], float) else 5
+            out += struct.pack("<IIQ", 9, kind, len(v))
+            out += b"".join(text(s) if kind == 8 else struct.pack("<f" if kind == 6 else "<i", s) for s in v)
         else:
             out += struct.pack("<If", 6, v) if isinstance(v, float) else struct.pack("<II", 4, v)
     at = 0
@@ -286,12 +321,51 @@ OURS = {
 TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
+SANDWICH = {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+FUSED = {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
+MOE = {
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.experts.*.gate_proj": "ffn_gate_exps",
+    "mlp.experts.*.up_proj": "ffn_up_exps",
+    "mlp.experts.*.down_proj": "ffn_down_exps",
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_expert.up_proj": "ffn_up_shexp",
+    "mlp.shared_expert.down_proj": "ffn_down_shexp",
+    "block_sparse_moe.gate": "ffn_gate_inp",
+    "block_sparse_moe.experts.*.w1": "ffn_gate_exps",
+    "block_sparse_moe.experts.*.w3": "ffn_up_exps",
+    "block_sparse_moe.experts.*.w2": "ffn_down_exps",
+}
+# By architecture, beside OURS.
+NAMED: dict[str, dict[str, str]] = {
+    "gemma2": SANDWICH,
+    "gemma3": SANDWICH,
+    "olmo2": SANDWICH,
+    "glm4": {"post_self_attn_layernorm": "post_attention_norm", "post_mlp_layernorm": "post_ffw_norm", **FUSED},
+    "phi3": FUSED,
+    "starcoder2": {"mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"},
+    "stablelm": {
+        "self_attn.q_layernorm.norms.*": "attn_q_norm",
+        "self_attn.k_layernorm.norms.*": "attn_k_norm",
+    },
+    "qwen2moe": MOE,
+    "qwen3moe": MOE,
+    "llama": MOE,
+}
+TURNED = ("llama", "granite")
+
+
 def gguf_of(
     config: dict[str, Any], tensors: dict[str, Array], kind_of: Callable[[str], str], more: dict[str, Any] | None = None
 ) -> tuple[bytes, dict[str, Array]]:
     """A model of Hugging Face's names as llama.cpp's converter writes it; and the weights that it stands for.
 
-    kind_of: type of a matrix, by its name; vectors are float32.
+    kind_of: type of a matrix, by its name; vectors are float32. config: model_type is the file's architecture.
     """
     arch, heads = config["model_type"], config["num_attention_heads"]
     kv_heads = config["num_key_value_heads"]
@@ -302,31 +376,37 @@ def gguf_of(
         f"{arch}.feed_forward_length": config["intermediate_size"],
         f"{arch}.attention.head_count": heads,
         f"{arch}.attention.head_count_kv": kv_heads,
-        f"{arch}.attention.layer_norm_rms_epsilon": float(config["rms_norm_eps"]),
-        f"{arch}.attention.key_length": config["head_dim"],
         f"{arch}.context_length": config["max_position_embeddings"],
-        f"{arch}.rope.freq_base": float((config.get("rope_parameters") or config)["rope_theta"]),
         "tokenizer.ggml.tokens": ["a", "é"],
     }
+    if "rms_norm_eps" in config:
+        keys[f"{arch}.attention.layer_norm_rms_epsilon"] = float(config["rms_norm_eps"])
+    if config.get("head_dim"):
+        keys[f"{arch}.attention.key_length"] = config["head_dim"]
+    theta = (config.get("rope_parameters") or config).get("rope_theta")
+    if theta is not None:
+        keys[f"{arch}.rope.freq_base"] = float(theta)
     ends = config["eos_token_id"]
     for end, token in zip(("eos", "eot"), ends if isinstance(ends, list) else [ends], strict=False):
         keys[f"tokenizer.ggml.{end}_token_id"] = token
     written: dict[str, tuple[str, Array, bytes]] = {}
     stands_for = {}
-    for name, w in tensors.items():
+    stacks: dict[str, list[tuple[str, Array, bytes]]] = {}
+    for name, given in tensors.items():
         stem, _, end = name.rpartition(".")
+        whole = re.sub(r"\.\d+", ".*", stem.split(".", 3)[-1] if stem not in TOP else stem)
         if stem in TOP:
             target = f"{TOP[stem]}.{end}"
         else:
-            _, _, number, part = stem.split(".", 3)
-            target = f"blk.{number}.{OURS[part]}.{end}"
-        kind = kind_of(name) if w.ndim == 2 else "F32"
+            target = f"blk.{stem.split('.')[2]}.{(OURS | NAMED.get(arch, {}))[whole]}.{end}"
+        w = given + 1 if arch.startswith("gemma") and stem.endswith("norm") else given
+        kind = kind_of(name) if w.ndim == 2 and "_inp" not in target else "F32"
         if kind in BLOCKS:
             raw, stands_for[name] = ggml(w, kind)
         else:
             stored = w.astype(np.float16 if kind == "F16" else np.float32)
-            raw, stands_for[name] = stored.tobytes(), stored.astype(np.float32)
-        if arch == "llama" and ("q_proj" in name or "k_proj" in name):
+            raw, stands_for[name] = stored.tobytes(), given.astype(stored.dtype).astype(np.float32)
+        if arch in TURNED and ("q_proj" in name or "k_proj" in name):
             n = heads if "q_proj" in name else kv_heads
             size = len(raw) // len(w)
             each = [raw[i * size : (i + 1) * size] for i in range(len(w))]
@@ -334,5 +414,10 @@ def gguf_of(
             raw = b"".join(
                 each[h * dim + half * dim // 2 + i] for h in range(n) for i in range(dim // 2) for half in (0, 1)
             )
-        written[target] = kind, w, raw
+        if "*" in whole:
+            stacks.setdefault(target, []).append((kind, w, raw))
+        else:
+            written[target] = kind, w[0] if target.endswith("inp_shexp.weight") else w, raw
+    for target, parts in stacks.items():
+        written[target] = parts[0][0], np.stack([w for _, w, _ in parts]), b"".join(raw for *_, raw in parts)
     return gguf(keys | (more or {}), written), stands_for

@@ -11,7 +11,7 @@ import packers
 import pytest
 import torch
 from engine_driver import Driver, load
-from family_cases import LLAMA3, TOKENS, Make, known
+from family_cases import CASES, LLAMA3, LONGROPE, TOKENS, Make, known
 from safetensors.torch import load_file
 
 from sglang.base.config import ServerConfig
@@ -62,6 +62,85 @@ def test_other_families_and_tied_heads(family: str, changes: dict[str, Any], mak
     path = tmp_path / "model.gguf"
     model = written(path, make, family, "Q8_0", **changes)
     assert difference(path, model, load_format="gguf") < CLOSE
+
+
+# Case of a family -> the file's architecture, and what its converter writes beside sizes.
+FILES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama biases": ("llama", {}),
+    "llama mqa": ("llama", {}),
+    "mistral small": ("llama", {}),
+    "mixtral": ("llama", {"expert_count": 4, "expert_used_count": 2}),
+    "qwen3 moe": ("qwen3moe", {"expert_count": 8, "expert_used_count": 3, "expert_feed_forward_length": 24}),
+    "qwen2 moe": ("qwen2moe", {"expert_count": 8, "expert_used_count": 3}),
+    "gemma": ("gemma", {}),
+    "gemma2": (
+        "gemma2",
+        {"attention.sliding_window": 8, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+    ),
+    "gemma3": ("gemma3", {"attention.sliding_window": 8}),
+    "phi3": ("phi3", {"attention.sliding_window": 8, "rope.dimension_count": 16}),
+    "phi4 mini": ("phi3", {"rope.dimension_count": 12}),
+    "stablelm": ("stablelm", {"attention.layer_norm_epsilon": 1e-5, "rope.dimension_count": 4}),
+    "stablelm 12b": (
+        "stablelm",
+        {"attention.layer_norm_epsilon": 1e-5, "rope.dimension_count": 4, "use_parallel_residual": True},
+    ),
+    "starcoder2": ("starcoder2", {"attention.layer_norm_epsilon": 1e-5, "attention.sliding_window": 8}),
+    "command-r": ("command-r", {"attention.layer_norm_epsilon": 1e-5, "logit_scale": 0.5}),
+    "command-r+": ("command-r", {"attention.layer_norm_epsilon": 1e-5, "logit_scale": 0.8}),
+    "command-r7b": (
+        "cohere2",
+        {"attention.layer_norm_epsilon": 1e-5, "logit_scale": 0.5, "attention.sliding_window": 8},
+    ),
+    "glm4": ("glm4", {"rope.dimension_count": 8}),
+    "olmo2": ("olmo2", {}),
+    "granite": (
+        "granite",
+        {"attention.scale": 0.2, "embedding_scale": 3.0, "residual_scale": 0.6, "logit_scale": 0.7},
+    ),
+}
+# What the file leaves to those who know the model: all of its kind have it.
+USUAL = {
+    "gemma2": {"query_pre_attn_scalar": 32},
+    "gemma3": {"query_pre_attn_scalar": 32},
+    "qwen2 moe": {"decoder_sparse_step": 1},
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_architectures_equal_transformers(case: str, make: Make, tmp_path: Path) -> None:
+    family, changes = CASES[case]
+    arch, keys = FILES[case]
+    folder, model = make(family, **changes | USUAL.get(case, {}))
+    config = json.loads((folder / "config.json").read_text()) | {"model_type": arch}
+    tensors = {n: t.float().numpy() for n, t in load_file(folder / "model.safetensors").items()}
+    raw, _ = packers.gguf_of(config, tensors, lambda name: "F32", {f"{arch}.{key}": v for key, v in keys.items()})
+    assert difference(_saved(tmp_path / "model.gguf", raw), model) < 1e-4
+
+
+def test_experts_in_blocks_are_those_they_stand_for(make: Make, tmp_path: Path) -> None:
+    family, changes = CASES["mixtral"]
+    folder, _ = make(family, **changes)
+    config = json.loads((folder / "config.json").read_text()) | {"model_type": "llama"}
+    tensors = {n: t.float().numpy() for n, t in load_file(folder / "model.safetensors").items()}
+    more = {"llama.expert_count": 4, "llama.expert_used_count": 2}
+    blocks, stands_for = packers.gguf_of(config, tensors, lambda name: "Q8_0", more)
+    plain, _ = packers.gguf_of(config, stands_for, lambda name: "F32", more)
+    files = [_saved(tmp_path / f"{name}.gguf", raw) for name, raw in (("blocks", blocks), ("plain", plain))]
+    got, wanted = (known(Driver(load(file)), 0, TOKENS, [1, 9]) for file in files)
+    assert (got - wanted).abs().max() < CLOSE
+
+
+def test_factors_of_long_and_short_contexts_are_phi_3s(make: Make, tmp_path: Path) -> None:
+    folder, model = make("Phi3", rope_parameters=LONGROPE, sliding_window=None, original_max_position_embeddings=64)
+    config = json.loads((folder / "config.json").read_text()) | {"model_type": "phi3"}
+    tensors = {n: t.float().numpy() for n, t in load_file(folder / "model.safetensors").items()}
+    packers.TOP |= {f"rope_factors_{name}": f"rope_factors_{name}" for name in ("long", "short")}
+    for name in ("long", "short"):
+        tensors[f"rope_factors_{name}.weight"] = np.array(LONGROPE[f"{name}_factor"], np.float32)
+    keys = {"phi3.rope.dimension_count": 16, "phi3.rope.scaling.original_context_length": 64}
+    raw, _ = packers.gguf_of(config, tensors, lambda name: "F32", keys)
+    assert difference(_saved(tmp_path / "model.gguf", raw), model, context_length=64) < 1e-4
 
 
 def test_every_token_that_ends_a_turn_ends_the_text(make: Make, tmp_path: Path) -> None:
@@ -121,16 +200,21 @@ def test_what_is_not_read_is_named(make: Make, tmp_path: Path) -> None:
         raw, _ = packers.gguf_of({**config, **changes}, tensors, lambda n: "F16", None)
         return _saved(tmp_path / name, raw)
 
-    message = refused(file("gemma.gguf", model_type="gemma2"))
-    assert "gemma.gguf: general.architecture = 'gemma2' is not supported; known: llama" in message
-    raw, _ = packers.gguf_of(config, tensors, lambda n: "F16", {"llama.expert_count": 8})
-    assert "llama.expert_count = 8" in refused(_saved(tmp_path / "moe.gguf", raw))
-    one = {"general.architecture": "llama"}
-    odd = packers.gguf(one, {"blk.0.attn_q.weight": ("Q5_1", np.zeros((2, 32)), b"\0" * 64)})
-    assert "blk.0.attn_q.weight has type Q5_1; known: F32" in refused(_saved(tmp_path / "odd.gguf", odd))
+    message = refused(file("mamba.gguf", model_type="mamba"))
+    assert "mamba.gguf: general.architecture = 'mamba' is not supported; known: llama" in message
+    raw, _ = packers.gguf_of({**config, "model_type": "qwen3"}, tensors, lambda n: "F16", {"qwen3.expert_count": 8})
+    assert "qwen3.expert_count = 8; not supported" in refused(_saved(tmp_path / "moe.gguf", raw))
+    raw, _ = packers.gguf_of(config, tensors, lambda n: "F16", {"llama.attention.value_length": 8})
+    assert "llama.attention.value_length = 8" in refused(_saved(tmp_path / "values.gguf", raw))
+    raw, _ = packers.gguf_of(config, tensors, lambda n: "F16", {"llama.attention.head_count_kv": [2, 1]})
+    assert "llama.attention.head_count_kv differs from layer" in refused(_saved(tmp_path / "layers.gguf", raw))
+    one = {"general.architecture": "llama", "llama.attention.head_count": 2}
+    one |= {f"llama.{key}": 4 for key in ("embedding_length", "block_count", "feed_forward_length")}
+    odd = packers.gguf(one, {"blk.0.attn_q.weight": ("Q2_K", np.zeros((2, 256)), b"\0" * 168)})
+    assert "blk.0.attn_q.weight has type Q2_K; known: F32" in refused(_saved(tmp_path / "odd.gguf", odd))
     odd = packers.gguf(one, {"blk.0.attn_q.weight": ("Q4_K", np.zeros((2, 96)), b"\0" * 288)})
     assert "has shape [2, 96], which Q4_K cannot hold" in refused(_saved(tmp_path / "narrow.gguf", odd))
-    none = packers.gguf(one, {"token_embd.weight": ("F32", np.zeros((2, 4)), b"\0" * 32)})
+    none = packers.gguf({"general.architecture": "llama"}, {"token_embd.weight": ("F32", np.zeros((2, 4)), b"\0" * 32)})
     assert "llama.embedding_length is missing" in refused(_saved(tmp_path / "none.gguf", none))
     short = dict(tensors)
     del short["model.layers.1.mlp.up_proj.weight"]

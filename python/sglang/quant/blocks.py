@@ -33,6 +33,36 @@ def _q4_0(raw: Tensor) -> Grid:
     return Grid(_nibbles(raw[..., 2:]).flatten(1), scales, 4, 32, torch.full_like(scales, 8.0))
 
 
+def _fifths(raw: Tensor, at: int) -> Tensor:
+    """uint8 [..., 32] of 5 bits: nibbles behind 32 highest bits."""
+    shifts = torch.arange(8, dtype=torch.uint8, device=raw.device)
+    fifth = (raw[..., at : at + 4, None] >> shifts & 1).flatten(-2)
+    return _nibbles(raw[..., at + 4 :]).flatten(-2) | fifth << 4
+
+
+def _q5_0(raw: Tensor) -> Grid:
+    scales = _halves(raw, 0).flatten(1)
+    return Grid(_fifths(raw, 2).flatten(1), scales, 5, 32, torch.full_like(scales, 16.0))
+
+
+def _above(raw: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales and zeros of blocks that keep a step and their least value."""
+    step, least = _halves(raw, 0).flatten(1), _halves(raw, 2).flatten(1)
+    # Equal values have a step of 0; one that is too small to see keeps what they are.
+    step = torch.where(step == 0, least.abs().clamp_min(1e-20) * 2.0**-20, step)
+    return step, -least / step
+
+
+def _q4_1(raw: Tensor) -> Grid:
+    scales, zeros = _above(raw)
+    return Grid(_nibbles(raw[..., 4:]).flatten(1), scales, 4, 32, zeros)
+
+
+def _q5_1(raw: Tensor) -> Grid:
+    scales, zeros = _above(raw)
+    return Grid(_fifths(raw, 4).flatten(1), scales, 5, 32, zeros)
+
+
 def _q8_0(raw: Tensor) -> Grid:
     return Grid(raw[..., 2:].contiguous().view(torch.int8).flatten(1), _halves(raw, 0).flatten(1), 8, 32)
 
@@ -77,6 +107,9 @@ def _q6_k(raw: Tensor) -> Grid:
 
 BLOCKS = {
     "Q4_0": Block(32, 18, _q4_0),
+    "Q4_1": Block(32, 20, _q4_1),
+    "Q5_0": Block(32, 22, _q5_0),
+    "Q5_1": Block(32, 24, _q5_1),
     "Q8_0": Block(32, 34, _q8_0),
     "Q4_K": Block(256, 144, _q4_k),
     "Q5_K": Block(256, 176, _q5_k),
