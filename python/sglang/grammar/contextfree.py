@@ -18,7 +18,7 @@ class Engine:
     """llguidance's idea of a vocabulary. Made once a vocabulary, in a third of a second for 128k tokens."""
 
     def __init__(self, vocabulary: Vocabulary):
-        import llguidance as library  # here: its import is not paid by those who never need a stack
+        import llguidance as library  # here: its import is not paid where nothing is constrained
 
         self.vocabulary = vocabulary
         size = vocabulary.size

@@ -72,6 +72,10 @@ class Vocabulary:
         after = _after(prefix)
         return self._sorted[start : bisect_left(self._sorted, after, start) if after else None]
 
+    def rehearse(self) -> None:
+        """Make now what the first masks would have to wait for."""
+        _ = self._texts
+
     @property
     def longest(self) -> int:
         return len(self._data)

@@ -141,6 +141,7 @@ class Grammars:
         words = lexicon.words[: self._vocab]
         vocabulary = Vocabulary(words, self._eos_ids, lexicon.special_ids, self._vocab)
         compiler = Compiler(vocabulary, shelf=self._shelf)
+        compiler.rehearse()
         if self._learn is not None:
             self._learn(vocabulary)
         if self._jumps:

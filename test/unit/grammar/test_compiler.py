@@ -1,4 +1,5 @@
 import json
+import os
 import time
 from collections.abc import Iterator
 
@@ -6,7 +7,7 @@ import pytest
 from grammar_patterns import CHARACTER
 
 from sglang.base.errors import FieldError
-from sglang.grammar.compiler import Compiler
+from sglang.grammar.compiler import CHILD_NICE, Compiler
 from sglang.grammar.contextfree import ContextFreeCompiled
 from sglang.grammar.regular import RegularCompiled
 from sglang.grammar.rules import Rules
@@ -121,6 +122,28 @@ def test_computing_for_too_long_ends_the_child_before_patience_does():
     with pytest.raises(FieldError, match=r"more than 0\.02 s"):
         compiler.compile(Rules("regex", "(.*a.*){20}b(.?c){30}"))
     assert time.monotonic() - began < 40
+    compiler.close()
+
+
+def test_the_child_computes_only_what_others_leave():
+    compiler = Compiler(VOCABULARY)
+    compiler.compile(Rules("regex", "a"))
+    assert compiler._child is not None
+    assert compiler._child._process is not None
+    nice = os.getpriority(os.PRIO_PROCESS, compiler._child._process.pid)
+    assert nice == min(19, os.getpriority(os.PRIO_PROCESS, 0) + CHILD_NICE)
+    compiler.close()
+
+
+def test_what_holds_the_interpreter_is_made_before_anything_is_asked():
+    compiler = Compiler(VOCABULARY)
+    compiler.rehearse()
+    engine = compiler._engine
+    assert engine is not None
+    assert "_texts" in vars(VOCABULARY)
+    compiled = compiler.compile(Rules("ebnf", 'root ::= "a" root "b" | "ab"'))
+    assert isinstance(compiled, ContextFreeCompiled)
+    assert compiled.engine is engine
     compiler.close()
 
 

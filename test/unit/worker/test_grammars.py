@@ -3,11 +3,13 @@
 import threading
 import time
 from concurrent.futures import Future
+from pathlib import Path
 
 import pytest
 
 from sglang.base.messages import Abort, Extend, Piece, Submit
 from sglang.base.sampling import SamplingParams
+from sglang.grammar.shelf import Shelf
 from sglang.worker.grammars import Grammars, Lexicon, in_thread
 
 WORDS = [bytes([i]) for i in range(256)] + [b"<end>", b"ab", b"yes"]
@@ -21,7 +23,7 @@ def encode(text: str) -> list[int]:
 LEXICON = Lexicon(WORDS, frozenset({END}), encode)
 
 
-def made(lexicon: Lexicon = LEXICON, **changes: int | bool) -> Grammars:
+def made(lexicon: Lexicon = LEXICON, **changes: object) -> Grammars:
     done: Future[Lexicon] = Future()
     done.set_result(lexicon)
     return Grammars(done, (END,), len(WORDS), **changes)  # type: ignore[arg-type]
@@ -66,6 +68,19 @@ def test_a_request_waits_until_its_constraint_is_compiled(grammars: Grammars) ->
     assert cursors[0].forced() == b"es"
     assert cursors[1].forced() == b""
     assert pieces == []
+
+
+def test_compiled_constraints_go_to_the_shelf_and_come_from_it(tmp_path: Path) -> None:
+    for _ in range(2):
+        grammars = made(shelf=Shelf(tmp_path))
+        pieces: list[Piece] = []
+        grammars.keep(submit(1, regex="yes|no"), pieces)
+        [(_, cursor)] = wait(grammars, pieces)
+        cursor.feed(b"yes")
+        assert cursor.finished
+        assert grammars._compiler.result()._engine is not None, "the library is ready before it is asked"
+        grammars.close()
+        assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_refusal_names_the_constraint_and_frees_what_was_to_be_extended(grammars: Grammars) -> None:
