@@ -23,6 +23,7 @@ from sglang.base.config import ServerConfig
 from sglang.base.errors import ConfigError, FieldError, Overloaded, WorkerDied
 from sglang.base.link import Link
 from sglang.base.messages import (
+    AT_END,
     Abort,
     Extend,
     Failed,
@@ -63,12 +64,27 @@ class Held(Struct):
 
     id: int = 0  # what the worker knows it by; 0: there is none
     tokens: list[int] = []
+    ahead: "Ahead | None" = None
+    guesses: bool = True  # no guess has been wrong
+
+
+class Ahead(Struct):
+    """How a held sequence goes on, told to the worker before its generation has ended: it loses no step over it.
+
+    A guess: only the whole text, encoded anew, says which tokens its continuation has. `expected`: those that the guess
+    is right for, once the generation has ended as the worker takes it; None: it has ended otherwise.
+    """
+
+    stream: "_Stream"
+    tokens: list[int]
+    expected: list[int] | None = None
 
 
 class Request(Struct, kw_only=True):
     """One sequence to generate.
 
     `held`: the sequence that this one goes on with where their tokens agree; it is held again unless `last`.
+    `then`: the text that is to follow, and the request that continues it, where they are known already.
     `interval`: tokens between two outputs, the first and the last always come; 0: the last alone.
     `source`, `constraint`: what the caller calls the prompt and the constraint, for error messages.
     `group`: a name that abort() knows it by as well.
@@ -85,6 +101,7 @@ class Request(Struct, kw_only=True):
     constraint: str = "sampling_params"
     held: Held | None = None
     last: bool = True
+    then: "tuple[str, Request] | None" = None
     embeds: bool = False  # a vector is wanted, and no text
 
 
@@ -157,16 +174,23 @@ class _Stream:
     __slots__ = (
         "began", "cached", "delta", "detokenizer", "ended", "group", "id", "index", "interval", "jumped", "last",
         "new", "no_stop_trim", "pending", "pieces", "plain", "prompt_scores", "prompt_tokens", "queued", "request",
-        "scores", "sent", "text", "tokens", "wanted",
+        "sampling", "scores", "sent", "text", "tokens", "wanted",
     )  # fmt: skip
 
     def __init__(
-        self, id: int, index: int, request: Request, prompt_tokens: int, group: _Group, detokenizer: Detokenizer
+        self,
+        id: int,
+        index: int,
+        request: Request,
+        sampling: SamplingParams,
+        group: _Group,
+        detokenizer: Detokenizer,
     ):
         self.id = id
         self.index = index
         self.request = request
-        self.prompt_tokens = prompt_tokens
+        self.sampling = sampling  # as the worker is told
+        self.prompt_tokens = 0
         self.group = group
         self.detokenizer = detokenizer
         self.interval = request.interval
@@ -456,9 +480,14 @@ class Front:
 
     def release(self, held: Held) -> None:
         """Its KV goes to the prefix cache, its place to somebody else."""
-        if held.id and self.failed is None:
-            self._link.send(Abort(held.id))
+        ahead, held.ahead = held.ahead, None
+        ids = [held.id] if ahead is None else [held.id, ahead.stream.id]
         held.id = 0
+        if ahead is not None:
+            self._streams.pop(ahead.stream.id, None)
+        if self.failed is None:
+            for id in filter(None, ids):
+                self._link.send(Abort(id))
 
     def _admit(self) -> None:
         if self.failed is not None:
@@ -530,6 +559,26 @@ class Front:
     def _submit(self, index: int, request: Request, tokens: list[int], group: _Group, began: float) -> _Stream:
         if not request.rid:
             request.rid = uuid.uuid4().hex
+        held = request.held
+        ahead = held.ahead if held is not None else None
+        if held is not None and ahead is not None and ahead.expected == tokens:
+            stream = self._adopt(held, ahead, group)
+        else:
+            stream = self._open_stream(index, request, group)
+            stream.began = began
+            self._send(stream, tokens)
+        stream.prompt_tokens = len(tokens)
+        self.metrics.requests += 1
+        if self._log_requests:
+            prompt = self.tokenizer.decode(tokens, skip_special_tokens=False)
+            log.info("request rid=%s prompt=%r sampling=%s", request.rid, prompt, request.sampling)
+        if held is not None:
+            held.tokens = list(tokens)
+            if request.then is not None and held.guesses:
+                self._send_ahead(held, stream, *request.then)
+        return stream
+
+    def _open_stream(self, index: int, request: Request, group: _Group) -> _Stream:
         sampling = request.sampling
         if sampling.seed is None or sampling.n != 1:
             # A sequence that is retracted and resumed must go on as it would have: it needs a seed of its own.
@@ -542,22 +591,57 @@ class Front:
             stop=sampling.stop,
             no_stop_trim=sampling.no_stop_trim,
         )
-        stream = _Stream(self._take_id(), index, request, len(tokens), group, detokenizer)
-        stream.began = began
+        stream = _Stream(self._take_id(), index, request, sampling, group, detokenizer)
         self._streams[stream.id] = stream
-        self.metrics.requests += 1
-        if self._log_requests:
-            prompt = self.tokenizer.decode(tokens, skip_special_tokens=False)
-            log.info("request rid=%s prompt=%r sampling=%s", request.rid, prompt, sampling)
+        return stream
+
+    def _send(self, stream: _Stream, tokens: list[int]) -> None:
+        request, sampling = stream.request, stream.sampling
         held, hold = request.held, request.held is not None and not request.last
-        if held is not None and held.id:
-            keep = _common(held.tokens, tokens)
-            stream.cached = keep
-            self._link.send(Extend(stream.id, held.id, keep, tokens[keep:], sampling, request.logprobs, hold))
-        else:
+        if held is None or not held.id:
             self._link.send(Submit(stream.id, tokens, sampling, request.logprobs, hold, request.namespace))
-        if held is not None:
-            held.tokens = list(tokens)
+            return
+        stream.cached = keep = _common(held.tokens, tokens)
+        instead_of = 0
+        if held.ahead is not None:
+            instead_of = held.ahead.stream.id
+            self._streams.pop(instead_of, None)
+            held.ahead, held.guesses = None, False
+        self._link.send(
+            Extend(stream.id, held.id, keep, tokens[keep:], sampling, request.logprobs, hold, ahead=instead_of)
+        )
+
+    def _send_ahead(self, held: Held, stream: _Stream, text: str, request: Request) -> None:
+        """Tell the worker how `stream` goes on, if that can be guessed: by `text`, which `request` continues."""
+        free = not (stream.sampling.constraint or request.sampling.constraint)  # else it waits to be compiled
+        tokens = self._behind(text) if free and request.logprobs is None else None
+        if tokens is None:
+            return
+        try:
+            self.check(request, [*held.tokens, *tokens])
+        except (FieldError, Overloaded, WorkerDied):
+            return  # as it will be told when its turn comes
+        then = self._open_stream(0, request, _Group())
+        self._link.send(Extend(then.id, stream.id, AT_END, tokens, then.sampling, hold=not request.last))
+        held.ahead = Ahead(then, tokens)
+
+    def _behind(self, text: str) -> list[int] | None:
+        """The tokens of `text` as it stands behind other text, None where that depends on it or takes long."""
+        if len(text) > INLINE_CHARS:
+            return None
+        alone = self.tokenizer.encode("a")
+        both = self.tokenizer.encode("a" + text)
+        return both[len(alone) :] if both[: len(alone)] == alone else None
+
+    def _adopt(self, held: Held, ahead: Ahead, group: _Group) -> _Stream:
+        """The guess was right: `group` reads what is being generated already."""
+        stream = ahead.stream
+        held.id, held.ahead = stream.id, None
+        stream.cached = len(ahead.expected or []) - len(ahead.tokens)
+        group.error = stream.group.error
+        stream.group = group
+        if stream.queued:
+            group.ready.append(stream)
         return stream
 
     def _end(self, stream: _Stream, output: Output, now: float) -> None:
@@ -566,6 +650,11 @@ class Front:
         if held is not None and not stream.request.last:
             held.id = stream.id
             held.tokens += output.tokens
+            finish = output.finish
+            if finish is not None and isinstance(finish.matched, int) and not stream.no_stop_trim:
+                held.tokens.pop()  # the stop token is no text
+            if held.ahead is not None and stream.ended and not (finish and isinstance(finish.matched, str)):
+                held.ahead.expected = held.tokens + held.ahead.tokens
             stream.ended = True  # after a stop string the worker goes on until it is told how
             self._streams.pop(stream.id, None)
         elif held is not None:
@@ -581,6 +670,7 @@ class Front:
             self._link.send(Abort(stream.id))
 
     def _stop(self, streams: list[_Stream], finish: Finish) -> int:
+        streams = [stream for stream in streams if not _is_ahead(stream)]  # those go with the one before them
         for stream in streams:
             self._forget(stream)
             self.metrics.aborted += 1
@@ -662,6 +752,8 @@ class Front:
                     if piece.finish is not None:
                         stream.ended = True
                         del streams[piece.id]
+                        if (held := stream.request.held) is not None and held.ahead is not None:
+                            held.ahead.stream.began = now
                     if count := len(piece.tokens):
                         if stream.last and count == 1:  # most had it together
                             gaps[stream.last] = gaps.get(stream.last, 0) + 1
@@ -696,6 +788,11 @@ class Front:
         elif not group.due and not group.waits:
             group.due = True
             self._due.append(group)
+
+
+def _is_ahead(stream: _Stream) -> bool:
+    held = stream.request.held
+    return held is not None and held.ahead is not None and held.ahead.stream is stream
 
 
 def _common(a: list[int], b: list[int]) -> int:

@@ -2,7 +2,8 @@
 
 Between two gens the sequence keeps its place and its KV in the worker and is extended. Each gen continues the tokens of
 the whole text so far, encoded anew: what the model reads is what it would have read had the client sent the gens one by
-one, so a chain changes no output.
+one, so a chain changes no output. The worker is told ahead which tokens these will most likely be, so that it goes on
+in the very next step; here it is seen, while it computes, whether they are.
 """
 
 import time
@@ -130,6 +131,7 @@ async def run(front: Front, chain: Chain) -> AsyncGenerator[ChainPart | ChainAns
     )  # fmt: skip
     last = max(i for i, step in enumerate(chain.steps) if not isinstance(step, str))
     with front.chain() as held:
+        requests = _requests(chain, held)
         for i, step in enumerate(chain.steps[: last + 1]):
             if isinstance(step, str):
                 text += step
@@ -140,9 +142,9 @@ async def run(front: Front, chain: Chain) -> AsyncGenerator[ChainPart | ChainAns
                 meta.finish_reason = FinishReason(type="stop")
                 yield _numbered(part, len(done))
             else:
-                more = any(isinstance(later, Gen) for later in chain.steps[i + 1 :])
+                requests[i].prompt = text
                 part = None
-                async with aclosing(_gen(front, chain, step, text, held, not more, meta)) as parts:
+                async with aclosing(_gen(front, step, requests[i], held, meta)) as parts:
                     async for part in parts:
                         if chain.interval:
                             yield _numbered(part, len(done))
@@ -160,22 +162,38 @@ def _numbered(part: ChainPart, n: int) -> ChainPart:
     return msgspec.structs.replace(part, segment=n)
 
 
+def _requests(chain: Chain, held: Held) -> dict[int, Request]:
+    """Of each gen, by its place; each knows the next one if nothing but text lies between them."""
+    requests: dict[int, Request] = {}
+    text, next = "", None
+    for i, step in reversed([*enumerate(chain.steps)]):
+        match step:
+            case str():
+                text = step + text
+            case Select():
+                next = None
+            case Gen():
+                requests[i] = Request(
+                    prompt="",  # not known yet
+                    sampling=step.sampling,
+                    logprobs=step.logprobs,
+                    rid=chain.rid,
+                    interval=chain.interval,
+                    namespace=chain.namespace,
+                    source="segments",
+                    constraint=f"{step.field}.sampling_params.{step.sampling.constraint}",
+                    held=held,
+                    last=not requests,
+                    then=None if next is None else (text, next),
+                )
+                text, next = "", requests[i]
+    return requests
+
+
 async def _gen(
-    front: Front, chain: Chain, gen: Gen, text: str, held: Held, last: bool, meta: ChainMeta
+    front: Front, gen: Gen, request: Request, held: Held, meta: ChainMeta
 ) -> AsyncGenerator[ChainPart, None]:
     known = len(held.tokens) if held.id else 0
-    request = Request(
-        prompt=text,
-        sampling=gen.sampling,
-        logprobs=gen.logprobs,
-        rid=chain.rid,
-        interval=chain.interval,
-        namespace=chain.namespace,
-        source="segments",
-        constraint=f"{gen.field}.sampling_params.{gen.sampling.constraint}",
-        held=held,
-        last=last,
-    )
     result = Result(request, front.tokenizer, gen.with_text)
     output: Output | None = None
     async with aclosing(front.generate(request)) as outputs:
