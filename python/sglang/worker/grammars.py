@@ -115,7 +115,7 @@ class Grammars:
             if refusal is not None:
                 pieces.append(refusal)
                 if isinstance(message, Extend):
-                    done.append((Abort(message.of), None))
+                    done += [(Abort(id), None) for id in names(message)[1:]]
         return done
 
     def jump(
@@ -151,7 +151,9 @@ class Grammars:
 
 def names(message: Constrained) -> tuple[int, ...]:
     """The ids that its sequence goes by."""
-    return (message.id, message.of) if isinstance(message, Extend) else (message.id,)
+    if isinstance(message, Submit):
+        return (message.id,)
+    return (message.id, message.of, message.ahead) if message.ahead else (message.id, message.of)
 
 
 def _refusal(message: Constrained, text: str, status: int) -> Piece:
