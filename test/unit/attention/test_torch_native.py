@@ -198,3 +198,32 @@ def test_a_backend_that_lacks_what_a_model_needs_is_refused_by_name() -> None:
     require("torch", TorchAttention.features, shape, [Look(window=3, chunk=4, softcap=1.0, sinks=torch.ones(2))])
     with pytest.raises(ConfigError, match=r"--attention-backend slow cannot do .*: narrow values, window;"):
         require("slow", frozenset({"softcap"}), shape, [Look(), Look(window=3), Look(softcap=2.0)])
+
+
+@pytest.mark.parametrize("cells", [torch.float8_e4m3fn, torch.float8_e5m2], ids=["e4m3", "e5m2"])
+def test_a_pool_of_8_bits_is_a_pool_of_rounded_numbers(cells: torch.dtype, device: str) -> None:
+    """Two steps: three prompts, then what follows them, decodes, a few tokens and many."""
+    shape, random = Shape(4, 2, 32, 0.2), torch.Generator().manual_seed(5)
+    scales, table = (0.5, 2.0), np.random.default_rng(1).permutation(CELLS).astype(np.int32)[:480].reshape(3, 160)
+    few = TorchAttention(shape, *([torch.zeros(CELLS, 2, 32, device=device).to(cells)] for _ in range(2)), [scales])
+    wide = TorchAttention(shape, *([torch.zeros(CELLS, 2, 32, dtype=torch.float64)] for _ in range(2)))
+    for starts, counts in (([0, 0, 0], [100, 20, 3]), ([100, 20, 3], [1, 7, 40])):
+        rows = Rows(np.arange(3), np.array(starts), np.array(counts), table, 1)
+        q, k, v = (torch.randn(sum(counts), n, 32, generator=random) for n in (4, 2, 2))
+        for look in (Look(), Look(window=9, softcap=3.0, sinks=torch.linspace(-1, 1, 4))):
+            for backend in (few, wide):
+                backend.plan(rows)
+            k_, v_ = ((t / s).to(cells).double() * s for t, s in zip((k, v), scales, strict=True))
+            wanted = wide.attend(q.double(), k_, v_, 0, look)
+            sinks = None if look.sinks is None else look.sinks.to(device)
+            here = Look(look.window, softcap=look.softcap, sinks=sinks)
+            got = few.attend(q.to(device), k.to(device), v.to(device), 0, here)
+            assert (got.cpu().double() - wanted).abs().max() < 5e-6
+
+
+def test_what_is_too_large_for_8_bits_is_kept_as_the_largest() -> None:
+    shape, cells = Shape(1, 1, 8, 1.0), torch.float8_e4m3fn
+    backend = TorchAttention(shape, *([torch.zeros(4, 1, 8).to(cells)] for _ in range(2)), [(1.0, 0.5)])
+    backend.plan(Rows(np.array([0]), np.array([0]), np.array([1]), np.array([[2]], np.int32), 1))
+    one = torch.ones(1, 1, 8)
+    assert (backend.attend(one, one * 1e30, one * -1e6, 0, Look()) == -224).all()
