@@ -310,7 +310,7 @@ def stream() -> dict[str, Any]:
     import gpu_stream
 
     found = gpu_stream.run()
-    for name in ("checks", "times", "layers"):
+    for name in ("checks", "times", "warps", "layers"):
         table(found[name])
     return found
 

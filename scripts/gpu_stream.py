@@ -17,7 +17,7 @@ HIDDEN, INTER, QKV = 4096, 14336, 6144  # of Llama 3 8B
 BF16 = torch.bfloat16
 EPS = 1e-5
 LAYERS = 3  # of weights in turn: 650 MB, of which a cache of 50 MB keeps nothing
-AHEADS = (0, 2, 4, 8, 16)
+AHEADS = (0, 3, 4, 5, 6)
 ROWS = (1, 16, 64, 128)
 Form = tuple[int, float | None] | None
 
@@ -105,6 +105,25 @@ def times() -> list[dict[str, Any]]:
     return found
 
 
+def warps() -> list[dict[str, Any]]:
+    """Programs of other sizes."""
+    found = []
+    weight = torch.randn(HIDDEN, device=DEVICE).to(BF16)
+    for rows in (1, 16, 64, 256):
+        x = torch.randn(rows, HIDDEN, device=DEVICE).to(BF16)
+        both = torch.randn(1, rows, 2 * INTER, device=DEVICE).to(BF16)
+        parts = torch.randn(4, rows, HIDDEN, device=DEVICE)
+        for name, sizes, call in (
+            ("sum of 4, residual, norm, 8 bits", (4, 8, 16, 32),
+             lambda n: stream.join(parts, None, x, norm=(weight, EPS), form=(1, None), warps=n)),
+            ("gate, 8 bits", (8, 16, 32), lambda n: stream.opened(both, None, "silu", BF16, (1, None), n)),
+        ):  # fmt: skip
+            times = {f"{n} warps us": graph_us([lambda n=n: call(n)] * 30) for n in sizes}
+            found.append({"what": name, "rows": rows, **times})
+            print(found[-1], flush=True)
+    return found
+
+
 def layers() -> list[dict[str, Any]]:
     """A layer of 8 bits but for its attention, which is left out: its kernels in steps, joined, and fetching ahead."""
     found = []
@@ -134,7 +153,11 @@ def layers() -> list[dict[str, Any]]:
             seen = ended(fp8.partial(*read, *w["qkv"], BF16, ahead), None, None, None, BF16)[:, :HIDDEN]
             parts = fp8.partial(*fp8.rounded(seen), *w["o"], BF16, ahead)
             read = stream.join(parts, None, x, norm=norm, form=form)
-            wide = stream.opened(fp8.partial(*read, *w["gate_up"], BF16, ahead), None, "silu", BF16, form)
+            parts = fp8.partial(*read, *w["gate_up"], BF16, ahead)
+            if rows <= stream.FEW:
+                wide = fp8.rounded(ended(parts, None, None, "silu", BF16))
+            else:
+                wide = stream.opened(parts, None, "silu", BF16, form)
             read = stream.join(fp8.partial(*wide, *w["down"], BF16, ahead), None, x, norm=norm, form=form)
 
         read: Any = fp8.rounded(x)
@@ -152,5 +175,5 @@ def run() -> dict[str, Any]:
     torch.manual_seed(0)
     checks = numerics()
     print(f"checks after {time.monotonic() - began:.1f} s", flush=True)
-    found: dict[str, Any] = {"checks": checks, "times": times(), "layers": layers()}
+    found: dict[str, Any] = {"checks": checks, "times": times(), "warps": warps(), "layers": layers()}
     return found | {"seconds": time.monotonic() - began, "ok": all(c["ok"] for c in checks)}

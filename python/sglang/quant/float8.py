@@ -67,12 +67,14 @@ class Float8:
         return self._torch(codes, scales)[None]
 
     def gated(self, x: Inputs, bias: Tensor | None, act: Act, form: Form) -> Rounded | None:
-        """The gate's product in the form in which the next one takes it, where the kernels are ours."""
-        parts = self.parts(x)
-        if parts is None:
+        """The gate's product in the form in which the next one takes it, where one kernel is the faster way."""
+        if not self._ours:
             return None
-        from sglang.kernels.stream import opened
+        from sglang.kernels.stream import FEW, opened
 
+        rows = len(x) if isinstance(x, Tensor) else len(x.codes)
+        if rows <= FEW or (parts := self.parts(x)) is None:
+            return None
         return Rounded(*opened(parts, bias, act, self.dtype, form))
 
     def _torch(self, codes: Tensor, scales: Tensor) -> Tensor:
