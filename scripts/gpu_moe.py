@@ -386,6 +386,7 @@ def run() -> dict[str, Any]:
         say("checks")
         for name, layers, ends in (("qwen1.5-moe", 4, 0.6), ("mixtral-8x7b", 2, 1.0)):
             layer = Layer(name, layers)
+            cases: list[Case] = []
             for made in (times, before, few, ones, parts, eight_bits, tiles):
                 if time.monotonic() > began + BUDGET_S * ends:
                     say(f"{name}, no time for {made.__name__}")
@@ -403,7 +404,7 @@ def run() -> dict[str, Any]:
             del layer, cases
             torch.cuda.empty_cache()
     old = {(row["layer"], row["rows"]): row.get("us") for row in tables.pop("before", [])}
-    for row in tables["times"]:
+    for row in tables.get("times", []):
         was = old.get((row["layer"], row["rows"]))
         if was and "us" in row:
             row |= {"unfused us": was, "x": was / row["us"]}
