@@ -269,7 +269,7 @@ def prompts(rows: list[dict[str, Any]]) -> None:
         operations = 4 * 128 * 32 * batch * long.pairs(new, cached)
         host = Rows(np.arange(batch), np.full(batch, cached), np.full(batch, new), np.zeros((batch, 1), np.int32), 1)
         begins = np.arange(batch) * new
-        height = own.extend_tuning(128, BF16, new).queries
+        height = own.extend_tokens(32, 8, 128, BF16, new)
         tiles = torch.from_numpy(tiles_of(host, begins, height)).to(DEVICE)
 
         def rate(name: str, call: Callable[[], Any]) -> None:

@@ -263,8 +263,8 @@ def decodes() -> list[dict[str, Any]]:
 def extends() -> list[dict[str, Any]]:
     rows = []
     default = own.extend_tuning(128, torch.bfloat16, 1024)
-    tunings = [default, own.Tuning(128, 64, 8, 3), own.Tuning(128, 128, 8, 2), own.Tuning(64, 64, 4, 2)]
-    tunings += [own.Tuning(64, 64, 4, 3), own.Tuning(128, 32, 8, 3), own.Tuning(64, 128, 4, 2)]
+    tunings = [default, own.Tuning(128, 64, 8, 3), own.Tuning(128, 64, 8, 4, 128), own.Tuning(128, 128, 8, 2)]
+    tunings += [own.Tuning(64, 64, 4, 3), own.Tuning(64, 64, 4, 3, 128), own.Tuning(128, 32, 8, 4, 128)]
     for batch, new, cached in (
         (1, 8192, 0),
         (1, 4096, 0),
@@ -282,7 +282,7 @@ def extends() -> list[dict[str, Any]]:
         found = {}
         host = Rows(np.arange(batch), np.full(batch, cached), np.full(batch, new), np.zeros((batch, 1), np.int32), 1)
         for t in tunings:
-            tiles = torch.from_numpy(tiles_of(host, np.arange(batch) * new, t.queries)).to(DEVICE)
+            tiles = torch.from_numpy(tiles_of(host, np.arange(batch) * new, t.queries // own.packed(32, 8))).to(DEVICE)
             pool = pools.layer(0, table)
             try:
                 found[t] = graph_us([lambda: own.extend(q, pool, pools.score, tiles, out, new, t)] * 3)
@@ -295,7 +295,8 @@ def extends() -> list[dict[str, Any]]:
                 "us": found[default],
                 "TFLOP/s": operations / found[default] / 1e6,
                 "best us": found[fast],
-                "best": f"queries {fast.queries}, keys {fast.keys}, warps {fast.warps}, stages {fast.stages}",
+                "best": f"queries {fast.queries}, keys {fast.keys}, warps {fast.warps}, stages {fast.stages}, "
+                f"registers {fast.registers}",
             }
         )
         if cached == 0:

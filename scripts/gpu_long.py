@@ -47,7 +47,7 @@ def run(device: str = "cuda", spans: list[tuple[int, int]] = SPANS) -> dict[str,
         pool, score = own.Pool(cells[0], cells[1], table, 1), own.Score(SHAPE.scale)
         q = torch.randn(count, 48, 128, generator=random, device=on).to(dtype)[:, :32]  # of a product, as in a step
         out, by_tiles = (torch.zeros(count, 32, 128, dtype=dtype, device=on) for _ in range(2))
-        height = own.extend_tuning(128, dtype, count).queries
+        height = own.extend_tokens(32, 8, 128, dtype, count)
         rows = Rows(np.array([0]), np.array([start]), np.array([count]), np.zeros((1, 1), np.int32), 1)
         tiles = torch.from_numpy(tiles_of(rows, np.zeros(1, np.int64), height)).to(on)
         calls = [

@@ -104,7 +104,8 @@ class TritonAttention:
         if common is not None:
             arrays += [common.own, common.used, common.members, common.tiles]
         if some:
-            height = kernels.extend_tuning(self._shape.head_dim, self._dtype, longest).queries
+            s = self._shape
+            height = kernels.extend_tokens(s.heads, s.kv_heads, s.head_dim, self._dtype, longest)
             flash = self.flash.find(rows, begins) if self.flash is not None else None
             long = self._long.find(rows, begins) if flash is None else []
             tiles = tiles_of(rows, begins, height)

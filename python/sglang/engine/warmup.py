@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sglang.engine.pieces import Pieces
 
 log = logging.getLogger("sglang.engine")
-LONG = (128, 64, 2)  # tokens of a row
+LONG = (128, 2)  # tokens of a row
 FILLS = (2048, 1024, 512, 256, 128, 64)  # tokens of steps to capture; the largest first, the others use its memory
 FEW = 128  # rows that are enough to have in common what is shared
 
