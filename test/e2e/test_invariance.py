@@ -126,6 +126,35 @@ def test_no_setting_of_the_scheduler_changes_the_output(flags: dict[str, Any], a
         assert ids(other.generate(PROMPTS, GREEDY)) == alone
 
 
+@pytest.fixture(scope="module", params=["fp8_e4m3", "fp8_e5m2"])
+def rounded(request: pytest.FixtureRequest, engine: Engine) -> tuple[str, list[list[int]]]:
+    """A type of 8 bits, and what each prompt alone gives where keys and values are kept in it."""
+
+    def score(of: Engine) -> float:
+        answer = of.generate(PROMPTS[1], {**GREEDY, "max_new_tokens": 1}, return_logprob=True)
+        return answer["meta_info"]["output_token_logprobs"][0][0]
+
+    with start(kv_cache_dtype=request.param, disable_radix_cache=True) as few:
+        assert score(few) != pytest.approx(score(engine), abs=1e-3), "nothing is rounded"
+        return request.param, ids([few.generate(prompt, GREEDY) for prompt in PROMPTS])
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [{}, {"chunked_prefill_size": 7}, {"page_size": 16, "disable_radix_cache": True}, {"max_total_tokens": 244}],
+    ids=str,
+)
+def test_no_setting_changes_the_output_with_keys_of_8_bits(
+    flags: dict[str, Any], rounded: tuple[str, list[list[int]]]
+) -> None:
+    kind, wanted = rounded
+    with start(kv_cache_dtype=kind, schedule_conservativeness=0.01, **flags) as other:
+        assert ids(other.generate(PROMPTS, GREEDY)) == wanted
+        assert ids(other.generate(PROMPTS, GREEDY)) == wanted
+        info = other.get_server_info()["internal_states"][0]
+        assert info["retractions"] > 0 or "max_total_tokens" not in flags
+
+
 def test_retracted_sequences_go_on_as_if_nothing_had_happened(alone: list[list[int]]) -> None:
     longest = 24 + 40 * 4  # of PROMPTS, generously
     with start(max_total_tokens=longest + 60, schedule_conservativeness=0.01) as small:
