@@ -22,15 +22,6 @@ BF16 = torch.bfloat16
 SCALED = torch.ops.aten._scaled_mm
 
 
-def random_words(rows: int, inputs: int) -> int4.Words:
-    pieces = inputs // int4.COLUMNS
-    padded = -(-rows // 128) * 128
-    words = torch.randint(-(2**31), 2**31, (padded // 64, pieces, 64, 16), device=DEVICE, dtype=torch.int64)
-    scales = torch.rand(pieces, padded, device=DEVICE) * 0.01 + 0.01
-    steps = (scales.view(torch.int32) & -256) | torch.randint(0, 16, scales.shape, device=DEVICE, dtype=torch.int32)
-    return int4.Words(words.int(), steps, rows, inputs, GROUP)
-
-
 def random_fragments(rows: int, inputs: int) -> fragments.Fragments:
     pieces = inputs // fragments.COLUMNS
     whole = torch.randint(-(2**31), 2**31, (-(-rows // 128), pieces, 8, 272), device=DEVICE, dtype=torch.int64).int()
@@ -67,12 +58,13 @@ def numerics() -> list[dict[str, Any]]:
         for rows in (*ROWS, 300) if size == 128 and dtype == BF16 else (1, 64):
             x = torch.randn(rows, k, device=DEVICE).to(dtype)
             bound = 6e-3 if dtype == BF16 else 1e-3
-            add(
-                f"int4, groups of {size}, {str(dtype)[6:]}",
-                rows,
-                far(int4.multiply(x, words), x.double() @ weight.T),
-                bound,
-            )
+            if rows in (1, 64, 256) and size == 128 and dtype == BF16:
+                add(
+                    f"int4, groups of {size}, bfloat16",
+                    rows,
+                    far(int4.multiply(x, words), x.double() @ weight.T),
+                    bound,
+                )
             fitting = [t for t in fragments.FEW if rows <= fragments.FEWEST] + [
                 t for tiles in fragments.MANY.values() for t in tiles if size == 128 and dtype == BF16
             ]
@@ -161,31 +153,38 @@ def timed(calls: list[Callable[[], Any]]) -> float:
 
 def tiles(until: float) -> list[dict[str, Any]]:
     """All tiles of the 4-bit product, as far as time allows."""
-    found = []
-    for name in ("gate_up", "o", "down", "qkv"):
+    found: list[dict[str, Any]] = []
+    for name in ("gate_up", "o", "qkv", "down"):
         n, k = SHAPES[name]
         words = turn(n * k // 2, lambda: random_fragments(n, k))
         for rows in ROWS:
             x = torch.randn(rows, k, device=DEVICE, dtype=BF16)
-            tried: list[Any] = list(fragments.FEW) if rows <= fragments.FEWEST else []
-            if rows == 8 and k > 4096:
-                tried = []
-            tried += [t for some in fragments.MANY.values() for t in some if rows / 4 <= t.rows < max(4 * rows, 64)]
-            for tile in dict.fromkeys(tried):
+
+            def measure(how: str, call: Callable[[Any], torch.Tensor]) -> None:
+                us = timed([lambda w=w: call(w) for w in words])
+                share = 100 * words[0].bytes / us / READ_TB_S / 1e6
+                found.append({"shape": name, "rows": rows, "how": how, "us": us, "share %": share})
+
+            few = fragments.FEW if rows <= fragments.FEWEST and rows * k <= 2**15 else ()
+            many = [t for some in fragments.MANY.values() for t in some if rows / 2 <= t.rows < max(2 * rows, 17)]
+            for tile in dict.fromkeys([*few, *many]):
                 if time.monotonic() > until:
                     return found
-                us = timed([lambda w=w: fragments.multiply(x, w, tile=tile) for w in words])
-                found.append({"shape": name, "rows": rows, "tile": str(tile), "us": us,
-                              "share %": 100 * words[0].bytes / us / READ_TB_S / 1e6})  # fmt: skip
-            if rows == 1:
-                us = timed([lambda w=w: fragments.multiply(x, w, act="silu") for w in words])
-                found.append({"shape": name, "rows": rows, "tile": "first, gated", "us": us})
-            for splits in (1, 2, 3, 4, 6, 8) if rows > fragments.FEWEST else ():
-                tile = fragments.tiles_of(rows)[0]
-                fragments.SPLITS = splits
-                us = timed([lambda w=w: fragments.multiply(x, w, tile=tile) for w in words])
-                fragments.SPLITS = 0
-                found.append({"shape": name, "rows": rows, "tile": f"first, {splits} splits", "us": us})
+                measure(str(tile), lambda w: fragments.multiply(x, w, tile=tile))
+                for splits in (1, 2, 4, 8) if isinstance(tile, fragments.Many) and rows > 8 else ():
+                    fragments.SPLITS = splits
+                    measure(f"{tile}, {splits} splits", lambda w: fragments.multiply(x, w, tile=tile))
+                    fragments.SPLITS = 0
+            if rows == 1 and name == "gate_up":
+                for tile in few:
+                    measure(f"{tile}, gated", lambda w: fragments.multiply(x, w, act="silu", tile=tile))
+        for rows in (512, 1024, 2048) if name in ("gate_up", "o") else ():
+            x = torch.randn(rows, k, device=DEVICE, dtype=BF16)
+            measure("written out", lambda w: fragments.multiply(x, w))
+            measure("many", lambda w: fragments.multiply(x, w, tile=fragments.tiles_of(256)[0]))
+            plain = turn(2 * n * k, lambda: torch.randn(n, k, device=DEVICE, dtype=BF16))
+            us = timed([lambda w=w: F.linear(x, w) for w in plain])
+            found.append({"shape": name, "rows": rows, "how": "bf16", "us": us})
     return found
 
 
@@ -198,7 +197,7 @@ def compile_all() -> None:
         for each, dtype in ((1, torch.float16), (4, BF16))
         for act in (None, "silu")
     ]
-    many = [(t, 1, BF16, parts) for some in fragments.MANY.values() for t in some for parts in (False, True)]
+    many = [(t, 1, BF16) for some in fragments.MANY.values() for t in some]
     many += [
         (fragments.tiles_of(m)[0], each, dtype, True)
         for m in (16, 64)

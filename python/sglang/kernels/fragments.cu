@@ -12,6 +12,7 @@ typedef unsigned long long u64;
 
 struct Four { u32 x, y, z, w; };
 struct Two { u32 x, y; };
+struct Sums { float of[4]; };
 struct alignas(64) Map { u64 of[16]; };
 
 #define SIZE (1024 + 64 * EACH)
@@ -130,6 +131,23 @@ DEVICE void fetch_box(u32 to, const Map* map, int column, int row, u32 then) {
                  "[%1, {%2, %3}], [%4];" ::"r"(to), "l"(map), "r"(column), "r"(row), "r"(then) : "memory");
 }
 
+// Of the 8 warps that multiply.
+DEVICE void multipliers_here() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
+
+// Of the blocks that share a tile.
+DEVICE void sharers_here() {
+    asm volatile("barrier.cluster.arrive.release;\n barrier.cluster.wait.acquire;" ::: "memory");
+}
+
+DEVICE Sums load_of(u32 from, u32 block) {
+    u32 there;
+    Sums v;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(from), "r"(block));
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v.of[0]), "=f"(v.of[1]), "=f"(v.of[2]), "=f"(v.of[3]) : "r"(there) : "memory");
+    return v;
+}
+
 DEVICE void others_may_start() { asm volatile("griddepcontrol.launch_dependents;"); }
 DEVICE void others_have_ended() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
@@ -170,15 +188,20 @@ DEVICE void apart(u32* a, u32 word) {
     for (int i = 0; i < 4; i++) a[i] = among(word >> (4 * i));
 }
 
-DEVICE u32 zeros(u32 step) { return (step & 255) * 0x10001u | MAGIC; }
-DEVICE float scale(u32 step) { return __uint_as_float(step & ~255u); }
+// A step: the zero is the lowest byte of the scale, which is as good with it.
+DEVICE u32 zeros(u32 step) { return __byte_perm(step, MAGIC >> 24, 0x4040); } // above what codes are above
+DEVICE float zero(u32 step) {
+    const float v = __uint_as_float(__byte_perm(step, 0x43, 0x4055)); // above 128
+    return FP16 ? v + 896.f : v;
+}
+DEVICE float scale(u32 step) { return __uint_as_float(step); }
 
 #ifdef WRITE
 // The weight as it is, [N, pieces * 128]: a warp writes a piece.
 extern "C" __global__ void __launch_bounds__(256) spread(const u8* w, u16* out, int N, int pieces) {
     extern __shared__ __align__(128) u8 memory[];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = lane / 4;
-    const u8* at = w + (((long long)blockIdx.x * pieces + blockIdx.y) * 8 + warp) * SIZE;
+    const u8* at = w + (((long long)blockIdx.x * pieces + blockIdx.z) * 8 + warp) * SIZE;
     const u32 room = address(memory) + warp * 16 * 272; // rows of 256 bytes, apart so that lanes do not meet
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -204,7 +227,7 @@ extern "C" __global__ void __launch_bounds__(256) spread(const u8* w, u16* out, 
     for (int i = 0; i < 8; i++) {
         const int r = i * 2 + lane / 16, column = lane % 16 * 8;
         if (n + r < N)
-            *(Four*)(out + (n + r) * (long long)pieces * 128 + blockIdx.y * 128 + column) = load16(room + r * 272 + column * 2);
+            *(Four*)(out + (n + r) * (long long)pieces * 128 + blockIdx.z * 128 + column) = load16(room + r * 272 + column * 2);
     }
 }
 #endif
@@ -221,32 +244,34 @@ DEVICE float act(float v) {
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT)
 few(const u16* x, long long stride, const u8* w, const u16* bias, const u16* other, u16* out, int M, int N, int pieces,
-    int items, int per) {
+    int items) {
     extern __shared__ __align__(128) u8 memory[];
     const int GATED = ACT >= 0, TILES = GATED ? 2 : 1, K = pieces * 128, STEP = 8 * SIZE;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = lane / 4;
-    const u32 sums = address(memory), rows = sums + 2 * WARPS * 512;
+    const u32 sums = address(memory), totals = sums + 2 * WARPS * 512, rows = totals + pieces * EACH * 32;
     const int first = pieces * warp / WARPS, mine = pieces * (warp + 1) / WARPS - first;
-    const int from = blockIdx.x * per, count = (min(from + per, items) - from) * TILES;
+    const int from = (long long)items * blockIdx.x / gridDim.x;
+    const int count = ((int)((long long)items * (blockIdx.x + 1) / gridDim.x) - from) * TILES;
     const int half = N / 32; // tiles of 16 rows before the second half
 
     // A warp's pieces of a tile come in rounds of DEPTH; those of the next round are on their way.
     Four codes[DEPTH][2];
     Two steps[DEPTH][EACH];
-    auto load = [&](int d, const u8* at) {
-        codes[d][0] = stream16(at + lane * 16), codes[d][1] = stream16(at + 512 + lane * 16);
+    auto load = [&](int d, const u8* at, const u8* at_steps) {
+        codes[d][0] = stream16(at + d * STEP), codes[d][1] = stream16(at + d * STEP + 512);
 #pragma unroll
-        for (int e = 0; e < EACH; e++) steps[d][e] = stream8(at + 1024 + e * 64 + row * 8);
+        for (int e = 0; e < EACH; e++) steps[d][e] = stream8(at_steps + d * STEP + e * 64);
     };
     auto tile_of = [&](int j) { return GATED ? (j % 2 ? half : 0) + from + j / 2 : from + j; };
     auto start = [&](int j) {
         const int tile = tile_of(j);
-        return w + ((long long)(tile / 8 * pieces + first) * 8 + tile % 8) * SIZE;
+        return w + ((long long)(tile / 8 * pieces + first) * 8 + tile % 8) * SIZE + lane * 16;
     };
+    const int behind = 1024 + row * 8 - lane * 16; // where a lane's steps are
     others_may_start();
 #pragma unroll
     for (int d = 0; d < DEPTH; d++)
-        if (d < mine) load(d, start(0) + d * STEP);
+        if (d < mine) load(d, start(0), start(0) + behind);
     others_have_ended();
     for (int i = threadIdx.x; i < M * K / 8; i += 32 * WARPS) {
         const int m = i / (K / 8), k = i % (K / 8) * 8;
@@ -256,19 +281,34 @@ few(const u16* x, long long stride, const u8* w, const u16* bias, const u16* oth
 
     // Of 8 rows those that x lacks are its last one, and go nowhere.
     const u32 own = rows + (min(lane % 8, M - 1) * (K + 8) + first * 128 + lane / 8 * 8) * 2;
+    const u32 total = totals + first * EACH * 32 + lane % 4 * 8;
+    for (int p = 0; p < mine; p++) // sums of x over a group, by which what codes are above is taken off
+#pragma unroll
+        for (int e = 0; e < EACH; e++) {
+            const u32 one = FP16 ? 0x3c003c00u : 0x3f803f80u, ones[4] = {one, one, one, one};
+            float sum[4] = {0.f, 0.f, 0.f, 0.f};
+#pragma unroll
+            for (int c = e * (4 / EACH); c < (e + 1) * (4 / EACH); c++) {
+                u32 v[4];
+                matrices(v, own + (p * 128 + c * 32) * 2);
+                mma(sum, ones, v[0], v[1]), mma(sum, ones, v[2], v[3]);
+            }
+            if (row == 0) store4(total + (p * EACH + e) * 32, sum[0]), store4(total + (p * EACH + e) * 32 + 4, sum[1]);
+        }
+    __syncwarp();
     float gate = 0.f;
     for (int j = 0; j < count; j++) {
         float acc[4] = {0.f, 0.f, 0.f, 0.f};
         for (int p = 0; p < mine; p += DEPTH) {
             const bool last = p + DEPTH >= mine;
             const u8* next = last ? start(min(j + 1, count - 1)) : start(j) + (p + DEPTH) * STEP;
+            const u8* next_steps = next + behind;
             const int there = last ? (j + 1 < count ? mine : 0) : mine - p - DEPTH;
 #pragma unroll
             for (int d = 0; d < DEPTH; d++) {
                 if (p + d < mine) {
 #pragma unroll
                     for (int e = 0; e < EACH; e++) {
-                        const u32 low = zeros(steps[d][e].x), high = zeros(steps[d][e].y);
                         float part[4] = {0.f, 0.f, 0.f, 0.f};
 #pragma unroll
                         for (int c = e * (4 / EACH); c < (e + 1) * (4 / EACH); c++) { // 32 columns
@@ -279,16 +319,19 @@ few(const u16* x, long long stride, const u8* w, const u16* bias, const u16* oth
                                 const Four& four = codes[d][c / 2];
                                 u32 a[4];
                                 apart(a, c % 2 ? (s ? four.w : four.z) : (s ? four.y : four.x));
-                                a[0] = less(a[0], low), a[1] = less(a[1], high);
-                                a[2] = less(a[2], low), a[3] = less(a[3], high);
                                 mma(part, a, v[2 * s], v[2 * s + 1]);
                             }
                         }
-                        acc[0] += part[0] * scale(steps[d][e].x), acc[1] += part[1] * scale(steps[d][e].x);
-                        acc[2] += part[2] * scale(steps[d][e].y), acc[3] += part[3] * scale(steps[d][e].y);
+                        const Two both = load8(total + ((p + d) * EACH + e) * 32);
+                        const float left = __uint_as_float(both.x), right = __uint_as_float(both.y);
+                        const float low = zero(steps[d][e].x), high = zero(steps[d][e].y);
+                        acc[0] += (part[0] - low * left) * scale(steps[d][e].x);
+                        acc[1] += (part[1] - low * right) * scale(steps[d][e].x);
+                        acc[2] += (part[2] - high * left) * scale(steps[d][e].y);
+                        acc[3] += (part[3] - high * right) * scale(steps[d][e].y);
                     }
                 }
-                if (d < there) load(d, next + d * STEP);
+                if (d < there) load(d, next, next_steps);
             }
         }
         const u32 place = sums + j % 2 * WARPS * 512; // [warp][8 of x][16 of the weight]
@@ -315,12 +358,15 @@ few(const u16* x, long long stride, const u8* w, const u16* bias, const u16* oth
 
 #ifdef ROWS
 // For more rows: 128 of the weight by ROWS of x. A warp fetches pieces and the columns of x that go with them; two
-// groups of four warps, with 64 rows of the weight each, take them apart into the left operand of the matrix units.
+// groups of four warps, with 64 rows of the weight each, take them apart into the left operand of the matrix units. Up to
+// 8 blocks, a cluster, share the columns; each of them adds up some rows of what all have, in the same order.
 #define X_BYTES (ROWS * 256)
 #define W_BYTES (8 * SIZE)
+#define PITCH 132 // of sums, so that lanes do not meet
 
 extern "C" __global__ void __launch_bounds__(ROWS > 128 ? 384 : 288, RESIDENT)
-many(const __grid_constant__ Map map, const u8* w, OUT* out, int M, int N, int pieces) {
+many(const __grid_constant__ Map map, const u8* w, const u16* bias, const u16* other, u16* out, int M, int N,
+     int pieces) {
     extern __shared__ u8 memory[];
     const u32 boxes = (address(memory) + 1023) & ~1023u, words = boxes + STAGES * X_BYTES;
     const u32 full = words + STAGES * W_BYTES, empty = full + STAGES * 8;
@@ -352,26 +398,28 @@ many(const __grid_constant__ Map map, const u8* w, OUT* out, int M, int N, int p
     }
     if (ROWS > 128) more_registers();
     float acc[ROWS / 8][4]; // set by the first product: a zero from elsewhere would make them all wait for each other
-    const u32 own = warp * SIZE + lane * 16;
     int last = -1; // the stage whose products may be under way
     for (int p = from; p < upto; p++, next()) {
         wait(full + stage * 8, phase);
-        u32 a[2][16];
+        const u32 at = words + stage * W_BYTES + warp * SIZE;
+        u32 a[2][16], low[EACH], high[EACH], by[EACH], high_by[EACH];
+#pragma unroll
+        for (int e = 0; e < EACH; e++) {
+            const Two step = load8(at + 1024 + e * 64 + lane / 4 * 8);
+            low[e] = zeros(step.x), high[e] = zeros(step.y);
+            by[e] = twice(scale(step.x)), high_by[e] = twice(scale(step.y));
+        }
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            const u32 at = words + stage * W_BYTES;
-            const Four q = load16(at + own + h * 512);
+            const Four q = load16(at + h * 512 + lane * 16);
             const u32 four[4] = {q.x, q.y, q.z, q.w};
 #pragma unroll
             for (int c = 0; c < 4; c++) { // 16 columns
-                const int group = (h * 4 + c) * EACH / 8;
-                const Two step = load8(at + warp * SIZE + 1024 + group * 64 + lane / 4 * 8);
-                const u32 low = zeros(step.x), high = zeros(step.y);
-                const u32 by = twice(scale(step.x)), high_by = twice(scale(step.y));
+                const int e = (h * 4 + c) * EACH / 8;
                 u32* v = a[h] + c * 4;
                 apart(v, four[c]);
-                v[0] = times(less(v[0], low), by), v[1] = times(less(v[1], high), high_by);
-                v[2] = times(less(v[2], low), by), v[3] = times(less(v[3], high), high_by);
+                v[0] = times(less(v[0], low[e]), by[e]), v[1] = times(less(v[1], high[e]), high_by[e]);
+                v[2] = times(less(v[2], low[e]), by[e]), v[3] = times(less(v[3], high[e]), high_by[e]);
             }
             // Rows of 128 bytes, 8 of them 1024 apart; 16-byte chunks are exchanged by row (1 << 62).
             const u64 b = (u64)1 << 62 | (u64)64 << 32 | (u64)1 << 16 | (boxes + stage * X_BYTES + h * ROWS * 128) >> 4;
@@ -385,14 +433,32 @@ many(const __grid_constant__ Map map, const u8* w, OUT* out, int M, int N, int p
         last = stage;
     }
     wgmma_wait<0>();
-    const int n = blockIdx.x * 128 + warp * 16 + lane / 4;
+    multipliers_here(); // nothing is read or on its way any more: sums take the room, [ROWS][128]
 #pragma unroll
     for (int i = 0; i < ROWS / 2; i++) {
-        const int m = first + i / 4 * 8 + lane % 4 * 2 + i % 2, at = n + i / 2 % 2 * 8;
-        if (m >= M || at >= N) continue;
-        OUT* to = out + ((long long)blockIdx.y * M + m) * N + at;
-        if (sizeof(OUT) == 4) *(float*)to = acc[i / 4][i % 4];
-        else *(u16*)to = narrow(acc[i / 4][i % 4]);
+        const int m = i / 4 * 8 + lane % 4 * 2 + i % 2, n = warp * 16 + lane / 4 + i / 2 % 2 * 8;
+        store4(boxes + (m * PITCH + n) * 4, acc[i / 4][i % 4]);
     }
+    sharers_here();
+    const int n = blockIdx.x * 128 + lane * 4, sharers = gridDim.y;
+    for (int m = blockIdx.y + warp * sharers; m < ROWS && first + m < M; m += 8 * sharers) {
+        Sums y = {{0.f, 0.f, 0.f, 0.f}};
+        for (int b = 0; b < sharers; b++) {
+            const Sums more = load_of(boxes + (m * PITCH + lane * 4) * 4, b);
+#pragma unroll
+            for (int i = 0; i < 4; i++) y.of[i] += more.of[i];
+        }
+        const long long to = (long long)(first + m) * N + n;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            if (n + i >= N) continue;
+            if (bias) y.of[i] += wide(bias[n + i]);
+            if (other) y.of[i] += wide(other[to + i]);
+        }
+        if (N % 4 == 0 && n < N) *(Two*)(out + to) = {pair(y.of[0], y.of[1]), pair(y.of[2], y.of[3])};
+        else
+            for (int i = 0; i < 4 && n + i < N; i++) out[to + i] = narrow(y.of[i]);
+    }
+    sharers_here(); // what others read must stay
 }
 #endif

@@ -63,7 +63,8 @@ def laid_out(codes: Tensor, scales: Tensor, zeros: Tensor, size: int) -> Fragmen
     words = torch.zeros(parts.shape[:-3], dtype=torch.int32, device=codes.device)
     for nibble in range(8):
         words |= parts[..., nibble >> 2, nibble >> 1 & 1, nibble & 1].int() << (4 * nibble)
-    steps = (scales.contiguous().view(torch.int32) & -256) | zeros.int()
+    zeros = zeros.int()  # the lowest byte of a scale, which is rounded to be near with it
+    steps = (scales.contiguous().view(torch.int32) - zeros + 128 & -256) | zeros
     steps = steps.repeat_interleave(pieces * each // groups, 1)
     steps = steps.view(-1, 8, 2, 8, pieces, each).permute(0, 4, 1, 5, 3, 2).contiguous()
     both = [t.view(-1, pieces, 8, *t.shape[3:]).flatten(3) for t in (words, steps)]
@@ -73,8 +74,9 @@ def laid_out(codes: Tensor, scales: Tensor, zeros: Tensor, size: int) -> Fragmen
 def written_out(w: Fragments, dtype: torch.dtype) -> Tensor:
     """[rows, inputs]."""
     out = torch.empty(w.rows, w.inputs, dtype=dtype, device=w.pieces.device)
-    grid, sizes = w.pieces.shape[:2], map(ctypes.c_int, (w.rows, w.inputs // COLUMNS))
-    write_kernel(w.each, dtype).launch(grid, 256, 8 * 16 * 272, _stream(), (_at(w.pieces), _at(out), *sizes), False)
+    tiles, pieces = w.pieces.shape[:2]
+    values = _at(w.pieces), _at(out), *map(ctypes.c_int, (w.rows, pieces))
+    write_kernel(w.each, dtype).launch((tiles, 1, pieces), 256, 8 * 16 * 272, _stream(), values)
     return out
 
 
@@ -86,7 +88,7 @@ class Few(NamedTuple):
     blocks: int
 
     def shared(self, m: int, w: Fragments) -> int:
-        return self.warps * 1024 + 2 * m * (w.inputs + 8)
+        return self.warps * 1024 + w.inputs // COLUMNS * w.each * 32 + 2 * m * (w.inputs + 8)
 
 
 class Many(NamedTuple):
@@ -100,23 +102,23 @@ class Many(NamedTuple):
         return self.stages * (256 * self.rows + 8 * (1024 + 64 * w.each) + 16) + 1024
 
     def splits(self, m: int, w: Fragments) -> int:
-        """Blocks that share the columns of a tile, so that there are as many as run at once."""
-        if SPLITS:
-            return SPLITS
+        """Blocks that share the columns of a tile, so that there are as many as run at once: a power of two."""
         tiles = -(-w.rows // TILE) * -(-m // self.rows)
-        return max(1, min(PROCESSORS * self.blocks // tiles, w.inputs // COLUMNS // 4, 16))
+        split = 1
+        while split < 8 and tiles * split * 2 <= PROCESSORS * self.blocks and w.inputs // COLUMNS >= split * 4:
+            split *= 2
+        return SPLITS or split
 
 
 # By rows of the inputs: the first is taken. scripts/gpu_quant.py times the others beside it.
 FEW: tuple[Few, ...] = (
-    Few(8, 4, 2), Few(8, 2, 2), Few(8, 2, 3), Few(8, 3, 3), Few(8, 1, 4), Few(4, 4, 4), Few(4, 2, 6), Few(16, 4, 1),
-    Few(16, 2, 2),
+    Few(8, 4, 2), Few(8, 2, 3), Few(8, 3, 3), Few(8, 1, 4), Few(4, 4, 5), Few(4, 2, 6), Few(16, 4, 1), Few(8, 7, 2),
 )  # fmt: skip
 MANY: dict[int, tuple[Many, ...]] = {
-    8: (Many(8, 6, 2), Many(8, 8, 2)),
-    16: (Many(16, 8, 2), Many(16, 6, 2)),
-    32: (Many(32, 6, 2),),
-    64: (Many(64, 4, 2), Many(64, 8, 1), Many(32, 6, 2)),
+    8: (Many(8, 8, 2), Many(8, 5, 3), Many(8, 4, 4)),
+    16: (Many(16, 8, 2), Many(16, 5, 3), Many(16, 4, 4)),
+    32: (Many(32, 6, 2), Many(32, 4, 3)),
+    64: (Many(64, 4, 2), Many(64, 8, 1)),
     128: (Many(128, 5, 1), Many(64, 4, 2)),
     MOST: (Many(256, 3, 1), Many(128, 5, 1)),
 }
@@ -157,11 +159,11 @@ def few_source(tile: Few, each: int, dtype: torch.dtype, act: str | None) -> str
 
 
 @functools.cache
-def many_kernel(tile: Many, each: int, dtype: torch.dtype, parts: bool) -> cuda_code.Kernel:
-    return cuda_code.Kernel(many_source(tile, each, dtype, parts), "many", ARCH, MEMORY)
+def many_kernel(tile: Many, each: int, dtype: torch.dtype) -> cuda_code.Kernel:
+    return cuda_code.Kernel(many_source(tile, each, dtype), "many", ARCH, MEMORY)
 
 
-def many_source(tile: Many, each: int, dtype: torch.dtype, parts: bool) -> str:
+def many_source(tile: Many, each: int, dtype: torch.dtype) -> str:
     sums = tile.rows // 2  # of a thread
 
     def places(first: int, count: int) -> str:
@@ -169,7 +171,7 @@ def many_source(tile: Many, each: int, dtype: torch.dtype, parts: bool) -> str:
 
     return _source(
         FP16=int(dtype == torch.float16), EACH=each, ROWS=tile.rows, STAGES=tile.stages, RESIDENT=tile.blocks,
-        OUT="float" if parts else "u16", WGMMA_N=f'"{tile.rows}"', WGMMA_PLACES=places(0, sums),
+        WGMMA_N=f'"{tile.rows}"', WGMMA_PLACES=places(0, sums),
         WGMMA_A=places(sums, 4), WGMMA_B=places(sums + 4, 1), WGMMA_ADD=places(sums + 5, 1),
         WGMMA_D=", ".join(f'"+f"(d[{i // 4}][{i % 4}])' for i in range(sums)),
     )  # fmt: skip
@@ -210,28 +212,29 @@ def _few(x: Tensor, w: Fragments, bias: Tensor | None, other: Tensor | None, act
     m = x.shape[0]
     width = w.rows if act is None else w.rows // 2
     items = -(-width // ROWS)
-    per = -(-items // (PROCESSORS * tile.blocks))
     out = x.new_empty(m, width) if other is None else other
-    chained = early(m)
-    few_kernel(tile, w.each, x.dtype, act).launch(
-        (-(-items // per),), 32 * tile.warps, tile.shared(m, w), _stream(),
-        (_at(x), ctypes.c_longlong(x.stride(0)), _at(w.pieces), _at(bias), _at(other), _at(out),
-         *map(ctypes.c_int, (m, w.rows, w.inputs // COLUMNS, items, per))), chained,
+    values = (
+        _at(x), ctypes.c_longlong(x.stride(0)), _at(w.pieces), _at(bias), _at(other), _at(out),
+        *map(ctypes.c_int, (m, w.rows, w.inputs // COLUMNS, items)),
     )  # fmt: skip
+    blocks = min(items, PROCESSORS * tile.blocks)
+    kernel = few_kernel(tile, w.each, x.dtype, act)
+    kernel.launch((blocks, 1, 1), 32 * tile.warps, tile.shared(m, w), _stream(), values, early(m))
     return out
 
 
 def _many(x: Tensor, w: Fragments, bias: Tensor | None, other: Tensor | None, act: str | None, tile: Many) -> Tensor:
     m = x.shape[0]
-    splits = tile.splits(m, w)
-    parts = x.new_empty(splits, m, w.rows, dtype=x.dtype if splits == 1 else torch.float32)
-    chained = early(m)
+    added = other if act is None else None
+    out = x.new_empty(m, w.rows) if added is None else added
     boxes = cuda_code.boxes(x.data_ptr(), str(x.dtype)[6:], m, w.inputs, 2 * x.stride(0), tile.rows, 64)
-    many_kernel(tile, w.each, x.dtype, splits > 1).launch(
-        (-(-w.rows // TILE), splits, -(-m // tile.rows)), 384 if tile.rows > 128 else 288, tile.shared(w), _stream(),
-        (boxes, _at(w.pieces), _at(parts), *map(ctypes.c_int, (m, w.rows, w.inputs // COLUMNS))), chained,
+    values = (
+        boxes, _at(w.pieces), _at(bias), _at(added), _at(out), *map(ctypes.c_int, (m, w.rows, w.inputs // COLUMNS))
     )  # fmt: skip
-    return ended(parts, bias, other, act, x.dtype)
+    grid = -(-w.rows // TILE), tile.splits(m, w), -(-m // tile.rows)
+    kernel = many_kernel(tile, w.each, x.dtype)
+    kernel.launch(grid, 384 if tile.rows > 128 else 288, tile.shared(w), _stream(), values, early(m))
+    return out if act is None else ended(out[None], None, other, act, x.dtype)
 
 
 def _stream() -> int:
@@ -259,7 +262,7 @@ def works(dtype: torch.dtype, group: int) -> bool:
 def _agrees(dtype: torch.dtype, group: int) -> bool:
     each = COLUMNS // group
     kernels = [few_kernel(FEW[0], each, dtype, act) for act in (None, "silu")]
-    kernels += [many_kernel(tiles[0], each, dtype, parts) for tiles in MANY.values() for parts in (False, True)]
+    kernels += [many_kernel(tiles[0], each, dtype) for tiles in MANY.values()]
     cuda_code.compile_all([write_kernel(each, dtype), *kernels])
     random = torch.Generator("cuda").manual_seed(0)
     rows, inputs = 192, 1024

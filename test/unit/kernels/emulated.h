@@ -20,41 +20,58 @@
 
 struct Place { unsigned x, y, z; };
 static Place threadIdx, blockIdx, gridDim;
-u8 memory[232448] __attribute__((aligned(1024)));
+const u32 ROOM = 227 << 10;
+u8 memory[8 * ROOM] __attribute__((aligned(1024))); // of the blocks of a cluster
 using std::min;
 
 struct Fiber { ucontext_t at; std::vector<char> stack; bool ended; };
 struct Bar { int count, left, phase; long bytes; };
-struct Warp { u32 a[32][4], b[32]; int arrived, turn; };
+struct Meeting { int arrived, turn; };
+struct Warp { u32 a[32][4], b[32]; Meeting meeting; };
 static std::vector<Fiber> fibers;
 static ucontext_t scheduler;
 static std::map<u32, Bar> bars;
 static std::vector<std::function<void()>> fetches;
-static Warp warps[12];
-static int arrived, turn;
+static Warp all_warps[8][12];
+static Meeting all_blocks, blocks[8], multipliers[8];
+static int threads, live;
 
 DEVICE void yield() {
-    unsigned me = threadIdx.x;
-    swapcontext(&fibers[me].at, &scheduler);
-    threadIdx.x = me;
+    unsigned me = threadIdx.x, block = blockIdx.y;
+    swapcontext(&fibers[block * threads + me].at, &scheduler);
+    threadIdx.x = me, blockIdx.y = block;
 }
 
-DEVICE void all_here(int& arrived, int& turn, int count) {
-    int mine = turn;
-    if (++arrived == count) arrived = 0, turn++;
-    while (turn == mine) yield();
+// count: of those who must come; they may become fewer.
+DEVICE void all_here(Meeting& m, const int& count) {
+    int mine = m.turn;
+    m.arrived++;
+    while (m.turn == mine)
+        if (m.arrived == count) m.arrived = 0, m.turn++;
+        else yield();
 }
 
-DEVICE void __syncthreads() { all_here(arrived, turn, fibers.size()); }
-DEVICE void __syncwarp() { Warp& w = warps[threadIdx.x / 32]; all_here(w.arrived, w.turn, 32); }
+DEVICE Warp& own_warp() { return all_warps[blockIdx.y][threadIdx.x / 32]; }
+DEVICE u8* own_memory() { return memory + blockIdx.y * ROOM; }
+DEVICE void __syncthreads() { all_here(blocks[blockIdx.y], threads); }
+DEVICE void __syncwarp() { all_here(own_warp().meeting, 32); }
+DEVICE void multipliers_here() { all_here(multipliers[blockIdx.y], 256); }
+DEVICE void sharers_here() { all_here(all_blocks, live); }
 DEVICE u32 address(const void* p) { return (const u8*)p - memory; }
-template <class T> T read(u32 at) { T v; if (at % sizeof(T)) abort(); memcpy(&v, memory + at, sizeof(T)); return v; }
+template <class T> T read(u32 at) { T v; if (at % sizeof(T)) abort(); memcpy(&v, own_memory() + at, sizeof(T)); return v; }
 DEVICE Four load16(u32 at) { return read<Four>(at); }
 DEVICE Two load8(u32 at) { return read<Two>(at); }
+DEVICE Sums load_of(u32 at, u32 block) { Sums v; memcpy(&v, memory + block * ROOM + at, 16); return v; }
+DEVICE u32 __byte_perm(u32 a, u32 b, u32 s) {
+    u64 both = a | (u64)b << 32;
+    u32 v = 0;
+    for (int i = 0; i < 4; i++) v |= (u32)(both >> (s >> 4 * i & 7) * 8 & 255) << 8 * i;
+    return v;
+}
 DEVICE float load4(u32 at) { return read<float>(at); }
-DEVICE void store4(u32 at, float v) { memcpy(memory + at, &v, 4); }
-DEVICE void store4(u32 at, u32 v) { memcpy(memory + at, &v, 4); }
-DEVICE void store16(u32 at, const void* from) { if (at % 16) abort(); memcpy(memory + at, from, 16); }
+DEVICE void store4(u32 at, float v) { memcpy(own_memory() + at, &v, 4); }
+DEVICE void store4(u32 at, u32 v) { memcpy(own_memory() + at, &v, 4); }
+DEVICE void store16(u32 at, const void* from) { if (at % 16) abort(); memcpy(own_memory() + at, from, 16); }
 DEVICE Four stream16(const u8* at) { if ((u64)at % 16) abort(); Four v; memcpy(&v, at, 16); return v; }
 DEVICE Two stream8(const u8* at) { Two v; memcpy(&v, at, 8); return v; }
 DEVICE u32 among(u32 a) { return (a & 0x000f000f) | MAGIC; }
@@ -76,30 +93,33 @@ DEVICE u32 pair(float low, float high) { return rounded(low) | (u32)rounded(high
 DEVICE u32 less(u32 a, u32 b) { return pair(wide(a) - wide(b), wide(a >> 16) - wide(b >> 16)); }
 DEVICE u32 times(u32 a, u32 b) { return pair(wide(a) * wide(b), wide(a >> 16) * wide(b >> 16)); }
 
-DEVICE void barrier(u32 at, u32 count) { if (at % 8) abort(); bars[at] = {(int)count, (int)count, 0, 0}; }
+DEVICE void barrier(u32 at, u32 count) { if (at % 8) abort(); bars[blockIdx.y << 20 | at] = {(int)count, (int)count, 0, 0}; }
 DEVICE void barriers_made() {}
 DEVICE void settle(Bar& b) { if (b.left == 0 && b.bytes == 0) b.phase ^= 1, b.left = b.count; }
-DEVICE void arrive(u32 at) { Bar& b = bars.at(at); if (b.left-- == 0) abort(); settle(b); }
-DEVICE void expect(u32 at, u32 bytes) { bars.at(at).bytes += bytes; arrive(at); }
-DEVICE void wait(u32 at, u32 phase) { while (bars.at(at).phase == (int)phase) yield(); }
+DEVICE void arrive(u32 at) { Bar& b = bars.at(blockIdx.y << 20 | at); if (b.left-- == 0) abort(); settle(b); }
+DEVICE void expect(u32 at, u32 bytes) { bars.at(blockIdx.y << 20 | at).bytes += bytes; arrive(at); }
+DEVICE void wait(u32 at, u32 phase) { while (bars.at(blockIdx.y << 20 | at).phase == (int)phase) yield(); }
 
 DEVICE void later(u32 then, u32 bytes, std::function<void()> copy) {
+    then |= blockIdx.y << 20;
     fetches.push_back([=] { copy(); Bar& b = bars.at(then); b.bytes -= bytes; settle(b); });
 }
 DEVICE void fetch(u32 to, const u8* from, u32 bytes, u32 then) {
     if (to % 16 || bytes % 16) abort();
-    memset(memory + to, 0xff, bytes); // whoever still reads what was there learns of it
-    later(then, bytes, [=] { memcpy(memory + to, from, bytes); });
+    u8* place = own_memory() + to;
+    memset(place, 0xff, bytes); // whoever still reads what was there learns of it
+    later(then, bytes, [=] { memcpy(place, from, bytes); });
 }
 
 // of: address, rows, stride in bytes, rows of a box; 128 bytes a row, whose 16-byte chunks are exchanged.
 DEVICE void fetch_box(u32 to, const Map* map, int column, int row, u32 then) {
     const u64* of = map->of;
-    memset(memory + to, 0xff, of[3] * 128);
+    u8* box = own_memory() + to;
+    memset(box, 0xff, of[3] * 128);
     later(then, of[3] * 128, [=] {
         for (u64 r = 0; r < of[3]; r++)
             for (u32 c = 0; c < 8; c++) {
-                u8* place = memory + to + r * 128 + (c ^ r % 8) * 16;
+                u8* place = box + r * 128 + (c ^ r % 8) * 16;
                 if (row + r < of[1]) memcpy(place, (u8*)of[0] + (row + r) * of[2] + column * 2 + c * 16, 16);
                 else memset(place, 0, 16);
             }
@@ -115,7 +135,7 @@ DEVICE void wgmma_end() {}
 template <int LEFT> void wgmma_wait() {}
 
 DEVICE void matrices(u32 (&v)[4], u32 from) {
-    Warp& w = warps[threadIdx.x / 32];
+    Warp& w = own_warp();
     int lane = threadIdx.x % 32;
     w.b[lane] = from;
     __syncwarp();
@@ -129,9 +149,9 @@ DEVICE float left(Warp& w, int row, int k) {
 }
 
 DEVICE void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-    static u32 right[12][32][2];
-    Warp& w = warps[threadIdx.x / 32];
-    auto& r = right[threadIdx.x / 32];
+    static u32 right[8][12][32][2];
+    Warp& w = own_warp();
+    auto& r = right[blockIdx.y][threadIdx.x / 32];
     int lane = threadIdx.x % 32;
     memcpy(w.a[lane], a, 16), r[lane][0] = b0, r[lane][1] = b1;
     __syncwarp();
@@ -146,7 +166,7 @@ DEVICE void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 #ifdef ROWS
 DEVICE void wgmma(float (&d)[ROWS / 8][4], const u32* a, u64 b, int add) {
     if (b >> 62 != 1 || (b >> 32 & 0x3fff) != 64) abort();
-    Warp& w = warps[threadIdx.x / 32];
+    Warp& w = own_warp();
     int lane = threadIdx.x % 32;
     memcpy(w.a[lane], a, 16);
     __syncwarp();
@@ -165,45 +185,45 @@ DEVICE void wgmma(float (&d)[ROWS / 8][4], const u32* a, u64 b, int add) {
 
 static std::function<void()> body;
 static void begin() {
-    unsigned me = threadIdx.x;
+    unsigned me = threadIdx.x, block = blockIdx.y;
     body();
-    fibers[me].ended = true;
-    swapcontext(&fibers[me].at, &scheduler);
+    fibers[block * threads + me].ended = true, live--;
+    swapcontext(&fibers[block * threads + me].at, &scheduler);
 }
 
-// 0, or 1 where threads wait for what never comes.
-static int launch(Place grid, int threads, std::function<void()> kernel) {
-    gridDim = grid, body = kernel;
+// 0, or 1 where threads wait for what never comes, or 2 where something comes for which nobody waits. Blocks along y
+// are a cluster.
+static int launch(Place grid, int count, std::function<void()> kernel) {
+    gridDim = grid, body = kernel, threads = count;
     for (blockIdx.z = 0; blockIdx.z < grid.z; blockIdx.z++)
-        for (blockIdx.y = 0; blockIdx.y < grid.y; blockIdx.y++)
-            for (blockIdx.x = 0; blockIdx.x < grid.x; blockIdx.x++) {
-                bars.clear();
-                memset(memory, 0xff, sizeof memory);
-                arrived = turn = 0;
-                memset(warps, 0, sizeof warps);
-                fibers = std::vector<Fiber>(threads);
-                for (auto& f : fibers) {
-                    getcontext(&f.at);
-                    f.stack.resize(1 << 16), f.ended = false;
-                    f.at.uc_stack.ss_sp = f.stack.data(), f.at.uc_stack.ss_size = f.stack.size(), f.at.uc_link = nullptr;
-                    makecontext(&f.at, begin, 0);
-                }
-                for (int rounds = 0, left = threads; left; rounds++) {
-                    if (rounds > 100000) return 1;
-                    left = 0;
-                    for (int i = 0; i < threads; i++) {
-                        if (fibers[i].ended) continue;
-                        left++, threadIdx.x = i;
-                        swapcontext(&scheduler, &fibers[i].at);
-                    }
-                    if (!fetches.empty() && rand() % 2) {
-                        int one = rand() % fetches.size();
-                        auto now = fetches[one];
-                        fetches.erase(fetches.begin() + one);
-                        now();
-                    }
-                }
-                if (!fetches.empty()) return 2;
+        for (blockIdx.x = 0; blockIdx.x < grid.x; blockIdx.x++) {
+            bars.clear();
+            memset(memory, 0xff, sizeof memory);
+            memset(&all_blocks, 0, sizeof all_blocks), memset(blocks, 0, sizeof blocks);
+            memset(multipliers, 0, sizeof multipliers), memset(all_warps, 0, sizeof all_warps);
+            live = threads * grid.y;
+            fibers = std::vector<Fiber>(live);
+            for (auto& f : fibers) {
+                getcontext(&f.at);
+                f.stack.resize(1 << 16), f.ended = false;
+                f.at.uc_stack.ss_sp = f.stack.data(), f.at.uc_stack.ss_size = f.stack.size(), f.at.uc_link = nullptr;
+                makecontext(&f.at, begin, 0);
             }
+            for (int rounds = 0; live; rounds++) {
+                if (rounds > 100000) return 1;
+                for (unsigned i = 0; i < fibers.size(); i++) {
+                    if (fibers[i].ended) continue;
+                    threadIdx.x = i % threads, blockIdx.y = i / threads;
+                    swapcontext(&scheduler, &fibers[i].at);
+                }
+                if (!fetches.empty() && rand() % 2) {
+                    int one = rand() % fetches.size();
+                    auto now = fetches[one];
+                    fetches.erase(fetches.begin() + one);
+                    now();
+                }
+            }
+            if (!fetches.empty()) return 2;
+        }
     return 0;
 }

@@ -16,22 +16,22 @@ from sglang.quant.dense import ACTS
 HERE = Path(__file__).parent
 GO_FEW = """
 extern "C" int go(int blocks, const u16* x, long long stride, const u8* w, const u16* bias, const u16* other, u16* out,
-                  int M, int N, int pieces, int items, int per) {
+                  int M, int N, int pieces, int items) {
     return launch({(unsigned)blocks, 1, 1}, 32 * WARPS,
-                  [=] { few(x, stride, w, bias, other, out, M, N, pieces, items, per); });
+                  [=] { few(x, stride, w, bias, other, out, M, N, pieces, items); });
 }
 """
 GO_WRITE = """
 extern "C" int go(int tiles, int pieces, const u8* w, u16* out, int N) {
-    return launch({(unsigned)tiles, (unsigned)pieces, 1}, 256, [=] { spread(w, out, N, pieces); });
+    return launch({(unsigned)tiles, 1, (unsigned)pieces}, 256, [=] { spread(w, out, N, pieces); });
 }
 """
 GO_MANY = """
-extern "C" int go(int tiles, int splits, int blocks, const u16* x, long long stride, const u8* w, OUT* out, int M,
-                  int N, int pieces) {
+extern "C" int go(int tiles, int splits, int blocks, const u16* x, long long stride, const u8* w, const u16* bias,
+                  const u16* other, u16* out, int M, int N, int pieces) {
     Map map = {{(u64)x, (u64)M, (u64)stride * 2, ROWS}};
     return launch({(unsigned)tiles, (unsigned)splits, (unsigned)blocks}, ROWS > 128 ? 384 : 288,
-                  [=] { many(map, w, out, M, N, pieces); });
+                  [=] { many(map, w, bias, other, out, M, N, pieces); });
 }
 """
 
@@ -132,10 +132,10 @@ def test_few_rows(
     out = some(*wanted.shape).to(dtype)
     if add:
         wanted += out.double()
-    items, per = -(-wanted.shape[1] // 16), 3
+    items = -(-wanted.shape[1] // 16)
     code = go(
-        -(-items // per), at(x), ctypes.c_longlong(x.stride(0)), at(w.pieces), at(bias), at(out if add else None),
-        at(out), m, rows, inputs // 128, items, per,
+        3, at(x), ctypes.c_longlong(x.stride(0)), at(w.pieces), at(bias), at(out if add else None),
+        at(out), m, rows, inputs // 128, items,
     )  # fmt: skip
     assert code == 0
     assert far(out, wanted) < (4e-3 if dtype == torch.bfloat16 else 5e-4)
@@ -144,26 +144,27 @@ def test_few_rows(
 @pytest.mark.parametrize(
     ("m", "rows", "inputs", "size", "dtype", "tile", "splits"),
     [
-        (5, 100, 512, 128, torch.bfloat16, fragments.Many(8, 2, 1), 1),
-        (20, 140, 640, 64, torch.float16, fragments.Many(16, 3, 1), 2),
+        (5, 102, 512, 128, torch.bfloat16, fragments.Many(8, 2, 1), 1),
+        (20, 140, 640, 64, torch.float16, fragments.Many(16, 3, 1), 4),
         (64, 128, 384, 32, torch.bfloat16, fragments.Many(64, 2, 1), 1),
-        (200, 128, 256, 256, torch.bfloat16, fragments.Many(256, 2, 1), 1),
+        (200, 128, 256, 256, torch.bfloat16, fragments.Many(256, 2, 1), 2),
     ],
 )
 def test_many_rows(
     m: int, rows: int, inputs: int, size: int, dtype: torch.dtype, tile: fragments.Many, splits: int, tmp_path: Path
 ) -> None:
     w, weight = made(rows, inputs, size)
-    go = library(tmp_path, fragments.many_source(tile, w.each, dtype, splits > 1), GO_MANY)
+    go = library(tmp_path, fragments.many_source(tile, w.each, dtype), GO_MANY)
     x = some(m, inputs + 8).to(dtype)[:, :inputs]
-    out = torch.zeros(splits, m, rows, dtype=torch.float32 if splits > 1 else dtype)
+    bias, out = some(rows).to(dtype), some(m, rows).to(dtype)
+    wanted = x.double() @ weight.T + bias.double() + out.double()
     code = go(
-        -(-rows // 128), splits, -(-m // tile.rows), at(x), ctypes.c_longlong(x.stride(0)), at(w.pieces), at(out), m,
-        rows, inputs // 128,
+        -(-rows // 128), splits, -(-m // tile.rows), at(x), ctypes.c_longlong(x.stride(0)), at(w.pieces), at(bias),
+        at(out), at(out), m, rows, inputs // 128,
     )  # fmt: skip
     assert code == 0
     # Weights are rounded to the type of the inputs.
-    assert far(out.double().sum(0), x.double() @ weight.T) < (4e-3 if dtype == torch.bfloat16 else 5e-4)
+    assert far(out, wanted) < (4e-3 if dtype == torch.bfloat16 else 5e-4)
 
 
 def test_launchers_hand_structures_of_the_drivers_sizes_over() -> None:
