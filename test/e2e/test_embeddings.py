@@ -13,6 +13,7 @@ import openai
 import pytest
 import torch
 
+import sglang as sgl
 from sglang.base.config import DEMO_MODEL
 from sglang.base.errors import ConfigError, FieldError
 from sglang.launch import ThreadWorker
@@ -97,6 +98,15 @@ def test_encode_and_the_engine_give_the_same(vectors: Any, engine: Engine) -> No
     decoded = np.frombuffer(base64.b64decode(raw["data"][0]["embedding"]), np.float32)
     assert np.abs(decoded - np.array(one["embedding"])).max() < 1e-6
     assert httpx.get(vectors.url + "/get_model_info").json()["is_generation"] is False
+
+
+def test_a_runtime_of_vectors(folder: Path, engine: Engine) -> None:
+    with sgl.Runtime(model_path=str(folder), is_embedding=True, max_total_tokens=2000) as runtime:
+        [one] = json.loads(runtime.encode(TEXTS[:1]))
+        assert np.abs(np.array(one["embedding"]) - wanted(folder, engine, TEXTS[0])).max() < 1e-5
+        assert json.loads(runtime.encode(TEXTS[0]))["embedding"] == one["embedding"]
+        with pytest.raises(RuntimeError, match=r"400.*text"):
+            runtime.encode([])
 
 
 @pytest.mark.parametrize(

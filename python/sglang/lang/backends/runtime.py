@@ -144,6 +144,10 @@ class Runtime:
         }
         return json.dumps(self._request({name: value for name, value in body.items() if value is not None}))
 
+    def encode(self, prompt: str | list[str]) -> str:
+        """The answer of `/encode`, as JSON text: the vectors of a server that was started with is_embedding=True."""
+        return self.endpoint._ask("POST", "/encode", {"text": prompt}, timeout_s=None).text
+
     async def async_generate(self, prompt: str, sampling_params: dict[str, Any] | None = None) -> AsyncIterator[str]:
         """What is new in the text, as it comes."""
         async with (

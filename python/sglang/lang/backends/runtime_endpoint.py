@@ -79,10 +79,14 @@ class RuntimeEndpoint(NativeBackend):
         path = info.get("tokenizer_path") or info["model_path"]
         return template_of_model(info.get("chat_template"), path) or get_chat_template_by_model_path(info["model_path"])
 
-    def _ask(self, method: str, path: str, check: bool = True) -> httpx.Response:
+    def _ask(
+        self, method: str, path: str, body: Body | None = None, check: bool = True, timeout_s: float | None = _INFO_S
+    ) -> httpx.Response:
         url = self.base_url + path
         try:
-            answer = httpx.request(method, url, headers=self._headers, verify=self._verify, timeout=_INFO_S)
+            answer = httpx.request(
+                method, url, json=body, headers=self._headers, verify=self._verify, timeout=timeout_s
+            )
         except httpx.HTTPError as error:
             raise RuntimeError(f"{url}: no server answers ({error or type(error).__name__})") from error
         if check and answer.status_code != 200:
