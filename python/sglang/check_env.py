@@ -13,9 +13,10 @@ from collections.abc import Iterator, Sequence
 GIB = 2**30
 TOOL_S = 10  # nvidia-smi takes seconds on a machine with many GPUs; longer means a broken driver
 FEW_FILES = 4096  # a connection is a file: below this, a server's clients run into the limit
-# Extra -> what it is for. `all` and `dev` only repeat others; what `cuda` brings is not used yet.
+# Extra -> what it is for. `all`, `cuda` and `dev` only repeat others.
 EXTRAS = {
     "fast": "faster HTTP",
+    "flashinfer": "another attention on NVIDIA GPUs",
     "openai": "programs on OpenAI models, the OpenAI client",
     "anthropic": "programs on Anthropic models",
     "vertexai": "programs on Gemini models",

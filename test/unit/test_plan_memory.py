@@ -2,6 +2,7 @@
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,8 @@ def test_llama_8b_takes_what_is_known_of_it(tmp_path: Path) -> None:
     assert need.tokens == int((80 * GIB * 0.88 - need.weights - need.step - need.constraints) / need.cell)
     half = planner.need(config, 2)
     assert half.cell == need.cell / 2
+    rounded = planner.need(replace(config, kv_cache_dtype="fp8_e4m3"))
+    assert rounded.cell == need.cell / 2 and rounded.tokens == pytest.approx(2 * need.tokens, abs=2)
     whole = 2 * (2 * 128256 * 4096 + 65 * 4096)  # embedding, head and norms are in every rank
     assert half.weights == (2 * PARAMETERS - whole) / 2 + whole
 

@@ -113,9 +113,12 @@ class _Wrapper:
 
     def __init__(self, one: Any):
         self.one = one
-        self._copied = torch.cuda.Event()
+        self._copied = torch.cuda.Event() if torch.cuda.is_available() else None
 
     def plan(self, *args: Any, **options: Any) -> None:
+        if self._copied is None:
+            self.one.plan(*args, **options)
+            return
         self._copied.synchronize()
         self.one.plan(*args, **options)
         self._copied.record()
@@ -151,7 +154,7 @@ class FlashInfer:
     @functools.cached_property
     def _kernel(self) -> str:
         """Of rows of several tokens. fa3 takes queries and keys of one type only."""
-        hopper = torch.cuda.get_device_capability(self.device)[0] == 9
+        hopper = self.device.type == "cuda" and torch.cuda.get_device_capability(self.device)[0] == 9
         return "fa3" if hopper and self.cells == self.dtype else "fa2"
 
     @property
@@ -371,7 +374,8 @@ def disagreement(one: FlashInfer, what: str) -> float:
 
     table = torch.randperm(2 * (512 // size + 1), generator=random, device=device).int().view(2, -1)
     wide = table.numel() * size, shape.kv_heads, shape.head_dim
-    pool = kernels.Pool(some(*wide).to(one.cells), some(*wide).to(one.cells), table, size, 0.5, 2.0)
+    scales = (0.5, 2.0) if one.cells.itemsize == 1 else (1.0, 1.0)
+    pool = kernels.Pool(some(*wide).to(one.cells), some(*wide).to(one.cells), table, size, *scales)
     starts, counts = (
         (np.array([150, 0]), np.array([300, 256])) if what == "rows" else (np.array([401, 0]), np.ones(2, int))
     )
@@ -380,13 +384,17 @@ def disagreement(one: FlashInfer, what: str) -> float:
     q, k, v = some(n, shape.heads + 2 * shape.kv_heads, shape.head_dim).split(
         [shape.heads, shape.kv_heads, shape.kv_heads], 1
     )
-    exact = TorchAttention(shape, [pool.keys], [pool.values], [(pool.k_scale, pool.v_scale)])
+    cells = pool.keys, pool.values
+    exactly = [t if t.itemsize == 1 else t.double() for t in cells]
+    exact = TorchAttention(shape, exactly[:1], exactly[1:], [scales])
     exact.plan(rows)
     own = FlashInfer(shape, [], dtype, [pool], True)
     out, worst = torch.zeros(n, shape.heads, shape.head_dim, dtype=dtype, device=device), 0.0
     for window, cap in one.sights:
         look = Look(None if window < 0 else window + 1, softcap=cap or None)
         wanted = exact.attend(q.double(), k.double(), v.double(), 0, look).view(out.shape)
+        for t, filed in zip(cells, exactly, strict=True):
+            t.copy_(filed)
         job = own.job(what, rows.slots, starts, counts, 0)
         assert job is not None
         (own.attend if what == "rows" else own.decode)(job, q, pool, look, out)

@@ -93,7 +93,8 @@ def test_resolving_fills_in_what_is_derived_and_is_settled_then() -> None:
         {"ssl_keyfile": "k"}, {"ssl_certfile": "c"}, {"ssl_ca_certs": "c"},
         {"dtype": "int3"}, {"log_level_http": "loud"}, {"schedule_policy": None}, {"port": "5"}, {"port": True},
         {"page_size": 1.5}, {"context_length": "4k"}, {"trust_remote_code": 1}, {"model_path": None},
-        {"mem_fraction_static": "half"}, {"api_key": 5},
+        {"mem_fraction_static": "half"}, {"api_key": 5}, {"kv_cache_dtype": "fp8"},
+        {"disable_flashinfer": True, "attention_backend": "flashinfer"},
     ],
     ids=str,
 )  # fmt: skip
@@ -110,6 +111,7 @@ def test_an_impossible_setting_is_refused_in_one_line_that_names_its_flag(change
         {"chunked_prefill_size": -1}, {"chunked_prefill_size": 1}, {"port": 65535}, {"log_level_http": "info"},
         {"log_level_http": None}, {"drain_timeout": 0}, {"mem_fraction_static": 0.5}, {"random_seed": 0},
         {"ssl_keyfile": "k", "ssl_certfile": "c"}, {"trust_remote_code": True}, {"schedule_conservativeness": 2},
+        {"kv_cache_dtype": "fp8_e5m2"}, {"attention_backend": "flashinfer"},
     ],
     ids=str,
 )  # fmt: skip

@@ -59,6 +59,15 @@ def test_facts_describe_what_was_loaded(folder: Path) -> None:
     assert ready.weight_bytes == 4 * ready.parameters
 
 
+@pytest.mark.parametrize("kind", ["fp8_e4m3", "fp8_e5m2"])
+def test_keys_and_values_of_8_bits_take_a_quarter_of_those_of_32(folder: Path, kind: str) -> None:
+    engine = dummy(folder, max_total_tokens=160, page_size=16, kv_cache_dtype=kind)
+    assert engine.ready.kv_bytes == engine.kv_bytes == 160 * CELL // 4
+    fraction = 64 * CELL / free_bytes(torch.device("cpu"))
+    engine = dummy(folder, max_total_tokens=None, mem_fraction_static=fraction, kv_cache_dtype=kind)
+    assert 4 * 48 <= engine.pages <= 4 * 80
+
+
 def test_the_pool_is_never_larger_than_all_slots_can_use(folder: Path) -> None:
     engine = dummy(folder, max_total_tokens=None, max_running_requests=2)
     assert engine.pages == 2 * 256
