@@ -26,7 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import openai
@@ -38,14 +38,33 @@ from sglang.lang.ir import SglSamplingParams
 
 FACTS = "The sea is wide and blue. Rivers run into it, day and night, and it is never full. "
 TOPICS = ["capitals of Europe", "the planets", "old rivers", "good bread", "tall trees", "short stories"]
-SHAPES: dict[str, dict[str, int]] = {  # of the checkpoint that is served; its vocabulary stays the demo model's
-    "demo": {},
-    "0.5b": {
-        "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
-        "num_key_value_heads": 2, "head_dim": 64,
-    },
+
+
+class Size(NamedTuple):
+    """shape: what is other than in the demo model. Programs of a kind, and rounds, that take some minutes."""
+
+    shape: dict[str, int]
+    programs: int
+    rounds: int
+
+
+SIZES = {
+    "demo": Size({}, 2, 5),
+    "0.5b": Size(
+        {
+            "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
+            "num_key_value_heads": 2, "head_dim": 64,
+        },
+        1,
+        2,
+    ),
 }  # fmt: skip
-RECORD = r'\{"name": "[A-Za-z ]{1,12}", "age": [0-9]{1,2}, "city": "[A-Za-z ]{1,12}"\}'
+YEAR = r"[12][0-9]{3}"
+
+
+def gen(name: str, tokens: int) -> Any:
+    """Of so many tokens, whatever the model says: all ways have the same to do."""
+    return sgl.gen(name, max_tokens=tokens, min_tokens=tokens)
 
 
 @sgl.function
@@ -53,34 +72,35 @@ def chat(s: Any, topic: str) -> None:
     s += sgl.system("You are a helpful assistant who knows much about " + topic + ".")
     for turn in range(4):
         s += sgl.user(f"Question {turn}: what else about {topic}?")
-        s += sgl.assistant(sgl.gen(f"answer_{turn}", max_tokens=16))
+        s += sgl.assistant(gen(f"answer_{turn}", 16))
 
 
 @sgl.function
 def few_shot(s: Any, question: str) -> None:
     s += "".join(f"Q: What is {i} + {i}?\nA: {2 * i}\n" for i in range(1, 40))
-    s += "Q: " + question + "\nA:" + sgl.gen("answer", max_tokens=8)
+    s += "Q: " + question + "\nA:" + gen("answer", 8)
 
 
 @sgl.function
 def tree_of_thought(s: Any, topic: str) -> None:
     s += f"A plan to learn about {topic}. {FACTS * 4}\n"
     plans = s.fork(3)
-    for i, plan in enumerate(plans):
-        plan += f"Plan {i}:" + sgl.gen("plan", max_tokens=12)
-        steps = plan.fork(2)
-        steps += lambda k: f"\nStep {k}:" + sgl.gen("step", max_tokens=12) + " Good? " + sgl.gen("score", max_tokens=2)
+    plans += lambda i: f"Plan {i}:" + gen("plan", 12)
+    groups = [plan.fork(2) for plan in plans]
+    for steps in groups:
+        steps += lambda k: f"\nStep {k}:" + gen("step", 12) + " Good? " + gen("score", 2)
+    for steps in groups:
         steps.join()
     plans.join()
 
 
 @sgl.function
 def skeleton_of_thought(s: Any, topic: str) -> None:
-    s += f"An essay on {topic}. {FACTS * 3}\nPoints:" + sgl.gen("points", max_tokens=16)
+    s += f"An essay on {topic}. {FACTS * 3}\nPoints:" + gen("points", 16)
     forks = s.fork(4)
-    forks += lambda i: f"\nPoint {i} at length:" + sgl.gen("text", max_tokens=24)
+    forks += lambda i: f"\nPoint {i} at length:" + gen("text", 24)
     forks.join("concate_and_append")
-    s += "\nIn summary" + sgl.gen("summary", max_tokens=16)
+    s += "\nIn summary" + gen("summary", 16)
 
 
 @sgl.function
@@ -88,7 +108,7 @@ def judge(s: Any, topic: str) -> None:
     s += f"Judge this essay on {topic}.\n{FACTS * 6}\n"
     forks = s.fork(3)
     for fork, dimension in zip(forks, ("clarity", "content", "style"), strict=True):
-        fork += f"As to {dimension}:" + sgl.gen("opinion", max_tokens=16) + "\nScore:" + sgl.gen("score", max_tokens=2)
+        fork += f"As to {dimension}:" + gen("opinion", 16) + "\nScore:" + gen("score", 2)
     forks.join()
     s += "Opinions:" + "".join(s["opinion"]) + "\nVerdict: " + sgl.select("verdict", ["good", "fair", "poor"])
 
@@ -97,51 +117,54 @@ def judge(s: Any, topic: str) -> None:
 def react(s: Any, topic: str) -> None:
     s += f"Answer with a calculator or a search engine. The question is about {topic}.\n"
     for i in range(3):
-        s += f"Thought {i}:" + sgl.gen("thought", max_tokens=12)
+        s += f"Thought {i}:" + gen("thought", 12)
         s += "\nAction: " + sgl.select("tool", ["calculator", "search engine"]) + " ["
-        s += sgl.gen("argument", max_tokens=6)
+        s += gen("argument", 6)
         s += f"]\nObservation {i}: {len(s['argument'])} results\n"
-    s += "Answer:" + sgl.gen("answer", max_tokens=8)
+    s += "Answer:" + gen("answer", 8)
 
 
 @sgl.function
 def documents(s: Any, topic: str) -> None:
     s += f"Documents on {topic}.\n" + "".join(f"Document {i}: {FACTS}\n" for i in range(8))
     forks = s.fork(4)
-    forks += lambda i: f"Q: What does document {i} say?\nA:" + sgl.gen("answer", max_tokens=12)
+    forks += lambda i: f"Q: What does document {i} say?\nA:" + gen("answer", 12)
     forks.join()
 
 
 @sgl.function
 def record(s: Any, topic: str) -> None:
-    s += f"Somebody who knows about {topic}, as a record:\n" + sgl.gen(
-        "json", max_tokens=48, regex=RECORD, ignore_eos=False
-    )
-    s += "\nand in words:" + sgl.gen("words", max_tokens=12)
+    s += f"Somebody who knows about {topic}, as a record:\n"
+    s += '{"name": "' + gen("name", 4) + '", "city": "' + gen("city", 3) + '", "work": "' + gen("work", 4)
+    s += '", "languages": ["' + gen("first", 2) + '", "' + gen("second", 2) + '"], "born": '
+    s += sgl.gen("born", max_tokens=8, regex=YEAR) + ', "about": "' + gen("about", 8) + '"}'
 
 
-def single(program: sgl.SglFunction) -> Callable[[Any, int, bool], list[sgl.ProgramState]]:
+Kind = Callable[[Any, int, int, bool], list[sgl.ProgramState]]  # (backend, round, programs, whether at once)
+
+
+def single(program: sgl.SglFunction) -> Kind:
     """One program after another, as somebody who waits for each."""
 
-    def run(backend: Any, salt: int, batched: bool) -> list[sgl.ProgramState]:
+    def run(backend: Any, salt: int, programs: int, batched: bool) -> list[sgl.ProgramState]:
         states = []
-        for topic in TOPICS[:2]:
-            states.append(program.run(f"{topic} ({salt})", backend=backend, temperature=0, ignore_eos=True))
+        for topic in TOPICS[:programs]:
+            states.append(program.run(f"{topic} ({salt})", backend=backend, temperature=0))
             states[-1].sync()
         return states
 
     return run
 
 
-def questions(backend: Any, salt: int, batched: bool) -> list[sgl.ProgramState]:
-    items = [(f"What is {salt % 90} + {i}?",) for i in range(16)]
+def questions(backend: Any, salt: int, programs: int, batched: bool) -> list[sgl.ProgramState]:
+    items = [(f"What is {salt % 90} + {i}?",) for i in range(8 * programs)]
     threads: Any = "auto" if batched else 1
-    return few_shot.run_batch(items, backend=backend, num_threads=threads, temperature=0, ignore_eos=True)
+    return few_shot.run_batch(items, backend=backend, num_threads=threads, temperature=0)
 
 
-KINDS: dict[str, Callable[[Any, int, bool], list[sgl.ProgramState]]] = {
+KINDS: dict[str, Kind] = {
     "multi-turn chat": single(chat),
-    "few-shot questions, 16": questions,
+    "few-shot questions": questions,
     "tree of thought": single(tree_of_thought),
     "skeleton of thought": single(skeleton_of_thought),
     "judge, 3 dimensions": single(judge),
@@ -165,8 +188,11 @@ class OneByOne(sgl.BaseBackend):
         return self._template
 
     def generate(self, s: Any, sampling_params: SglSamplingParams) -> tuple[str, Any]:
+        body = sampling_body(sampling_params)
+        if least := body.pop("min_new_tokens", 0):
+            body["min_tokens"] = least
         known = ("max_new_tokens", "temperature", "top_p", "frequency_penalty", "presence_penalty", "stop")
-        extra = {k: v for k, v in sampling_body(sampling_params).items() if k not in known}
+        extra = {k: v for k, v in body.items() if k not in known}
         with self._turn:
             answer = self._client.completions.create(
                 model="default",
@@ -268,7 +294,7 @@ def server(*flags: str) -> Iterator[str]:
             process.wait(30)
 
 
-def measure(rounds: int, kinds: Sequence[str], flags: Sequence[str]) -> list[dict[str, Any]]:
+def measure(size: Size, kinds: Sequence[str], flags: Sequence[str]) -> list[dict[str, Any]]:
     with server(*flags) as first, server(*flags, "--disable-radix-cache") as second:
         ours, plain = Counting(first), sgl.RuntimeEndpoint(second, fusion=False)
         unfused, client = sgl.RuntimeEndpoint(first, fusion=False), OneByOne(first, ours)
@@ -278,22 +304,27 @@ def measure(rounds: int, kinds: Sequence[str], flags: Sequence[str]) -> list[dic
             "unfused": (unfused, True),
             "plain": (plain, True),
         }
+        order = [*ways]
+        ours.begin()
+        for backend, batched in ways.values():  # a server's first steps are slow
+            KINDS["JSON record"](backend, 0, 1, batched)
         rows = []
         for kind in kinds:
             times: dict[str, list[float]] = {way: [] for way in ways}
             texts: dict[str, list[str]] = {}
             common, served = 0, 1.0
-            for i in range(rounds + 1):
-                for way, (backend, batched) in ways.items():
+            for i in range(size.rounds):
+                for way in order[i % 4 :] + order[: i % 4]:
+                    backend, batched = ways[way]
                     ours.flush_cache()
                     ours.begin()
                     began = time.perf_counter()
-                    states = KINDS[kind](backend, i, batched)
+                    states = KINDS[kind](backend, i, size.programs, batched)
+                    took = time.perf_counter() - began
                     for state in states:
                         if (error := state.error()) is not None:
                             raise SystemExit(f"{kind}, {way}: {error}")
-                    if i:  # the first round warms up
-                        times[way].append(time.perf_counter() - began)
+                    times[way].append(took)
                     if way == "ours":
                         common, served = ours.shared()
                     texts[way] = [state.text() for state in states]
@@ -306,7 +337,7 @@ def measure(rounds: int, kinds: Sequence[str], flags: Sequence[str]) -> list[dic
                 "over plain": median["plain"] / median["ours"],
                 "shared tokens": common,
                 "from cache": 100 * served,
-                "same text": texts["ours"] == texts["unfused"] == texts["plain"],
+                "same text": all(texts[way] == texts["ours"] for way in ways),
             }
             rows.append(row)
             print(
@@ -371,9 +402,11 @@ def overhead() -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each kind and way, after one to warm up")
-    parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=list(KINDS), metavar="KIND")
-    parser.add_argument("--shape", choices=list(SHAPES), default="demo", help="what is served (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, help="runs of each kind and way (default: as many as take some minutes)")
+    parser.add_argument(
+        "--kinds", nargs="+", default=list(KINDS), choices=list(KINDS), metavar="KIND", help=", ".join(KINDS)
+    )
+    parser.add_argument("--shape", choices=list(SIZES), default="demo", help="what is served (default: %(default)s)")
     parser.add_argument("--overhead", action="store_true", help="the interpreter alone")
     parser.add_argument("flags", nargs="*", help="flags of the server, after --")
     add_flag(parser, "language")
@@ -384,9 +417,10 @@ def main() -> None:
             name = "language_overhead" if args.save == "language" else args.save
             save(name, rows, title="Interpreter of the language", note="Over a backend that answers at once.")
         return
-    shape = SHAPES[args.shape]
-    dummy = ["--load-format", "dummy", "--json-model-override-args", json.dumps(shape)] if shape else []
-    rows = measure(args.rounds, args.kinds, [*dummy, *args.flags])
+    size = SIZES[args.shape]
+    dummy = ["--load-format", "dummy", "--json-model-override-args", json.dumps(size.shape)] if size.shape else []
+    size = size._replace(rounds=args.rounds or size.rounds)
+    rows = measure(size, args.kinds, [*dummy, *args.flags])
     if args.save:
         save(
             args.save,
