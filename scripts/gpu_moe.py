@@ -283,7 +283,7 @@ def tiles(name: str, layer: Layer) -> Iterator[Case]:
             for tile in tried:
                 given = routing.sort(ids, layer.count, tile.block_m)
                 row = {"layer": name, "rows": rows, "product": "gate, up" if opens else "down", "tile": words(tile)}
-                stacks = [Stack(m.experts.gate_up if opens else m.experts.down) for m in layer.layers]
+                stacks = [Stack((m.experts.gate_up if opens else m.experts.down).weight) for m in layer.layers]
                 calls = [
                     lambda s=s, given=given, tile=tile: kernels._grouped(
                         read, read, s, given, weights, written, Gate("silu"), layer.top_k, opens, False, tile
@@ -323,7 +323,13 @@ def few(name: str, layer: Layer) -> Iterator[Case]:
         for way, most in (("pairs", 8), ("blocks", 0)):
             calls = [
                 lambda m=m, most=most: kernels.forward(
-                    x, weights, ids, Stack(m.experts.gate_up), Stack(m.experts.down), Gate("silu"), few=most
+                    x,
+                    weights,
+                    ids,
+                    Stack(m.experts.gate_up.weight),
+                    Stack(m.experts.down.weight),
+                    Gate("silu"),
+                    few=most,
                 )
                 for m in layer.layers
             ]
@@ -334,7 +340,10 @@ def few(name: str, layer: Layer) -> Iterator[Case]:
 def eight_bits(name: str, layer: Layer) -> Iterator[Case]:
     for groups in (1, 128):
         stacks = [
-            tuple(rounded(w, 1 if groups == 1 else w.shape[-1] // 128) for w in (m.experts.gate_up, m.experts.down))
+            tuple(
+                rounded(one.weight, 1 if groups == 1 else one.inputs // 128)
+                for one in (m.experts.gate_up, m.experts.down)
+            )
             for m in layer.layers[:2]
         ]
         for rows in (1, 32, 256, 4096):

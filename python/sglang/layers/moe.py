@@ -16,6 +16,7 @@ from sglang.kernels.staging import triton_works
 from sglang.layers.linear import Act, Linear
 from sglang.layers.mlp import Mlp
 from sglang.quant.dense import ACTS, packing_works
+from sglang.quant.stacked import Stacked
 
 GROUPED = (torch.bfloat16,)  # types that torch multiplies group by group on CUDA devices, where our kernels do not work
 
@@ -80,11 +81,9 @@ class ExpertMlp:
         device: torch.device,
         dtype: torch.dtype,
     ):
-        def empty(*shape: int) -> Tensor:
-            return torch.empty(count, *shape, device=device, dtype=dtype)
-
-        self.gate_up, self.down = empty(2 * inter, hidden), empty(hidden, inter)
-        self.gate_up_bias, self.down_bias = (empty(2 * inter), empty(hidden)) if bias else (None, None)
+        self.gate_up = Stacked(count, {"gate": inter, "up": inter}, hidden, bias, device, dtype)
+        self.down = Stacked(count, {"down": hidden}, inter, bias, device, dtype)
+        self._device, self._dtype = device, dtype
         self._act: Act = act
         self._limit = limit
         self._count = count
@@ -93,26 +92,19 @@ class ExpertMlp:
         self.fused = False  # our kernels compute it
 
     def places(self, prefix: str) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-        n = self._inter
-        for e in range(self._count):
-            found[f"{prefix}.{e}.gate.weight"] = self.gate_up[e, :n]
-            found[f"{prefix}.{e}.up.weight"] = self.gate_up[e, n:]
-            found[f"{prefix}.{e}.down.weight"] = self.down[e]
-            if self.gate_up_bias is not None and self.down_bias is not None:
-                found[f"{prefix}.{e}.gate.bias"] = self.gate_up_bias[e, :n]
-                found[f"{prefix}.{e}.up.bias"] = self.gate_up_bias[e, n:]
-                found[f"{prefix}.{e}.down.bias"] = self.down_bias[e]
-        return found
+        return self.gate_up.places(prefix) | self.down.places(prefix)
 
     def finish(self) -> None:
         """All places are filled; they go out of use."""
-        device, dtype = self.gate_up.device, self.gate_up.dtype
+        device, dtype = self._device, self._dtype
         if device.type == "cuda":
             self.fused = fused_works(dtype)
+        for one in (self.gate_up, self.down):
+            if one.codes is not None and not (self.fused and fused_works(one.codes.dtype)):
+                one.widen()
         if device.type != "cpu" or not packing_works(dtype):
             return
-        hidden, bias, n = self.down.shape[1], self.down_bias is not None, self._inter
+        hidden, bias, n = self.gate_up.inputs, self.down.bias is not None, self._inter
         places = self.places("")
         for e in range(self._count):
             gated = self._limit is None
@@ -125,8 +117,8 @@ class ExpertMlp:
                     tensor.copy_(places[place])
                 linear.finish()
             self._maps.append((gate_up, down))
-        self.gate_up = self.down = torch.empty(0)
-        self.gate_up_bias = self.down_bias = None
+        for one in (self.gate_up, self.down):
+            one.weight, one.bias = torch.empty(0), None
 
     def __call__(self, x: Tensor, weights: Tensor, ids: Tensor, weigh_inputs: bool = False) -> Tensor:
         """x: [tokens, hidden]; weights, ids: [tokens, top_k] of `route`. Returns [tokens, hidden].
@@ -155,7 +147,7 @@ class ExpertMlp:
     @property
     def capturable(self) -> bool:
         """Whether a CUDA device needs no word from the host; once it is finished."""
-        return self.fused or self.gate_up.dtype in GROUPED
+        return self.fused or self._dtype in GROUPED
 
     def sums(
         self,
@@ -173,7 +165,10 @@ class ExpertMlp:
         """
         from sglang.kernels import experts as kernels
 
-        opens, closes = kernels.Stack(self.gate_up, self.gate_up_bias), kernels.Stack(self.down, self.down_bias)
+        opens, closes = (
+            kernels.Stack(one.weight if one.codes is None else one.codes, one.bias, one.scales)
+            for one in (self.gate_up, self.down)
+        )
         tail = kernels.Tail(shared, gates, other)
         gate = kernels.Gate(self._act, self._limit)
         return kernels.forward(x, weights, ids, opens, closes, gate, weigh_inputs=weigh_inputs, tail=tail)
@@ -192,18 +187,19 @@ class ExpertMlp:
         if self._maps:
             gate_up, down = self._maps[e]
             return down(gate_up.gate(x, self._act) if self._limit is None else self._opened(gate_up(x)))
-        both = F.linear(x, self.gate_up[e], None if self.gate_up_bias is None else self.gate_up_bias[e])
-        return F.linear(self._opened(both), self.down[e], None if self.down_bias is None else self.down_bias[e])
+        opens, closes = self.gate_up, self.down
+        both = F.linear(x, opens.weight[e], None if opens.bias is None else opens.bias[e])
+        return F.linear(self._opened(both), closes.weight[e], None if closes.bias is None else closes.bias[e])
 
     def _grouped(self, rows: Tensor, counts: Tensor) -> Tensor:
         """Without a word between host and device, so that it can be captured."""
         ends = counts.cumsum(0, dtype=torch.int32)
         which = torch.searchsorted(ends, torch.arange(len(rows), device=rows.device), right=True)
-        both = F.grouped_mm(rows, self.gate_up.transpose(1, 2), offs=ends)
-        if self.gate_up_bias is not None:
-            both = both + self.gate_up_bias[which]
-        out = F.grouped_mm(self._opened(both), self.down.transpose(1, 2), offs=ends)
-        return out if self.down_bias is None else out + self.down_bias[which]
+        both = F.grouped_mm(rows, self.gate_up.weight.transpose(1, 2), offs=ends)
+        if self.gate_up.bias is not None:
+            both = both + self.gate_up.bias[which]
+        out = F.grouped_mm(self._opened(both), self.down.weight.transpose(1, 2), offs=ends)
+        return out if self.down.bias is None else out + self.down.bias[which]
 
     def _opened(self, both: Tensor) -> Tensor:
         gate, up = both[:, : self._inter], both[:, self._inter :]

@@ -1,13 +1,15 @@
-"""Linear maps whose weights come in few bits: which of a model's there are, and the stores that take them."""
+"""Linear maps and experts whose weights come in few bits: which a model has, and the stores that take them."""
 
 from collections import Counter
 from collections.abc import Callable
 
 from sglang.layers.linear import Linear
+from sglang.layers.moe import MoE
 from sglang.models.decoder import Model
 from sglang.quant.dense import Dense
 from sglang.quant.formats import KINDS, Format, chosen
 from sglang.quant.late import Late, Weight
+from sglang.quant.stacked import Stacked
 
 __all__ = ["Format", "chosen", "linears", "quantize", "takers", "weight_bytes"]
 Takers = dict[str, Callable[[Weight], None]]
@@ -17,6 +19,16 @@ def linears(model: Model) -> dict[str, Linear]:
     """Place prefix -> map, of all layers; the head is `head`."""
     found = {f"layers.{i}.{name}": one for i, layer in enumerate(model.layers) for name, one in layer.linears().items()}
     return found | {"head": model.head}
+
+
+def experts(model: Model) -> list[tuple[str, Stacked]]:
+    """Place prefix and map, of all experts of a layer; two have the same prefix."""
+    return [
+        (f"layers.{i}.experts", one)
+        for i, layer in enumerate(model.layers)
+        if isinstance(layer.mlp, MoE)
+        for one in (layer.mlp.experts.gate_up, layer.mlp.experts.down)
+    ]
 
 
 def quantize(model: Model, kind: str, form: Format | None) -> Counter[str]:
@@ -37,6 +49,10 @@ def quantize(model: Model, kind: str, form: Format | None) -> Counter[str]:
         if prefix == "head" and rounding == "int4":
             rounding = "int8"  # every error of the head shows in the next token
         linear.store = Late(old.inputs, old.parts, old.bias, old.device, old.dtype, rounding, seen, tied)
+    # Experts of other formats are written out in floating point as they are loaded.
+    if model.device.type != "cpu" and (kind if form is None else form.kind) == "fp8":
+        for _, stacked in experts(model):
+            stacked.narrow(None if form is not None else kind, seen)
     return seen
 
 
@@ -46,10 +62,13 @@ def takers(model: Model) -> Takers:
     for prefix, linear in linears(model).items():
         if isinstance(linear.store, Late):
             found |= linear.store.takers(prefix)
+    for prefix, stacked in experts(model):
+        found |= stacked.takers(prefix)
     return found
 
 
 def weight_bytes(model: Model, parameters: int) -> int:
     """Of all, in the layout that all products can use, when they are loaded."""
     late = [one.store for one in linears(model).values() if isinstance(one.store, Late)]
-    return parameters * model.dtype.itemsize - sum(store.saved for store in late)
+    saved = sum(store.saved for store in late) + sum(stacked.saved for _, stacked in experts(model))
+    return parameters * model.dtype.itemsize - saved

@@ -2,6 +2,7 @@
 
 import dataclasses
 import zlib
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -128,3 +129,49 @@ def test_shared_experts_are_added_through_their_gate() -> None:
     assert torch.allclose(shared(x), bare(x) + extra, atol=1e-6)
     assert torch.allclose(gated(x), bare(x) + extra * (x @ gated.shared_gate.T).sigmoid(), atol=1e-6)
     assert torch.allclose(gated.plus(x, x), gated(x) + x)
+
+
+@pytest.mark.parametrize("kind", ["shared, gate", "shared, correction", "bias"])
+def test_what_the_kernels_do_is_what_torch_does(kind: str) -> None:
+    """In Triton's interpreter, as on a device: scores, choice, experts, the shared part and what is added to."""
+    pytest.importorskip("triton")
+    routing = (
+        Routing(6, 2, score="sigmoid", correction=True) if "correction" in kind else Routing(6, 2, bias=kind == "bias")
+    )
+    shared = 24 if "shared" in kind else 0
+    limit = 0.5 if kind == "bias" else None
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    m = filled(MoE(32, routing, 16, shared, "gate" in kind, "silu", kind == "bias", limit, device, torch.float32))
+    for name, linear in m.linears().items():
+        filled(linear, name)
+        linear.finish()
+    for tokens in (1, 5):
+        x, other = (torch.randn(tokens, 32, generator=torch.Generator().manual_seed(n)).to(device) for n in (5, 6))
+        m.experts.fused = False
+        wanted = m(x)
+        m.experts.fused = True
+        assert m.capturable
+        assert torch.allclose(m(x), wanted, atol=1e-5)
+        assert torch.allclose(m.plus(x, other.clone()), wanted + other, atol=1e-5)
+
+
+def test_experts_of_8_bits_are_multiplied_as_they_are() -> None:
+    pytest.importorskip("triton")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    plain, narrow = (ExpertMlp(3, 256, 128, "silu", False, None, device, torch.float32) for _ in range(2))
+    filled(plain)
+    for one in (narrow.gate_up, narrow.down):
+        one.narrow("fp8", Counter())
+        for place, take in one.takers("m").items():
+            take(plain.places("m")[place])
+    assert narrow.gate_up.codes is not None and narrow.down.codes is not None
+    plain.fused = narrow.fused = True
+    for tokens in (1, 20):
+        x = torch.randn(tokens, 256, generator=torch.Generator().manual_seed(1)).to(device)
+        weights, ids = route(Routing(3, 2), x[:, :3])
+        wanted = plain(x, weights, ids)
+        # 3 bits of mantissa, of weights and twice of inputs, which the interpreter cuts off.
+        assert torch.linalg.norm(narrow(x, weights, ids) - wanted) < 0.15 * torch.linalg.norm(wanted)
+    for one in (narrow.gate_up, narrow.down):
+        one.widen()
+    assert torch.linalg.norm(narrow(x, weights, ids) - wanted) < 0.06 * torch.linalg.norm(wanted)
