@@ -14,7 +14,6 @@ from engine_driver import Driver, load
 from family_cases import CASES, LLAMA3, LONGROPE, TOKENS, Make, known
 from safetensors.torch import load_file
 
-from sglang.base.config import ServerConfig
 from sglang.base.errors import ConfigError
 from sglang.models import gguf
 
@@ -228,9 +227,3 @@ def test_what_is_not_read_is_named(make: Make, tmp_path: Path) -> None:
 def tmp_path_with_config(path: Path, config: dict[str, Any]) -> Path:
     (path / "config.json").write_text(json.dumps(config))
     return path
-
-
-def test_the_tokenizer_is_that_of_the_files_folder(tmp_path: Path) -> None:
-    config = ServerConfig(model_path=str(tmp_path / "some.gguf"), device="cpu").resolve()
-    assert config.tokenizer_path == str(tmp_path)
-    assert ServerConfig(model_path="x.gguf", tokenizer_path="there", device="cpu").resolve().tokenizer_path == "there"

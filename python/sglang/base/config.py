@@ -151,8 +151,7 @@ class ServerConfig:
         if not self.model_path:
             new["model_path"] = str(DEMO_MODEL)
         if not self.tokenizer_path:
-            path = new.get("model_path", self.model_path)
-            new["tokenizer_path"] = str(Path(path).parent) if path.endswith(".gguf") else path
+            new["tokenizer_path"] = new.get("model_path", self.model_path)
         if self.random_seed is None:
             new["random_seed"] = secrets.randbits(31)
         chunk = self.chunked_prefill_size

@@ -80,29 +80,33 @@ class _Bytes:
         return self.one(SCALARS[kind])
 
 
-@lru_cache(maxsize=2)
 def header(path: Path) -> Header:
     """Raises ConfigError for what is no GGUF file of version 2 or 3, or is cut off in its header."""
     try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
-            if raw[:4] != b"GGUF":
-                raise struct.error("it does not begin with GGUF")
-            given = _Bytes(raw)
-            given.at = 4
-            version = given.one("I")
-            if version not in (2, 3):
-                raise struct.error(f"version {version}; known: 2, 3")
-            tensors, keys = given.count(), given.count()
-            metadata = {given.text(): given.value(given.one("I")) for _ in range(keys)}
-            found = [_tensor(given) for _ in range(tensors)]
-            align = metadata.get("general.alignment", 32)
-            if not isinstance(align, int) or align <= 0:
-                raise struct.error(f"general.alignment = {align!r}")
-            base = -(-given.at // align) * align
-            placed = {name: Stored(kind, shape, base + offset) for name, kind, shape, offset in found}
-            return Header(metadata, placed, len(raw))
+        return _header(path, path.stat().st_mtime_ns)
     except (OSError, ValueError, struct.error) as error:
         raise ConfigError(f"{path}: not a readable GGUF file ({error})") from None
+
+
+@lru_cache(maxsize=2)
+def _header(path: Path, written: int) -> Header:
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
+        if raw[:4] != b"GGUF":
+            raise struct.error("it does not begin with GGUF")
+        given = _Bytes(raw)
+        given.at = 4
+        version = given.one("I")
+        if version not in (2, 3):
+            raise struct.error(f"version {version}; known: 2, 3")
+        tensors, keys = given.count(), given.count()
+        metadata = {given.text(): given.value(given.one("I")) for _ in range(keys)}
+        found = [_tensor(given) for _ in range(tensors)]
+        align = metadata.get("general.alignment", 32)
+        if not isinstance(align, int) or align <= 0:
+            raise struct.error(f"general.alignment = {align!r}")
+        base = -(-given.at // align) * align
+        placed = {name: Stored(kind, shape, base + offset) for name, kind, shape, offset in found}
+        return Header(metadata, placed, len(raw))
 
 
 def _tensor(given: _Bytes) -> tuple[str, int, tuple[int, ...], int]:

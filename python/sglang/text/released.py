@@ -74,12 +74,18 @@ def open_released(folder: Path, config: dict[str, Any]) -> FastEngine | None:
         raise ConfigError(f"{file}: not a readable tokenizer ({error})") from None
     before = [token for token in kind.before if raw.token_to_id(token) is not None]
     if config.get("add_bos_token", True) and before:
-        special: Any = [(token, raw.token_to_id(token)) for token in before]
-        raw.post_processor = TemplateProcessing(single=[*before, "$A"], special_tokens=special)
+        begin_with(raw, before)
     return (Glm if "sop" in str(kind.after) else FastEngine)(raw)
 
 
-def _special(raw: Tokenizer, names: Names) -> Tokenizer:
+def begin_with(raw: Tokenizer, before: list[str], after: list[str] | None = None) -> None:
+    """What texts begin and end with, where special tokens are asked for."""
+    ends = after or []
+    ids: Any = [(token, raw.token_to_id(token)) for token in {*before, *ends}]
+    raw.post_processor = TemplateProcessing(single=[*before, "$A", *ends], special_tokens=ids)
+
+
+def special(raw: Tokenizer, names: Names) -> Tokenizer:
     raw.add_special_tokens([AddedToken(name, special=True, normalized=False) for _, name in sorted(names.items())])
     for id, name in names.items():
         if raw.token_to_id(name) != id:
@@ -106,7 +112,7 @@ def tiktoken(file: Path, kind: Kind, names: Names) -> Tokenizer:
     )
     raw.decoder = decoders.ByteLevel()
     first = max(ranks.values()) + 1
-    return _special(raw, names or {first + i: name for i, name in enumerate(kind.after)})
+    return special(raw, names or {first + i: name for i, name in enumerate(kind.after)})
 
 
 def _halves(token: bytes, rank: int, ranks: dict[bytes, int]) -> tuple[bytes, bytes] | None:
@@ -144,15 +150,30 @@ def sentencepiece(file: Path, kind: Kind, names: Names) -> Tokenizer:
     if not pieces or trainer.get(3, 1) != 2:
         raise ValueError("no SentencePiece model of type BPE")
     names = {len(pieces) + i: name for i, name in enumerate(kind.after)} | names
+    dummy, tidy, escaped = (bool(rules.get(number, 1)) for number in (3, 4, 5))
+    return pieces_of(pieces, names, rules.get(2), dummy, tidy, escaped)
+
+
+def pieces_of(
+    pieces: list[tuple[str, float, int]],
+    names: Names,
+    charsmap: bytes | None,
+    dummy: bool,
+    tidy: bool,
+    escaped: bool,
+) -> Tokenizer:
+    """pieces: text, score and type of each id. charsmap: of normalisation. dummy: a blank before each text.
+
+    tidy: of several blanks one is left, and none at the ends. escaped: blanks are ▁ in pieces.
+    """
     names = {i: text for i, (text, _, type) in enumerate(pieces) if type == CONTROL} | names
     words = [names.get(i, text) for i, (text, _, _) in enumerate(pieces)]
     fallback = any(type == BYTE for _, _, type in pieces)
-    unknown = next(i for i, (_, _, type) in enumerate(pieces) if type == UNKNOWN)
+    unknown = next((words[i] for i, (_, _, type) in enumerate(pieces) if type == UNKNOWN), None)
     vocab = {word: i for i, word in enumerate(words)}
     merges = _merges({text: (score, i) for i, (text, score, type) in enumerate(pieces) if type == NORMAL})
-    raw = Tokenizer(models.BPE(vocab, merges, unk_token=words[unknown], fuse_unk=True, byte_fallback=fallback))
-    steps: list[Any] = [normalizers.Precompiled(rules[2])] if rules.get(2) else []
-    dummy, tidy, escaped = (bool(rules.get(number, 1)) for number in (3, 4, 5))
+    raw = Tokenizer(models.BPE(vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=fallback))
+    steps: list[Any] = [normalizers.Precompiled(charsmap)] if charsmap else []
     if tidy:
         steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
     steps += [normalizers.Prepend("▁")] if dummy else []
@@ -161,8 +182,9 @@ def sentencepiece(file: Path, kind: Kind, names: Names) -> Tokenizer:
     back: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     raw.decoder = decoders.Sequence(back + ([decoders.Strip(" ", 1, 0)] if dummy else []))
     own = [text for text, _, type in pieces if type == USER_DEFINED and text not in names.values()]
-    raw.add_tokens([AddedToken(text, normalized=False) for text in own])
-    return _special(raw, names)
+    # A run of blanks that is a piece is found as pieces write it; a dummy blank would be put before it too.
+    raw.add_tokens([AddedToken(text, normalized="▁" in text and not dummy) for text in own])
+    return special(raw, names)
 
 
 def _merges(scores: dict[str, tuple[float, int]]) -> list[tuple[str, str]]:

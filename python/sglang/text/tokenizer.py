@@ -30,6 +30,8 @@ def load(
     """The tokenizer of a local folder or hub id. model_path: what templates are matched by. Raises ConfigError."""
     flag = "--model-path" if path == model_path else "--tokenizer-path"
     folder = _folder(flag, path, revision, download_dir, CODE if trust_remote_code else FILES)
+    if folder.is_file():
+        return _of_file(folder, chat_template, model_path or path)
     config = _json(folder / "special_tokens_map.json") | _json(folder / "tokenizer_config.json")
     special = {name: token for name in TOKENS if (token := _content(config.get(name))) is not None}
     file = folder / "tokenizer.json"
@@ -44,6 +46,15 @@ def load(
         engine.frame(special.get("bos_token"), special.get("eos_token"), config)
     template = choose(chat_template, folder, config, special, model_path or path)
     return Tokenizer(engine, template, special, _model_ids(folder))
+
+
+def _of_file(path: Path, chat_template: str | None, model_path: str) -> "Tokenizer":
+    """What a GGUF file brings itself."""
+    from sglang.text.gguf import open_gguf
+
+    engine, config, ids = open_gguf(path)
+    special = {name: config[name] for name in TOKENS if name in config}
+    return Tokenizer(engine, choose(chat_template, path, config, special, model_path), special, ids)
 
 
 class Tokenizer:
@@ -214,6 +225,9 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _folder(flag: str, path: str, revision: str | None, download_dir: str | None, files: list[str]) -> Path:
     folder = Path(path).expanduser()
+    if folder.suffix == ".gguf" and folder.is_file():
+        # Beside a file may lie the tokenizer that its own was made from: that one is exact.
+        return folder.parent if (folder.parent / "tokenizer.json").is_file() else folder
     if folder.is_dir():
         return folder
     if folder.is_absolute() or path.startswith(".") or path.count("/") != 1:

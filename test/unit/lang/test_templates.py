@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import packers
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -78,5 +79,9 @@ def test_where_the_template_is_looked_for(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_text(CHATML)
     found = template_of_model(None, str(tmp_path))
     assert found is not None and found.stop_str == ("<|im_end|>",)
+    keys = {"general.architecture": "llama", "tokenizer.chat_template": INST, "tokenizer.ggml.tokens": ["a", "<eot>"]}
+    (tmp_path / "m.gguf").write_bytes(packers.gguf({**keys, "tokenizer.ggml.eos_token_id": 1}, {}))
+    found = template_of_model(None, str(tmp_path / "m.gguf"))
+    assert found is not None and found.stop_str == ("<eot>",)
     named = template_of_model("vicuna_v1.1", str(tmp_path))
     assert named is not None and named.name == "vicuna_v1.1"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang.base.chat import ChatTemplate, get_chat_template, get_chat_template_by_model_path
+from sglang.base.gguf import header
 
 _USER, _ASSISTANT, _SYSTEM = "{user says}", "{assistant says}", "{system says}"
 
@@ -14,7 +15,12 @@ def template_of_model(source: str | None, folder: str) -> ChatTemplate | None:
     machine; None where neither is there or it cannot be told apart into roles."""
     config: dict[str, Any] = {}
     path = Path(folder)
-    if (path / "tokenizer_config.json").is_file():
+    if path.suffix == ".gguf" and path.is_file():
+        keys = header(path).keys
+        tokens, end = keys.get("tokenizer.ggml.tokens") or [], keys.get("tokenizer.ggml.eos_token_id", -1)
+        config = {"chat_template": keys.get("tokenizer.chat_template")}
+        config |= {"eos_token": tokens[end]} if 0 <= end < len(tokens) else {}
+    elif (path / "tokenizer_config.json").is_file():
         config = json.loads((path / "tokenizer_config.json").read_text())
     if source is None and (path / "chat_template.jinja").is_file():
         source = (path / "chat_template.jinja").read_text()
