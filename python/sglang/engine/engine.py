@@ -1,16 +1,17 @@
 """Engine: a loaded model, its KV pool, and `launch(plan)`."""
 
 import logging
+import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sglang.attention.base import AttentionBackend, Look, Shape, require
+from sglang.attention.base import AttentionBackend, Look, Scales, Shape, require
 from sglang.attention.torch_native import TorchAttention
 from sglang.base.config import ServerConfig
 from sglang.base.errors import ConfigError
@@ -21,20 +22,25 @@ from sglang.engine.blueprint import Blueprint, draw_up, load_foreign
 from sglang.engine.pool import beside_of, chunk_of, grain_of, make_pool, slots_of
 from sglang.engine.pooling import Pooler
 from sglang.engine.sampler import SCORE_BLOCK, Masked, Sampler, next_positions, score_drawn, score_known
+from sglang.engine.seen import Seen, describe
 from sglang.kernels.staging import Landing, triton_works
 from sglang.models import config as hf
 from sglang.models.checkpoint import load
 from sglang.models.decoder import Model
 from sglang.models.foreign import Foreign
+from sglang.models.kv_scales import kv_scales
 from sglang.models.quantized import quantize, weight_bytes
 from sglang.models.spec import Pooling
 
 if TYPE_CHECKING:
+    from sglang.attention.triton import TritonAttention
     from sglang.engine.automata import Automata
     from sglang.engine.graphs import DecodeGraphs
     from sglang.engine.pieces import Pieces
 
 log = logging.getLogger("sglang.engine")
+# How long there must be no step before graphs are captured, which is soon left, and before cuDNN plans, which is not.
+SOON_S, LATER_S = 0.05, 1.0
 
 
 class Flight:
@@ -64,6 +70,7 @@ class Engine:
         eos_ids: tuple[int, ...],
         device: torch.device,
         pooling: Pooling | None = None,
+        scales: Scales | None = None,
     ):
         spec = model.spec
         self.causal = spec.causal
@@ -91,28 +98,34 @@ class Engine:
         self._attention: AttentionBackend
         self._graphs: DecodeGraphs | None = None
         self._pieces: Pieces | None = None
+        self._tiled: TritonAttention | None = None
+        self._seen = Seen()
         backend = attention_of(config, device, shape, model.looks, model.dtype)
         if backend == "torch":
-            self._attention = TorchAttention(shape, pool.keys, pool.values)
+            self._attention = TorchAttention(shape, pool.keys, pool.values, scales)
             return
         # Triton is imported where it is used: it is not installed everywhere.
-        from sglang.attention.triton import TritonAttention
+        from sglang.attention import triton
         from sglang.engine import graphs, pieces
 
         table = self._tables.device_pages
         assert table is not None
-        self._attention = TritonAttention(shape, pool.keys, pool.values, table, pool.page_size, dtype=model.dtype)
-        self._attention.shares = self._attention.shares and not config.disable_cascade_attention
+        tiled = triton.TritonAttention(
+            shape, pool.keys, pool.values, table, pool.page_size, dtype=model.dtype, scales=scales
+        )
+        self._attention = self._tiled = tiled
+        self._seen = Seen(describe(config, device))
+        tiled.shares = tiled.shares and not config.disable_cascade_attention
         if backend == "flashinfer" or flashinfer_helps(config, shape, model.looks, model.dtype):
-            self._attention.use_flashinfer(model.looks, decodes=backend == "flashinfer")
+            tiled.use_flashinfer(model.looks, decodes=backend == "flashinfer")
         if not config.disable_cuda_graph and model.capturable:
             most = min(config.cuda_graph_max_bs or self.slots, self.slots)
             assert self._automata is not None
             self._graphs = graphs.DecodeGraphs(
-                model, self._attention, self._tables, self._sampler, self._automata, most
+                model, tiled, self._tables, self._sampler, self._automata, most, self._seen
             )
             if not spec.latent:
-                self._pieces = pieces.Pieces(model, self._attention, pieces.cuda_graphs(device))
+                self._pieces = pieces.Pieces(model, tiled, pieces.cuda_graphs(device), self._seen)
         self.ready: Ready  # set by load
 
     @classmethod
@@ -129,7 +142,11 @@ class Engine:
             if became:
                 counts = " ".join(f"{name}={count}" for name, count in became.items())
                 log.info("quantization=%s maps: %s", plan.kind, counts)
-            engine = cls(config, model, plan.context, hf.eos_ids(plan.folder, plan.raw), device, plan.pooling)
+            scales = None
+            if config.kv_cache_dtype != "auto" and not spec.latent:
+                scales = kv_scales(plan.folder, config.load_format, spec.layers)
+            eos_ids = hf.eos_ids(plan.folder, plan.raw)
+            engine = cls(config, model, plan.context, eos_ids, device, plan.pooling, scales)
         pooled = time.monotonic()
         log.info("start: weights %.1f s, memory for keys and values %.1f s", loaded - began, pooled - loaded)
         if plan.pooling is None:
@@ -167,6 +184,24 @@ class Engine:
     @torch.inference_mode()
     def launch(self, plan: Plan) -> Flight:
         """Run one step. On CUDA it returns before the device is done, except where scores were asked for."""
+        try:
+            return self._launch(plan)
+        except torch.OutOfMemoryError:
+            if not self._give_back():
+                raise
+        return self._launch(plan)  # what it has written so far is written again
+
+    def _give_back(self) -> bool:
+        """The memory of graphs, where a step has none left: whether there were any."""
+        if self._model.device.type == "cuda":
+            torch.cuda.synchronize()
+        dropped = sum(one.drop() for one in (self._pieces, self._graphs) if one is not None)
+        if dropped:
+            log.warning("No memory is left for a step: %d CUDA graphs are given up, it goes on without", dropped)
+            torch.cuda.empty_cache()
+        return dropped > 0
+
+    def _launch(self, plan: Plan) -> Flight:
         for seat in plan.seats:
             self._sampler.seat(seat)
         places = self._automata.places(plan) if self._automata is not None else None
@@ -229,19 +264,36 @@ class Engine:
         return drawn
 
     @torch.inference_mode()
-    def prepare(self) -> bool:
-        """Do a little of what later steps would wait for otherwise, while there is no step; whether there is more."""
-        return any(one is not None and one.prepare() for one in (self._pieces, self._graphs))
+    def prepare(self, quiet_s: float = math.inf, wanted: Callable[[], bool] = lambda: False) -> float | None:
+        """Do a little of what later steps would wait for otherwise, while there is no step. quiet_s: for how long there
+        was none. Graphs are left unfinished, until another time, when somebody is `wanted`.
+
+        How long there must be none for what is left to do; None: nothing is.
+        """
+        captures = [one for one in (self._pieces, self._graphs) if one is not None]
+        try:
+            if any(one.prepare(wanted, met) for met in (True, False) for one in captures):
+                return SOON_S
+        except torch.OutOfMemoryError:  # steps go on with what there is
+            log.warning("No memory is left for more graphs")
+            for one in captures:
+                one.captures = False
+        if (tiled := self._tiled) is not None:
+            if tiled.long_rows.missing and (quiet_s < LATER_S or tiled.plan_one()):
+                return LATER_S
+            for shape in tiled.long_rows.met:
+                self._seen.note("long", shape)
+        self._seen.save()
+        return None
 
     @torch.inference_mode()
     def warm(self) -> None:
         """Compile and run what the first requests would wait for. Before any real plan: it writes to slots, cells."""
         if self._landing is None or not triton_works():
             return
-        from sglang.attention.triton import TritonAttention
         from sglang.engine import warmup
 
-        shares = isinstance(self._attention, TritonAttention) and self._attention.shares
+        shares = self._tiled is not None and self._tiled.shares
         kv_heads = self._model.spec.kv_heads
         plans = warmup.plans(self.slots, kv_heads, self.pages, self.page_size, self.context_length, shares)
         held = warmup.held([plans[0], next(plan for plan in plans if len(plan.tokens) == 1)])
@@ -250,8 +302,10 @@ class Engine:
         fills = warmup.fills(self.pages, self.page_size, self.context_length) if self._pieces is not None else []
         captures = [one for one in (self._graphs, self._pieces) if one is not None]
 
+        by_tokens = fills if self._model.spec.experts is not None else []  # experts have kernels by how many there are
+
         def rehearse() -> None:
-            for plan in held:
+            for plan in (*held, *by_tokens):
                 self.launch(plan)
             automata.rehearse()
 
@@ -262,8 +316,10 @@ class Engine:
         except Exception as error:  # whatever a compiler throws
             log.warning("Constraints are slow, their draws cannot be compiled for this device: %s", error)
             self._automata = None
-        if isinstance(self._attention, TritonAttention):
-            self._attention.prepare(self.chunk_tokens, min(self.context_length, self.pages * self.page_size))
+        if self._tiled is not None:
+            self._tiled.prepare(self.chunk_tokens, min(self.context_length, self.pages * self.page_size))
+            self._tiled.long_rows.expect((met[0], met[1]) for met in self._seen.first("long") if len(met) == 2)
+        self._seen.begin()
 
 
 def _loaded(config: ServerConfig, device: torch.device, progress: bool) -> tuple[Model, Blueprint, int, Counter[str]]:

@@ -254,7 +254,7 @@ def sort(ids: Tensor, count: int, tall: int, first: int = 0) -> Sorted:
     most = min(pairs, pairs // tall + count)
     order = torch.empty(pairs, dtype=torch.int32, device=ids.device)
     blocks = torch.empty(3 * most + 1, dtype=torch.int32, device=ids.device)
-    size = min(max(triton.next_power_of_2(pairs), 128), 4096)
+    size = 128 if pairs <= 128 else 1024 if pairs <= 1024 else 4096
     _sort[(count,)](
         ids, order, blocks, pairs, most, tall, first, count,
         BLOCK=size, BINS=max(triton.next_power_of_2(count + 1), 32), num_warps=4 if size <= 1024 else 8,
