@@ -34,7 +34,7 @@ static std::map<u32, Bar> bars;
 static std::vector<std::function<void()>> fetches;
 static Warp all_warps[8][12];
 static Meeting all_blocks, blocks[8], multipliers[8];
-static int threads, live;
+static int threads, live, live_of[8];
 
 DEVICE void yield() {
     unsigned me = threadIdx.x, block = blockIdx.y;
@@ -188,6 +188,7 @@ static void begin() {
     unsigned me = threadIdx.x, block = blockIdx.y;
     body();
     fibers[block * threads + me].ended = true, live--;
+    if (--live_of[block] == 0) memset(memory + block * ROOM, 0xff, ROOM); // what others would still read is gone
     swapcontext(&fibers[block * threads + me].at, &scheduler);
 }
 
@@ -202,6 +203,7 @@ static int launch(Place grid, int count, std::function<void()> kernel) {
             memset(&all_blocks, 0, sizeof all_blocks), memset(blocks, 0, sizeof blocks);
             memset(multipliers, 0, sizeof multipliers), memset(all_warps, 0, sizeof all_warps);
             live = threads * grid.y;
+            for (int& one : live_of) one = threads;
             fibers = std::vector<Fiber>(live);
             for (auto& f : fibers) {
                 getcontext(&f.at);
