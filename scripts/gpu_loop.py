@@ -6,6 +6,7 @@ import json
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ class Watched:
         self.overlap = engine.overlap
         self.steps: list[tuple[int, int, torch.cuda.Event, torch.cuda.Event]] = []  # rows, tokens, begun, ended
 
-    def prepare(self) -> bool:
-        return self._engine.prepare()
+    def prepare(self, quiet_s: float, wanted: Callable[[], bool]) -> float | None:
+        return self._engine.prepare(quiet_s, wanted)
 
     def launch(self, plan: Plan) -> Flight:
         begun, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)

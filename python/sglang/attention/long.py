@@ -1,7 +1,8 @@
 """Long rows, one by one, by cuDNN's attention through torch: on contiguous tensors it does twice what our tiles do.
 
 It knows no pages, so a row's keys and values are gathered first; it plans for every shape it has not met, which takes
-as long as several long rows, so a row is padded to one of few shapes; and its causal mask is for as many keys as
+as long as several long rows, so a row is padded to one of few shapes, and tiles compute it until the device has had the
+time for a plan (`prepare`); and its causal mask is for as many keys as
 queries. A row whose sequence has `start` keys already is therefore several calls: all queries on the first `cached`
 keys, a power of two of them at a time, and a causal square of what follows. Queries of no token stand before the row's
 own in the square, from `cached` to `start`, and after them, up to its padded size; nobody reads what they yield, and no
@@ -11,6 +12,7 @@ real query sees the keys after its own.
 import functools
 import logging
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,8 +31,12 @@ GRAINS = (2048, 1024, 512, 256)  # `cached` is a multiple of the first that wast
 STEPS = (4, 8, 16)  # sizes from a power of two to the next; the first that wastes little
 WASTE = 1.13  # pairs that are computed for one that is asked for, at most: the next size is 1/16 away, 1.0625 squared
 MOST_BYTES = 512 << 20  # of keys and values side by side, queries, results: what an MLP takes for a step of 8192 tokens
-USUAL = ((0, 4096), (14336, 2048), (0, 8192))  # start and tokens of rows to be ready for, besides a step's chunk
+# Start and tokens of rows to be ready for at the start, besides a step's chunk: beside others' decodes, and alone
+USUAL = ((14336, 2048), (0, 4096), (0, 8192))
 WARM_S = 1.0  # for plans at the start
+AGAIN = 2  # times that a shape is met before it is worth a plan
+MOST_MET = 64  # shapes that are remembered
+Calls = tuple[int, int]  # queries and keys of a call; no keys: the causal one
 
 
 @dataclass(frozen=True)
@@ -49,8 +55,7 @@ class Cut:
         return [1 << bit for bit in reversed(range(self.cached.bit_length())) if self.cached >> bit & 1]
 
     @property
-    def shapes(self) -> set[tuple[int, int]]:
-        """Queries and keys of all calls; no keys: the causal one."""
+    def shapes(self) -> set[Calls]:
         return {(self.square, 0), *((self.queries, keys) for keys in self.blocks)}
 
 
@@ -93,7 +98,9 @@ class LongRows:
     def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device):
         self._shape = shape
         self._dtype = dtype
-        self._met: set[tuple[int, int]] = set()
+        self._planned: set[Calls] = set()
+        self._met: dict[Calls, int] = {}  # how often
+        self._expected: list[Calls] = []
         self.on = possible(shape, dtype, device)
 
     def find(self, rows: Rows, begins: Ints) -> list[Row]:
@@ -104,19 +111,37 @@ class LongRows:
             cut = self._cut(start, count)
             if cut is None or not works(self._shape, self._dtype):
                 continue
-            if cut.shapes <= self._met:
+            if cut.shapes <= self._planned:
                 found.append(Row(slot, start, count, place, cut))
-            self._met |= cut.shapes  # a shape is planned for when it comes again: of random lengths most come once
+            for shape in cut.shapes:
+                if shape in self._met or len(self._met) < MOST_MET:
+                    self._met[shape] = self._met.get(shape, 0) + 1
         return found
+
+    def expect(self, shapes: Iterable[Calls]) -> None:
+        """Plan for them as well: they were met in an earlier run."""
+        self._expected += [
+            (queries, keys)
+            for queries, keys in shapes
+            if queries >= LEAST and keys >= 0 and self._bytes(queries, keys or queries) <= MOST_BYTES
+        ][:MOST_MET]
+
+    @property
+    def met(self) -> list[Calls]:
+        """What is worth a plan. Of random lengths most come once: those are left to tiles."""
+        return [shape for shape, n in sorted(self._met.items(), key=lambda one: -one[1]) if n >= AGAIN]
 
     def _cut(self, start: int, count: int) -> Cut | None:
         if count < LEAST or pairs(count, start) < LEAST_PAIRS:
             return None
-        found, s = cut(start, count), self._shape
-        if found is None:
+        found = cut(start, count)
+        if found is None or self._bytes(found.square, found.cached + found.square) > MOST_BYTES:
             return None
-        heads = 2 * s.kv_heads * (found.cached + found.square) + 5 * s.heads * found.square
-        return found if heads * s.head_dim * self._dtype.itemsize <= MOST_BYTES else None
+        return found
+
+    def _bytes(self, queries: int, keys: int) -> int:
+        s = self._shape
+        return (2 * s.kv_heads * keys + 5 * s.heads * queries) * s.head_dim * self._dtype.itemsize
 
     def attend(self, q: Tensor, pool: kernels.Pool, row: Row, out: Tensor) -> Tensor:
         """q, out: [tokens, heads, dim] of the step, out contiguous. The row's keys are in the pool.
@@ -128,21 +153,39 @@ class LongRows:
     def prepare(self, pool: kernels.Pool, chunk: int, most: int) -> None:
         """Plans for usual rows before anybody waits for them, as many as there is time for. chunk: tokens of a step;
         most: of a sequence."""
-        began, s = time.monotonic(), self._shape
+        began = time.monotonic()
         for start, count in dict.fromkeys(((0, chunk), (chunk, chunk), *USUAL)):
             cut = self._cut(start, count) if self.on and start + count <= most else None
-            if cut is None or not works(s, self._dtype) or time.monotonic() - began > WARM_S:
+            if cut is None or not works(self._shape, self._dtype):
                 continue
-            wide = (count, s.heads + 2 * s.kv_heads, s.head_dim)
-            q = torch.zeros(wide, dtype=self._dtype, device=pool.keys.device)[:, : s.heads]
-            out = q.new_empty(q.shape)
-            try:  # of slot 0, whatever its table says: pages that it names are there
-                attend(q, pool, s.scale, Row(0, start, count, 0, cut), out)
-            except Exception as error:
-                log.warning("Long rows are computed by tiles, not by cuDNN: %s", error)
-                self.on = False
-                return
-            self._met |= cut.shapes
+            for shape in sorted(cut.shapes - self._planned):
+                if self.on and time.monotonic() - began < WARM_S:
+                    self._plan(pool, shape)
+                else:
+                    self._expected.append(shape)
+
+    def prepare_one(self, pool: kernels.Pool) -> bool:
+        """A plan that is missing, between two steps; whether another is."""
+        if not self.missing or not works(self._shape, self._dtype):
+            return False
+        self._plan(pool, self.missing[0])
+        return len(self.missing) > 0
+
+    @property
+    def missing(self) -> list[Calls]:
+        """Shapes that are worth a plan and have none."""
+        return [shape for shape in (*self.met, *self._expected) if shape not in self._planned] if self.on else []
+
+    def _plan(self, pool: kernels.Pool, shape: Calls) -> None:
+        (queries, keys), s = shape, self._shape
+        own = pool.keys.new_zeros(queries, s.heads + 2 * s.kv_heads, s.head_dim, dtype=self._dtype)[:, : s.heads]
+        both = own.new_zeros(2, keys or queries, s.kv_heads, s.head_dim)
+        try:
+            fused(own, both[0], both[1], keys == 0, s.scale)
+        except Exception as error:
+            log.warning("Long rows are computed by tiles, not by cuDNN: %s", error)
+            self.on = False
+        self._planned.add(shape)
 
 
 def attend(q: Tensor, pool: kernels.Pool, scale: float, row: Row, out: Tensor) -> Tensor:
@@ -150,10 +193,11 @@ def attend(q: Tensor, pool: kernels.Pool, scale: float, row: Row, out: Tensor) -
     both = gather(pool, row.slot, row.start + count, cut.cached + cut.square, q.dtype)
     own = q[row.place : row.place + count]
     keys, values = both
-    got, norms = fused(_among(own, cut.lead, cut.square), keys[cut.cached :], values[cut.cached :], True, scale)
+    stride = (q.shape[1] + 2 * keys.shape[1]) * q.shape[2]  # a part of what is planned for: that of q in a step's qkv
+    got, norms = fused(_among(own, cut.lead, cut.square, stride), keys[cut.cached :], values[cut.cached :], True, scale)
     got, norms = got[cut.lead : cut.lead + count], norms[:, cut.lead : cut.lead + count]
     if cut.cached:
-        queries, at = _among(own, 0, cut.queries), 0
+        queries, at = _among(own, 0, cut.queries, stride), 0
         for n in cut.blocks:
             far, far_norms = fused(queries, keys[at : at + n], values[at : at + n], False, scale)
             at += n
@@ -168,13 +212,12 @@ def attend(q: Tensor, pool: kernels.Pool, scale: float, row: Row, out: Tensor) -
     return out
 
 
-def _among(own: Tensor, lead: int, size: int) -> Tensor:
-    """`size` queries: zeros but for the own from `lead` on."""
-    count = len(own)
-    if count == size:
+def _among(own: Tensor, lead: int, size: int, stride: int) -> Tensor:
+    """`size` queries, `stride` apart: zeros but for the own from `lead` on."""
+    count, apart = len(own), (stride, own.shape[2], 1)
+    if count == size and own.stride() == apart:
         return own
-    # As far apart as the step's own, which are parts of a product: strides are a part of what is planned for.
-    queries = own.new_empty(size * own.stride(0)).as_strided((size, *own.shape[1:]), own.stride())
+    queries = own.new_empty(size * stride).as_strided((size, *own.shape[1:]), apart)
     queries[:lead].zero_()
     queries[lead : lead + count] = own
     queries[lead + count :].zero_()

@@ -131,6 +131,16 @@ class TritonAttention:
             self.flash.prepare()
 
     @property
+    def long_rows(self) -> LongRows:
+        return self._long
+
+    def plan_one(self) -> bool:
+        """Between two steps, some 0.2 s of what a step with long rows should not wait for; whether there is more."""
+        if self.flash is not None and self.flash.can("rows"):
+            return False
+        return self._long.prepare_one(self._pools[0])
+
+    @property
     def foresees(self) -> bool:
         """Whether `foresee` may be so."""
         return self.flash is not None and self.flash.can("decodes")

@@ -4,8 +4,9 @@ A captured graph reads and writes tensors that never move. A step's host data (s
 row wants of the sampler, new page-table entries) goes to one of them in one copy; the graph does the rest, down to the
 drawn tokens. Sizes are rounded up to a few; what is left of a size is padding: rows of slot -1, filed nowhere.
 
-A size that is seen for the first time runs kernel by kernel, and is captured while the device is busy with that. While
-nobody waits, sizes are captured ahead (`prepare`), as long as memory is left for their logits.
+A size that is seen for the first time runs kernel by kernel, and is captured while the device is busy with that, unless
+the graph of one that is little larger serves. While nobody waits, sizes are captured ahead (`prepare`), those that were
+met before others, as long as memory is left for their logits.
 
 Where rows share leading pages (`attention.cascade`) a size has a second graph, which reads those once. What is shared
 changes rarely from one step to the next: it is found, and sent, when it does. Where rows are held to constraints a size
@@ -25,7 +26,9 @@ from sglang.attention.triton import TritonAttention
 from sglang.base.plan import FREE, Plan
 from sglang.engine.automata import Automata
 from sglang.engine.batch import Tables
+from sglang.engine.idle import Interrupted, Wanted, Yielding, never, roomy
 from sglang.engine.sampler import Sampler, next_positions
+from sglang.engine.seen import Met, Seen
 from sglang.kernels import attention as kernels
 from sglang.kernels import sample
 from sglang.kernels.enter import enter
@@ -36,7 +39,7 @@ log = logging.getLogger("sglang.engine")
 # Columns: slot, position, known token, five of Sampler.wishes, place in the arena of automata, and slot, index and page
 # of a new table entry.
 PLACE, ENTRY, COLUMNS = 8, 9, 12
-SPARE_BYTES = 2 << 30  # that sizes captured ahead leave for those that are seen
+CHEAP = 8  # rows; padding up to so many takes no longer than reading the weights
 
 
 def sizes(most: int) -> list[int]:
@@ -58,6 +61,14 @@ class _Kind(NamedTuple):
     held: bool  # under masks
     shares: bool  # keys of leading pages are read once
     foreseen: bool = False  # attention has planned its rows on the host
+
+
+def _kind(met: Met, foreseen: bool) -> _Kind | None:
+    """Of a note; None where it is no such thing."""
+    if len(met) != 4:
+        return None
+    size, draws, held, shares = met
+    return _Kind(size, bool(draws), bool(held and draws), bool(shares), foreseen and not shares)
 
 
 @dataclass
@@ -103,6 +114,12 @@ class _Common:
         self._stager.put_into(self._buffer, host)
         self._sent = True
 
+    def clear(self) -> None:
+        """For a step of nobody: no tiles."""
+        self._buffer.zero_()
+        self._buffer[int(self._ends[2]) :] = -1
+        self._sent = False
+
     def of(self, size: int) -> kernels.Shared:
         """For a graph of `size` rows."""
         own, used, members, _ = (int(end) for end in self._ends)
@@ -127,6 +144,7 @@ class DecodeGraphs:
         sampler: Sampler,
         automata: Automata,
         most: int,
+        seen: Seen | None = None,
     ):
         """most: rows of the largest graph; larger plans do not fit."""
         assert tables.device_pages is not None
@@ -142,6 +160,8 @@ class DecodeGraphs:
         self._drawn = torch.zeros(most, dtype=torch.int64, device=device)
         self._places = torch.arange(most, device=device)
         self._captured: dict[_Kind, _Captured] = {}
+        self._ran: set[_Kind] = set()  # to be captured next
+        self._seen = seen or Seen()
         self._common = _Common(attention, tables, most, device, self._stager)
         self.captures = device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if self.captures else None
@@ -158,35 +178,75 @@ class DecodeGraphs:
         places: of the rows' masks, where some are not free.
         """
         n = len(plan.slots)
-        size = next(s for s in self._sizes if s >= n)
         draws = not self._sampler.touches(plan.slots)
         self._tables.file(plan)
-        self._stage(plan, size, draws, places)
         shares = self._common.look(plan)
         if shares:
             self._common.send()
-        foreseen = not shares and self._attention.foresee(plan.slots, plan.starts, size)
-        logits = self._run(_Kind(size, draws, draws and places is not None, shares, foreseen))
+        kind = self._serving(n, draws, draws and places is not None, shares)
+        self._stage(plan, kind.size, draws, places)
+        if kind.foreseen:
+            kind = kind._replace(foreseen=self._attention.foresee(plan.slots, plan.starts, kind.size))
+        logits = self._run(kind)
         return logits[:n], self._drawn[:n] if draws else None, self._columns[:n]
 
-    def prepare(self) -> bool:
-        """Capture one more size of greedy and drawn rows, between two steps; whether there is another."""
-        foreseen = self._attention.foresees
-        kinds = (_Kind(size, True, False, False, foreseen) for size in self._sizes)
-        kind = next((kind for kind in kinds if kind not in self._captured), None)
+    def _serving(self, n: int, draws: bool, held: bool, shares: bool) -> _Kind:
+        """Of the least size, or of a little larger one whose graph is there."""
+        foreseen = not shares and self._attention.foresees
+        sizes = [s for s in self._sizes if s >= n]
+        self._seen.note("decodes", (sizes[0], draws, held, shares))
+        near = (s for s in sizes if s == sizes[0] or 4 * s <= 5 * n or s <= CHEAP)
+        kinds = [_Kind(size, draws, held, shares, foreseen) for size in near]
+        return next((kind for kind in kinds if kind in self._captured), kinds[0])
+
+    def prepare(self, wanted: Wanted = never, met: bool = False) -> bool:
+        """Half of capturing one more kind, between two steps; whether there is more to do. met: of those that were;
+        else of all sizes, for rows that nothing holds or unites."""
+        kind = next((kind for kind in self._worth(met) if kind not in self._captured), None)
         if kind is None or not self.captures:
             return False
-        logits_bytes = kind.size * self._model.spec.vocab * self._model.dtype.itemsize
-        if torch.cuda.mem_get_info(self._model.device)[0] < SPARE_BYTES + logits_bytes:
+        if not roomy(self._model.device, kind.size * self._model.spec.vocab * self._model.dtype.itemsize):
             return False
+        self._stage_nobody(kind)
+        try:
+            if kind in self._ran:
+                self._capture(kind, wanted)
+            else:  # once without a graph: what is loaded at its first use must not be met by a capture
+                self._step(kind, wanted)
+                self._ran.add(kind)
+        except Interrupted:
+            pass
+        return self.captures
+
+    def _worth(self, met: bool) -> list[_Kind]:
+        foreseen = self._attention.foresees
+        if not met:
+            return [_Kind(size, True, False, False, foreseen) for size in self._sizes]
+        kinds = [_kind(one, foreseen) for one in self._seen.first("decodes")]
+        return [
+            kind
+            for kind in kinds
+            if kind is not None
+            and kind.size in self._sizes
+            and (self._automata.learned or not kind.held)
+            and (self._attention.shares or not kind.shares)
+        ]
+
+    def drop(self) -> int:
+        """Give back the memory of all graphs, for good; how many there were. The device must be done."""
+        self.captures, dropped = False, len(self._captured)
+        self._captured.clear()
+        return dropped
+
+    def _stage_nobody(self, kind: _Kind) -> None:
         nobody = np.zeros((COLUMNS, kind.size + kind.size % 2), np.int64)
         nobody[0] = nobody[ENTRY] = -1
         nobody[PLACE] = FREE
         self._stager.put_into(self._columns[: nobody.size], nobody)
-        if foreseen:
+        if kind.shares:
+            self._common.clear()
+        if kind.foreseen:
             self._attention.foresee(nobody[0, :0], nobody[0, :0], kind.size)
-        self._run(kind)
-        return self.captures
 
     def _stage(self, plan: Plan, size: int, draws: bool, places: np.ndarray | None) -> None:
         n, entries = len(plan.slots), (plan.table_slots, plan.table_index, plan.table_pages)
@@ -215,8 +275,11 @@ class DecodeGraphs:
             self._capture(kind)
         return logits
 
-    def _step(self, kind: _Kind) -> Tensor:
-        """What is captured. Reads `_columns`; writes `_drawn`, what slots remember, page tables and the pool."""
+    def _step(self, kind: _Kind, wanted: Wanted | None = None) -> Tensor:
+        """What is captured. Reads `_columns`; writes `_drawn`, what slots remember, page tables and the pool.
+
+        Raises Interrupted where somebody is `wanted` meanwhile.
+        """
         size = kind.size
         columns = self._columns[: COLUMNS * (size + size % 2)].view(COLUMNS, -1)[:, :size]
         slots, positions, tokens = columns[0], columns[1], self._tokens[:size]
@@ -224,7 +287,8 @@ class DecodeGraphs:
         enter(slots, columns[2], entries, self._tables.last, self._pages, tokens)
         shared = self._common.of(size) if kind.shares else None
         self._attention.fix(slots, positions, self._places[:size], shared, kind.foreseen)
-        logits = self._model.logits(self._model.forward(tokens, positions, self._attention), widen=False)
+        attention = self._attention if wanted is None else Yielding(self._attention, wanted)
+        logits = self._model.logits(self._model.forward(tokens, positions, attention), widen=False)
         if kind.draws:
             wishes = sample.Draws.of(slots, columns[3:PLACE].unbind())
             held = self._automata.held(slots, columns[PLACE]) if kind.held else None
@@ -233,7 +297,7 @@ class DecodeGraphs:
                 self._automata.advance(held, self._drawn[:size])
         return logits
 
-    def _capture(self, kind: _Kind) -> None:
+    def _capture(self, kind: _Kind, wanted: Wanted | None = None) -> None:
         """Not torch.cuda.graph: that waits for the device and empties caches, in the middle of serving."""
         assert self._stream is not None
         graph = torch.cuda.CUDAGraph()
@@ -242,9 +306,13 @@ class DecodeGraphs:
             with torch.cuda.stream(self._stream):
                 graph.capture_begin(self._pool, capture_error_mode="thread_local")
                 try:
-                    logits = self._step(kind)
+                    logits = self._step(kind, wanted)
                 finally:
                     graph.capture_end()
+        except torch.OutOfMemoryError:
+            log.warning("No memory is left for graphs of more decode steps: %d have theirs", len(self._captured))
+            self.captures = False
+            return
         except RuntimeError as error:
             if kind.shares:
                 log.warning("Shared prefixes are read row by row, reading them once cannot be captured: %s", error)

@@ -5,8 +5,8 @@ and is launched for those of the step; all the rest depends on the number of tok
 where the model attends: each piece is a graph, which reads what attention left in a buffer that never moves.
 
 Numbers are rounded up to a few; what is left is padding, computed with the others, filed nowhere. To capture one takes
-about as long as a stream may pause, so a few are captured at the start and the rest while nobody waits (`prepare`);
-until then the next larger one serves, unless it is twice the number.
+about as long as a stream may pause, so a few are captured at the start and the rest while nobody waits (`prepare`),
+first those that were met; until then the next larger one serves, unless it is twice the number.
 """
 
 import functools
@@ -20,6 +20,8 @@ from torch import Tensor
 
 from sglang.attention.base import Feature, Look, Rows
 from sglang.attention.triton import TritonAttention
+from sglang.engine.idle import Interrupted, Wanted, Yielding, never, roomy
+from sglang.engine.seen import Seen
 from sglang.models.decoder import Model
 
 log = logging.getLogger("sglang.engine")
@@ -170,9 +172,11 @@ class _Blind:
 class Pieces:
     """Forward passes of at most SIZES[-1] tokens, whatever their rows are. One after another, in one stream."""
 
-    def __init__(self, model: Model, attention: TritonAttention, graph: Callable[[], Graph]):
+    def __init__(self, model: Model, attention: TritonAttention, graph: Callable[[], Graph], seen: Seen | None = None):
         """graph: makes one to be captured."""
         self._model, self._attention, self._graph = model, attention, graph
+        self._seen = seen or Seen()
+        self._ran: set[int] = set()  # to be captured next
         spec, most = model.spec, SIZES[-1]
         self._tokens = torch.zeros(most, dtype=torch.int64, device=model.device)
         self._positions = torch.zeros(most, dtype=torch.int64, device=model.device)
@@ -182,13 +186,19 @@ class Pieces:
         self.captures = True
 
     def fits(self, tokens: int) -> bool:
-        return self.captures and tokens <= SIZES[-1]
+        return (self.captures or self._serving(tokens) is not None) and tokens <= SIZES[-1]
+
+    def _serving(self, tokens: int) -> int | None:
+        """The number that a step of `tokens` is computed as by graphs that there are."""
+        larger = (s for s in SIZES if s >= tokens and s in self._captured and (s < 2 * tokens or s <= CHEAP))
+        return next(larger, None)
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """`Model.forward` of the step that attention has planned. Its result is overwritten by the next call."""
         n = len(tokens)
-        larger = (s for s in SIZES if s >= n and s in self._captured and (s < 2 * n or s <= CHEAP))
-        size = next(larger, None) or next(s for s in SIZES if s >= n)
+        least = next(s for s in SIZES if s >= n)
+        self._seen.note("pieces", (least,))
+        size = self._serving(n) or least
         for fixed, given in ((self._tokens, tokens), (self._positions, positions)):
             fixed[:n].copy_(given)
             if n < size:
@@ -200,15 +210,28 @@ class Pieces:
         self._capture(size)
         return hidden[:n]
 
-    def prepare(self) -> bool:
-        """Capture one more number, between two steps; whether there is another."""
-        size = next((s for s in SIZES if s not in self._captured), None)
-        if size is None or not self.captures:
+    def prepare(self, wanted: Wanted = never, met: bool = False) -> bool:
+        """Half of capturing one more number, between two steps; whether there is more. met: of those that were."""
+        worth = [one[0] for one in self._seen.first("pieces") if len(one) == 1 and one[0] in SIZES] if met else SIZES
+        size = next((s for s in worth if s not in self._captured), None)
+        if size is None or not self.captures or not roomy(self._tokens.device):
             return False
-        # Once without a graph: what compiles or is loaded at its first use must not be met by a capture.
-        self._model.forward(self._tokens[:size], self._positions[:size], _Blind(self._out))
-        self._capture(size)
+        try:
+            if size in self._ran:
+                self._capture(size, wanted)
+            else:  # once without a graph: what compiles or is loaded at its first use must not be met by a capture
+                blind = Yielding(_Blind(self._out), wanted)
+                self._model.forward(self._tokens[:size], self._positions[:size], blind)
+                self._ran.add(size)
+        except Interrupted:
+            pass
         return self.captures
+
+    def drop(self) -> int:
+        """Give back the memory of all graphs, for good; how many numbers had theirs. The device must be done."""
+        self.captures, dropped = False, len(self._captured)
+        self._captured.clear()
+        return dropped
 
     def _replay(self, pieces: list[_Piece], hidden: Tensor) -> Tensor:
         out = self._out[: len(hidden)]
@@ -218,14 +241,21 @@ class Pieces:
                 self._attention.attend_into(out, *piece.attention)
         return hidden
 
-    def _capture(self, size: int) -> None:
+    def _capture(self, size: int, wanted: Wanted = never) -> None:
         cutter = _Cutter(self._graph, self._out)
         try:
             cutter.begin()
             try:
-                hidden = self._model.forward(self._tokens[:size], self._positions[:size], cutter)
+                backend = Yielding(cutter, wanted)
+                hidden = self._model.forward(self._tokens[:size], self._positions[:size], backend)
             finally:
                 cutter.end()
+        except Interrupted:
+            raise
+        except torch.OutOfMemoryError:
+            log.warning("No memory is left for graphs of more steps with prompts: %d have theirs", len(self._captured))
+            self.captures = False
+            return
         except Exception as error:  # whatever stops it, kernel by kernel it works
             log.warning("Steps with prompts run kernel by kernel, this model's cannot be captured: %s", error)
             self.captures = False

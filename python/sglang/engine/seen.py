@@ -69,7 +69,8 @@ class Seen:
         if self._saved or self._path is None:
             return
         self._saved = True
-        content = _File(self._of, {kind: self.first(kind) for kind in {**self._before, **self._now}})
+        kinds = {**self._before, **self._now}
+        content = _File(self._of, {kind: [tuple(map(int, met)) for met in self.first(kind)] for kind in kinds})
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self._path.parent, delete=False) as new:

@@ -3,6 +3,7 @@
 Depth 1 (CUDA): step N + 1 is planned and launched before step N's tokens are read, so the device never waits for us;
 and as late as that allows (`pace`), so that requests do not wait for a step that was planned before they came.
 Depth 0 (CPU): a launch computes at once, so there is nothing to overlap with.
+While nobody has come for a while (`quiet`) the device prepares for later steps.
 """
 
 import time
@@ -15,6 +16,7 @@ from sglang.base.messages import Failed, Flush, Flushed, FromWorker, Piece, Step
 from sglang.base.plan import Plan, Result
 from sglang.worker.grammars import Grammars
 from sglang.worker.pace import Pace
+from sglang.worker.quiet import Quiet
 from sglang.worker.report import Report
 
 RESOLUTION_S = 0.001  # of the wait for a message
@@ -32,8 +34,12 @@ class Device(Protocol):
 
     def launch(self, plan: Plan) -> Flight: ...
 
-    def prepare(self) -> bool:
-        """Do a little of what later steps would wait for otherwise, while there is no step; whether there is more."""
+    def prepare(self, quiet_s: float, wanted: Callable[[], bool]) -> float | None:
+        """Do a little of what later steps would wait for otherwise, while there is no step, and leave it soon once
+        somebody is `wanted`. quiet_s: for how long nobody was.
+
+        How long that must be for what is left to do; None: nothing is.
+        """
         ...
 
 
@@ -53,17 +59,32 @@ def serve(
     flying: tuple[Plan, Flight] | None = None
     overlap = overlap and device.overlap
     stalled = False  # nothing could be planned: only a message changes that
-    unprepared = device.overlap
+    quiet = Quiet(clock())
+    unprepared: float | None = 0.0 if device.overlap else None  # the pause that what is left to prepare needs
     pace = Pace()
+
+    messages: list[ToWorker] = []
+
+    def come() -> bool:
+        messages.extend(link.receive())
+        return len(messages) > 0
+
     while True:
         waiting = flying is None and (stalled or state.idle)
         report.beat(busy=not waiting)
         compiling = grammars is not None and grammars.waiting > 0
-        preparing = unprepared and waiting and not compiling
-        messages = link.receive((COMPILING_S if compiling else None) if waiting and not preparing else 0.0)
-        if preparing and not messages:
-            unprepared = device.prepare()
-            continue
+        messages = []
+        if waiting and unprepared is not None and not compiling:
+            messages += link.receive(quiet.left(clock(), unprepared))
+            if not messages and quiet.left(clock(), unprepared) > 0:
+                continue
+            if not messages:
+                unprepared = device.prepare(quiet.lasted(clock()), come)
+                quiet.prepared(disturbed=come())
+                if not messages:
+                    continue
+        else:
+            messages += link.receive((COMPILING_S if compiling else None) if waiting else 0.0)
         while flying is not None and (spare := pace.spare(clock())) >= RESOLUTION_S:
             messages += link.receive(spare)
         now = clock()
@@ -85,6 +106,7 @@ def serve(
         stalled = plan is None and landed is None
         if plan is not None:
             flying = (plan, device.launch(plan))
+            unprepared = 0.0 if device.overlap else None  # it may have shown what to be ready for
             pace.launched(plan, now, alone=landed is None)
             if not overlap:
                 landed, flying = flying, None
@@ -100,6 +122,7 @@ def serve(
             stats.compiling = grammars.waiting if grammars is not None else 0
             waited, state.waited = state.waited, []
             link.send(Step(pieces, stats, waited))
+        quiet.worked(clock())
 
 
 def last_words(link: Link[ToWorker, FromWorker], reason: str, setting: bool = False) -> None:

@@ -159,14 +159,22 @@ def backends() -> tuple[TritonAttention, TorchAttention, np.ndarray]:
 Backends = tuple[TritonAttention, TorchAttention, np.ndarray]
 
 
-def test_long_rows_of_a_step_leave_the_tiles_when_their_shape_comes_again(
+def test_long_rows_of_a_step_leave_the_tiles_once_their_shapes_are_planned_for(
     backends: Backends, small: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own, wide, table = backends
     calls = []
     monkeypatch.setattr(long, "fused", lambda *given: calls.append(given[3]) or by_torch(*given))
     assert step(own, wide, table, Look()) < 2e-6
-    assert not calls, "a shape that came once is not worth a plan"
+    assert not own._long.prepare_one(own._pools[0]), "a shape that came once is not worth a plan"
+    assert step(own, wide, table, Look()) < 2e-6
+    assert not calls, "nobody waits for a plan"
+    while own._long.prepare_one(own._pools[0]):
+        assert own._long.missing
+    assert not own._long.missing
+    cuts = [long.cut(start, count) for start, count in ((17, 24), (0, 33), (70, 8))]
+    assert own._long._planned == set(own._long.met) == set().union(*(found.shapes for found in cuts if found))
+    calls.clear()
     assert step(own, wide, table, Look()) < 2e-6
     assert own._step is not None
     assert [(row.start, row.count) for row in own._step.long] == [(17, 24), (0, 33), (70, 8)]
@@ -187,6 +195,9 @@ def test_a_row_that_is_all_of_a_step_is_copied_only_where_it_must_be(backends: B
     wide.plan(rows)
     wanted = wide.attend(q.double(), k.double(), v.double(), 0, Look())
     on_device = [t.to(DEVICE) for t in (q, k, v)]
+    own.plan(rows)
+    own._long.expect([(40, 0)])
+    own._long.prepare_one(own._pools[0])
     for _ in range(2):
         own.plan(rows)
         assert (own.attend(*on_device, 0, Look()).cpu() - wanted).abs().max() < 2e-6
@@ -198,8 +209,9 @@ def test_a_row_that_is_all_of_a_step_is_copied_only_where_it_must_be(backends: B
     assert own._step.long
 
 
+@pytest.mark.parametrize("planned", [False, True])
 def test_what_fails_is_done_by_tiles_from_then_on(
-    backends: Backends, small: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    backends: Backends, small: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, planned: bool
 ) -> None:
     own, wide, table = backends
     calls = []
@@ -210,11 +222,15 @@ def test_what_fails_is_done_by_tiles_from_then_on(
 
     monkeypatch.setattr(long, "fused", fails)
     with caplog.at_level(logging.WARNING):
-        for _ in range(4):
+        for turn in range(4):
             assert step(own, wide, table, Look()) < 2e-6
+            if planned and not turn:
+                own._long._planned |= set(own._long._met)
+            elif turn:
+                own._long.prepare_one(own._pools[0])
     assert len(calls) == 1
     assert [record.message for record in caplog.records] == [
-        "Long rows are computed by tiles from now on, not by cuDNN: no execution plan"
+        f"Long rows are computed by tiles{' from now on' if planned else ''}, not by cuDNN: no execution plan"
     ]
 
 
@@ -224,7 +240,7 @@ def test_plans_made_at_the_start_are_used_at_once(
     own, wide, table = backends
     monkeypatch.setattr(long, "USUAL", ((0, 33), (0, 33), (0, 4), (0, 90)))
     own.prepare(12, 50)
-    assert own._long._met == {(16, 0), (24, 0), (40, 0)}, "neither short ones nor what does not fit"
+    assert own._long._planned == {(16, 0), (24, 0), (40, 0)}, "neither short ones nor what does not fit"
     assert step(own, wide, table, Look()) < 2e-6
     assert own._step is not None
     assert [(row.start, row.count) for row in own._step.long] == [(0, 33)]
@@ -255,7 +271,10 @@ def test_what_it_is_not_for(small: None) -> None:
     assert not rows.find(given, begin)
     rows.on = True
     assert not rows.find(given, begin)
-    assert rows.find(given, begin), "the second time"
+    rows._planned |= {(64, 0)}
+    assert rows.find(given, begin)
+    rows.expect([(1, 0), (64, -3), (1 << 40, 0), (64, 1 << 40)])
+    assert not rows.missing
 
 
 @pytest.mark.gpu

@@ -3,9 +3,11 @@
 import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from engine_driver import DRAWN, TINY, Ask, Driver, Row, load, on_device
 
 from sglang.base.plan import Plan
@@ -13,7 +15,8 @@ from sglang.base.sampling import SamplingParams
 
 pytest.importorskip("triton")
 from sglang.attention.triton import TritonAttention
-from sglang.engine.graphs import sizes
+from sglang.engine.engine import SOON_S
+from sglang.engine.graphs import _Captured, _Kind, sizes
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +149,59 @@ def test_sizes_grow_with_little_padding() -> None:
         assert len(found) < 30
         for below, size in itertools.pairwise(found):
             assert size - (below + 1) <= max(7, size // 4)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what would be captured is noted instead")
+def test_kinds_that_were_met_are_captured_first_and_larger_ones_serve_meanwhile(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Driver(on_device(folder))
+    graphs = own.engine._graphs
+    assert graphs is not None
+    graphs.captures = True
+    run: list[_Kind] = []
+    step = graphs._step
+    monkeypatch.setattr(graphs, "_step", lambda kind, wanted=None: run.append(kind) or step(kind, wanted))
+
+    def capture(kind: _Kind, wanted: object = None) -> None:
+        logits = torch.zeros(kind.size, 300)
+        graph = SimpleNamespace(replay=lambda: (run.append(kind), logits.copy_(step(kind))))
+        graphs._captured[kind] = _Captured(graph, logits)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(graphs, "_capture", capture)
+    for met in (
+        (4, True, False, True),
+        (2, False, False, False),
+        (9, True, False, False),
+        (2,),
+        (4, True, True, False),
+    ):
+        graphs._seen.note("decodes", met)
+    for _ in range(12):
+        assert own.engine.prepare() == SOON_S
+    # No state follows tokens yet, so nothing is held.
+    assert list(graphs._captured) == run == [
+        _Kind(4, True, False, True), _Kind(2, False, False, False),
+        *(_Kind(n, True, False, False) for n in (1, 2, 4, 8)),
+    ]  # fmt: skip
+    assert own.engine.prepare() is None
+    run.clear()
+    del graphs._captured[_Kind(4, True, False, False)]
+    plain = Driver(load(folder, load_format="dummy", max_total_tokens=256))
+    drawn = []
+    for driver in (own, plain):
+        driver.step([Row(s, 0, [5, 6, 7 + s]) for s in range(3)], [driver.seat(s, 3) for s in range(3)])
+        drawn.append(driver.step([Row(s, 3, [DRAWN]) for s in range(3)]).tokens.tolist())
+    assert drawn[0] == drawn[1]
+    assert run[-1].size == 8
+    assert graphs._worth(True)[0] == _Kind(4, True, False, True), "notes keep their order"
+    assert (4, True, False, False) in graphs._seen.first("decodes")
+
+
+def test_a_kind_of_many_more_rows_is_no_substitute(folder: Path) -> None:
+    graphs = on_device(folder, max_running_requests=64)._graphs
+    assert graphs is not None
+    graphs._captured = dict.fromkeys([_Kind(n, True, False, False) for n in (24, 64)])  # type: ignore[arg-type]
+    found = {n: graphs._serving(n, True, False, False).size for n in (1, 17, 20, 24, 25, 50, 52, 56)}
+    assert found == {1: 1, 17: 24, 20: 24, 24: 24, 25: 32, 50: 56, 52: 64, 56: 64}
+    assert graphs._serving(20, False, False, False).size == 24, "not captured"

@@ -18,7 +18,9 @@ import itertools
 from triton.runtime.interpreter import GridExecutor
 
 from sglang.attention.triton import TritonAttention
+from sglang.engine.engine import SOON_S
 from sglang.engine.pieces import SIZES, Pieces
+from sglang.engine.seen import Seen
 
 SHAPES: list[dict[str, Any]] = [
     {"num_hidden_layers": 3},
@@ -156,20 +158,25 @@ def test_what_is_captured_ahead_computes_the_same(small: Path) -> None:
     walk(own)  # cells are held, and must stay as they are
     held = own.engine._attention._pools[0].keys.clone()
     before = len(pieces._captured)
-    assert own.engine.prepare() and own.engine.prepare()
+    for _ in range(4):  # each number is run, then captured
+        assert own.engine.prepare() == SOON_S
     assert len(pieces._captured) == before + 2
     assert torch.equal(own.engine._attention._pools[0].keys, held)
     again = cut(small)
-    assert again.engine.prepare() and again.engine.prepare()
+    for _ in range(4):
+        assert again.engine.prepare() == SOON_S
+    assert len(again.engine._pieces._captured) == 2  # type: ignore[union-attr]
     assert walk(again) == walk(plain)
 
 
-def test_the_next_larger_number_serves_until_its_own_is_captured(small: Path) -> None:
+def test_the_next_larger_number_serves_until_its_own_is_captured(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = cut(small)
+    monkeypatch.setattr("sglang.engine.pieces.SIZES", (16, 32, 48))
     pieces = own.engine._pieces
     assert pieces is not None
-    for _ in SIZES:
-        own.engine.prepare()
+    while own.engine.prepare() is not None:
+        pass
+    assert set(pieces._captured) == {16, 32, 48}
     del pieces._captured[16]
     walk(own)
     assert 16 not in pieces._captured
@@ -183,6 +190,105 @@ def test_a_number_that_another_would_double_is_captured(small: Path) -> None:
         own.step([Row(slot, 0, [5 + i % 40 for i in range(n)])], [own.seat(slot, n)])
     assert {64, 128} <= set(pieces._captured)
     assert 96 not in pieces._captured
+
+
+def test_what_was_met_is_captured_before_what_was_not(small: Path, tmp_path: Path) -> None:
+    own = cut(small)
+    assert own.engine._pieces is not None and own.engine._attention is own.engine._pieces._attention
+    seen = Seen({"model": "a"}, tmp_path)
+    for met in (96, 5, 48):  # one of them by another version
+        seen.note("pieces", (met,))
+    seen.save()
+    own.engine._pieces._seen = Seen({"model": "a"}, tmp_path)
+    own.step([Row(0, 0, list(range(20)))], [own.seat(0, 20)])
+    del own.engine._pieces._captured[32]
+    for _ in range(8):
+        own.engine.prepare()
+    assert list(own.engine._pieces._captured) == [32, 96, 48, 16]
+
+
+def test_a_capture_is_left_when_somebody_comes_and_begun_again(tmp_path: Path) -> None:
+    own = cut(write(tmp_path, {"num_hidden_layers": 4}))
+    plain = Driver(load(tmp_path, load_format="dummy", max_total_tokens=256))
+    pieces = own.engine._pieces
+    assert pieces is not None
+    for left in (1, 3):  # layers that are still begun
+        layers = iter([False] * left + [True] * 9)
+        assert own.engine.prepare(0.0, lambda: next(layers)) == SOON_S  # noqa: B023 - called before the loop goes on
+        assert next(layers) and len(list(layers)) == 7, "it was not left at once"
+    assert not pieces._ran
+    own.engine.prepare()
+    assert pieces._ran == {16}
+    layers = iter([False, False, True])
+    own.engine.prepare(0.0, lambda: next(layers))
+    assert not pieces._captured and pieces.captures
+    own.engine.prepare()
+    assert set(pieces._captured) == {16}
+    prompts = [driver.step([Row(0, 0, [5, 6, 7])], [driver.seat(0, 3)]).tokens.tolist() for driver in (own, plain)]
+    assert prompts[0] == prompts[1]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the stand-in records what runs on a CPU")
+def test_graphs_that_were_captured_serve_on_when_memory_is_out(small: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Full(Recording):
+        made = 0
+
+        def begin(self) -> None:
+            Full.made += 1
+            if Full.made > 2:
+                raise torch.OutOfMemoryError("tried to allocate 20 MiB")
+            super().begin()
+
+    plain = Driver(load(small, load_format="dummy", max_total_tokens=256))
+    own = cut(small, Full)
+    assert walk(own) == walk(plain)
+    pieces = own.engine._pieces
+    assert pieces is not None and not pieces.captures
+    assert set(pieces._captured) == {16}
+    assert pieces.fits(16) and not pieces.fits(17)
+    assert [r.message for r in caplog.records] == [
+        "No memory is left for graphs of more steps with prompts: 1 have theirs"
+    ]
+
+
+def test_a_step_that_finds_no_memory_takes_that_of_graphs(small: Path, caplog: pytest.LogCaptureFixture) -> None:
+    plain = Driver(load(small, load_format="dummy", max_total_tokens=256))
+    own = cut(small)
+    pieces = own.engine._pieces
+    assert pieces is not None
+    own.step([Row(7, 0, [5, 6, 7])], [own.seat(7, 3)])
+    forward, full = own.engine._model.forward, True
+
+    def refuse(*given: Any) -> torch.Tensor:
+        hidden = forward(*given)  # it has filed keys and values
+        if full and pieces._captured:
+            raise torch.OutOfMemoryError("tried to allocate 20 MiB")
+        return hidden
+
+    own.engine._model.forward = refuse  # type: ignore[method-assign]
+    own.step([Row(6, 0, list(range(100)))], [own.seat(6, 100)])
+    assert not pieces._captured and not pieces.captures
+    assert "1 CUDA graphs are given up" in caplog.text
+    own.engine._model.forward = forward  # type: ignore[method-assign]
+    found = own.step([Row(6, 100, [DRAWN])])
+    plain.step([Row(6, 0, list(range(100)))], [plain.seat(6, 100)])
+    assert found.tokens.tolist() == plain.step([Row(6, 100, [DRAWN])]).tokens.tolist()
+
+
+def test_whoever_prepares_without_memory_leaves_it(small: Path, caplog: pytest.LogCaptureFixture) -> None:
+    own = cut(small)
+    pieces = own.engine._pieces
+    assert pieces is not None
+
+    def refuse(*_: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("tried to allocate 20 MiB")
+
+    forward, own.engine._model.forward = own.engine._model.forward, refuse  # type: ignore[method-assign]
+    assert own.engine.prepare() is None
+    assert own.engine.prepare() is None
+    assert [r.message for r in caplog.records] == ["No memory is left for more graphs"]
+    own.engine._model.forward = forward  # type: ignore[method-assign]
+    assert own.step([Row(0, 0, [5, 6, 7])], [own.seat(0, 3)]).tokens[0] >= 0
 
 
 def test_larger_steps_are_not_captured(small: Path) -> None:

@@ -17,7 +17,7 @@ OF = {"model": "a"}
 def test_what_one_run_met_comes_first_in_the_next_behind_its_own(tmp_path: Path) -> None:
     one = Seen(OF, tmp_path)
     for size in (8, 24, 8, 16):
-        one.note("decodes", (size, 1))
+        one.note("decodes", (size, True))
     one.note("pieces", (64,))
     assert one.first("decodes") == [(8, 1), (24, 1), (16, 1)]
     one.save()

@@ -1,6 +1,7 @@
 """A device that remembers which token every KV cell holds, and refuses to attend to a foreign one."""
 
 import hashlib
+from collections.abc import Callable
 
 import numpy as np
 
@@ -31,8 +32,8 @@ class FakeEngine:
         self.last = [-1] * slots
         self.computed = 0
 
-    def prepare(self) -> bool:
-        return False
+    def prepare(self, quiet_s: float, wanted: Callable[[], bool]) -> float | None:
+        return None
 
     def launch(self, plan: Plan) -> "Landed":
         for slot, index, page in zip(plan.table_slots, plan.table_index, plan.table_pages, strict=True):

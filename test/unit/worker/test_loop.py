@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from sglang.base.messages import Abort, Failed, Flush, Flushed, FromWorker, Piec
 from sglang.base.plan import Plan, Result
 from sglang.base.sampling import SamplingParams
 from sglang.worker.loop import last_words, serve
+from sglang.worker.quiet import LEAST_S
 from sglang.worker.report import Report
 
 
@@ -25,13 +27,20 @@ class Device(FakeEngine):
         self.overlap = overlap
         self.fails_at = fails_at
         self.order: list[str] = []
-        self.preparations = 0  # that are left
+        self.preparations: list[float] = []  # that are left: what pause each needs
+        self.quiet_s: list[float] = []  # before each that was done
+        self.long: threading.Event | None = None  # preparations begin with it, and last until somebody comes
 
-    def prepare(self) -> bool:
-        if self.preparations:
+    def prepare(self, quiet_s: float, wanted: Callable[[], bool]) -> float | None:
+        if self.preparations and quiet_s >= self.preparations[0]:
             self.order.append("prepare")
-            self.preparations -= 1
-        return self.preparations > 0
+            self.quiet_s.append(quiet_s)
+            if self.long is not None:
+                self.long.set()
+                while not wanted():
+                    time.sleep(0.001)
+            del self.preparations[0]
+        return self.preparations[0] if self.preparations else None
 
     def launch(self, plan: Plan) -> "Noted":  # type: ignore[override]  # a Landed that tells
         n = sum(event.startswith("launch") for event in self.order)
@@ -125,7 +134,7 @@ def test_a_step_is_launched_before_the_last_one_is_read() -> None:
 
 def test_the_device_prepares_while_nobody_waits_until_it_has_done_all() -> None:
     device = Device(overlap=True)
-    device.preparations = 3
+    device.preparations = [0.0] * 3
     running = Running(device)
     while device.order.count("prepare") < 3:
         time.sleep(0.001)
@@ -135,6 +144,36 @@ def test_the_device_prepares_while_nobody_waits_until_it_has_done_all() -> None:
     running.stop()
     assert device.order[:3] == ["prepare"] * 3
     assert "prepare" not in device.order[3:]
+
+
+def test_what_a_step_showed_is_prepared_for_after_a_pause() -> None:
+    device = Device(overlap=True)
+    running = Running(device)
+    for id in (1, 2):
+        running.link.send(submit(id, [1, 2, 3], 4))
+        running.steps(ended(id))
+        device.preparations = [0.0, 2 * LEAST_S]
+        while device.preparations:
+            time.sleep(0.001)
+    running.stop()
+    assert [event[:7] for event in device.order if not event.startswith("wait")] == [
+        *["launch "] * 4, "prepare", "prepare", *["launch "] * 4, "prepare", "prepare",
+    ]  # fmt: skip
+    for soon, later in (device.quiet_s[:2], device.quiet_s[2:]):
+        assert soon >= LEAST_S
+        assert later >= 2 * LEAST_S
+
+
+def test_whoever_comes_while_the_device_prepares_is_served_at_once() -> None:
+    device = Device(overlap=True)
+    device.preparations, device.long = [0.0] * 2, threading.Event()
+    running = Running(device)
+    assert device.long.wait(10)
+    running.link.send(submit(1, [1, 2, 3], 4))
+    running.steps(ended(1))
+    running.stop()
+    assert device.order[0] == "prepare"
+    assert device.order[1] == "launch 0"
 
 
 def test_overlap_can_be_turned_off() -> None:
