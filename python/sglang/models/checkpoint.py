@@ -106,7 +106,7 @@ def load(
         _fill_dummy(places, takes, model.spec.norm == "rms+1", form)
         model.finish()
         return
-    jobs = _jobs(_files(folder, load_format), places, model.spec, family, folder, form)
+    jobs = _jobs(weight_files(folder, load_format), places, model.spec, family, folder, form)
     total = sum(t.numel() * t.element_size() for t in places.values())
     with tqdm(total=total, unit="B", unit_scale=True, desc="weights", disable=not progress or total < 2**26) as bar:
         for job, found in _read(jobs):
@@ -137,7 +137,7 @@ def stored_bytes(
     found = {place: float(t.numel() * model.dtype.itemsize) for place, t in places.items()}
     if load_format == "dummy":
         return found
-    files = _files(folder, load_format)
+    files = weight_files(folder, load_format)
     sizes = {(file, name): math.prod(shape) * _width(dtype) for file, name, shape, dtype in _headers(files)}
     for job in _jobs(files, places, model.spec, family, folder, form):
         if job.module is not None:
@@ -344,7 +344,7 @@ def name_of(place: str, names: Names) -> str:
     raise AssertionError(f"no checkpoint name leads to {place}")
 
 
-def _files(folder: Path, load_format: str) -> list[Path]:
+def weight_files(folder: Path, load_format: str) -> list[Path]:
     """The weight files, indexed ones first. Raises ConfigError where there are none, or one is missing."""
     if folder.is_file() and load_format in ("auto", "gguf"):
         return [folder]

@@ -26,7 +26,7 @@ NARROW = {"F8_E4M3": torch.float8_e4m3fn, "I8": torch.int8}  # of a module's `we
 # Types that a part must have, by its ending; all others are floating point.
 WORDS = ("qweight", "qzeros", "B", "weight_packed")
 INTEGERS = ("g_idx", "weight_g_idx", "weight_shape", "workspace", "weight_zero_point")
-# Scales that keys and values were calibrated to be stored with. Here they are stored unrounded, which needs none.
+# Scales that keys and values were calibrated to be stored with, which is another's to read (`models/kv_scales.py`).
 KV_SCALES = ("k_scale", "v_scale", "kv_scale", "q_scale", "prob_scale", "output_scale")
 
 

@@ -1,0 +1,38 @@
+"""Scales that a checkpoint was calibrated with, for keys and values that are kept in 8 bits."""
+
+import math
+import re
+from pathlib import Path
+
+from safetensors import safe_open
+
+from sglang.base.errors import ConfigError
+from sglang.models.checkpoint import weight_files
+
+# model.layers.3.self_attn.k_scale, ....k_proj.k_scale, ....attn.k_scale; kv_scale is for both
+NAME = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\..*\b(k_scale|v_scale|kv_scale)$")
+
+
+def kv_scales(folder: Path, load_format: str, layers: int) -> list[tuple[float, float]]:
+    """Of each layer, what its keys and its values are divided by before they are kept: 1 where no file says anything.
+
+    Raises ConfigError.
+    """
+    found = [{"k_scale": 1.0, "v_scale": 1.0} for _ in range(layers)]
+    for file in weight_files(folder, load_format) if load_format != "dummy" else ():
+        if file.suffix != ".safetensors":
+            continue
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 - no mapping
+                match = NAME.search(name)
+                if match is None or int(match[1]) >= layers:
+                    continue
+                tensor = opened.get_tensor(name)
+                value = float(tensor) if tensor.numel() == 1 else math.nan
+                if not 0 < value < math.inf:
+                    raise ConfigError(
+                        f"{file.name}: {name} is not one number above 0; --kv-cache-dtype auto needs none"
+                    )
+                kinds = ("k_scale", "v_scale") if match[2] == "kv_scale" else (match[2],)
+                found[int(match[1])] |= dict.fromkeys(kinds, value)
+    return [(one["k_scale"], one["v_scale"]) for one in found]
