@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sglang.base.messages import Score
 from sglang.base.plan import Ask, Plan, Seat
+from sglang.base.sampling import SamplingParams
 from sglang.kernels.staging import Stager, triton_works
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ BLOCK = 256  # tokens summed at once where a cumulative sum over the vocabulary 
 # [256, 8] float32: the bits of a byte, low first, as what is added to a logit
 _SPREAD = np.where(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little") > 0, 0, -np.inf)
 _SPREAD = _SPREAD.astype(np.float32)
+WIDTHS = (64, 512, 2048)  # tokens that a mask allows, at most, for a row to be drawn from a list of them
+LONG = 1 << 16  # vocabulary from which on rows are narrowed one by one
 SCORE_BLOCK = 64  # positions whose logits are made at a time for prompt scores
 
 
@@ -89,14 +92,52 @@ class Masked:
             return None
         return Masked(np.searchsorted(rows, plan.masked), plan.masks, plan.mask_of, device)
 
+    def among(self, some: np.ndarray) -> "Masked | None":
+        """As it is for `some` of the rows alone, ascending."""
+        rows, mask_of = self._lines
+        kept = np.isin(rows, some)
+        if not kept.any():
+            return None
+        masks, of = np.unique(mask_of[kept], return_inverse=True)
+        return Masked(np.searchsorted(some, rows[kept]), self._masks[masks], of, self.rows.device)
+
+    def lists(self, vocab: int, able: np.ndarray) -> list[tuple[np.ndarray, Tensor]]:
+        """Rows that may draw few of the tokens, in groups, with what each may draw: int64 [n, width], -1 behind it.
+
+        able: bool [S], which rows may be among them. A row's width follows from its own mask: its draw does not depend
+        on the others.
+        """
+        rows, mask_of = self._lines
+        counts = np.bitwise_count(self._masks).sum(1, dtype=np.int64)
+        found, least = [], 1
+        for width in WIDTHS:
+            few = (counts >= least) & (counts <= width)
+            if width * 4 > vocab or not few.any():
+                continue
+            least = width + 1
+            masks = self._masks[few]
+            line, word = masks.nonzero()
+            at, bit = np.unpackbits(masks[line, word].view(np.uint8), bitorder="little").reshape(-1, 32).nonzero()
+            line, ends = line[at], counts[few].cumsum()
+            ids = np.full((len(masks), width), -1)
+            ids[line, np.arange(len(line)) - (ends - counts[few])[line]] = word[at] * 32 + bit
+            mine = few[mask_of] & able[rows]
+            found.append((rows[mine], torch.from_numpy(ids[(few.cumsum() - 1)[mask_of[mine]]])))
+        return found
+
     def narrow(self, logits: Tensor, out: Tensor) -> Tensor:
         """Its rows of `logits` [S, vocab], those tokens at -inf that may not be drawn, into `out` [M, vocab].
 
-        Adding zeros and infinities row by row: `masked_fill` takes ten times as long on a CPU.
+        Adding zeros and infinities: `masked_fill` takes ten times as long on a CPU. Long rows one by one, so that what
+        is added is read where it lies; short ones at once, since a call would cost more than its sums.
         """
         spread = np.take(_SPREAD, self._masks.view(np.uint8), axis=0).reshape(len(self._masks), -1)
         added = torch.from_numpy(spread)[:, : logits.shape[-1]].to(logits.device)
-        for i, (row, mask) in enumerate(zip(*(column.tolist() for column in self._lines), strict=True)):
+        rows, mask_of = self._lines
+        if logits.shape[-1] < LONG:
+            mine = logits if len(rows) == len(logits) else logits[self.rows]
+            return torch.add(mine, added[torch.from_numpy(mask_of.astype(np.int64)).to(logits.device)], out=out)
+        for i, (row, mask) in enumerate(zip(rows.tolist(), mask_of.tolist(), strict=True)):
             torch.add(logits[row], added[mask], out=out[i])
         return out
 
@@ -153,11 +194,39 @@ class Sampler:
 
         logits: float32 [S, vocab], left as they are; slots, positions (of the tokens to draw): [S].
         masked: what may be drawn; `held` on a device whose kernels draw.
-        Returns int64 [S]. A random row without a single finite logit, or with a NaN, draws token 0; a greedy one some
-        token of the vocabulary. No row fails, and none harms another.
+        Returns int64 [S]. A row without a single finite logit, or with a NaN, draws some token of the vocabulary. No
+        row fails, and none harms another.
         """
         if self._stager is not None and masked is None:
             return self._draw_on_device(logits, slots, positions, held)
+        if masked is None or logits.is_cuda:
+            return self._draw_dense(logits, slots, positions, masked)
+        rest = np.ones(len(slots), np.bool_)
+        tokens = torch.empty(len(slots), dtype=torch.int64)
+        for rows, ids in masked.lists(self._vocab, ~self._touched[slots]):
+            rest[rows] = False
+            tokens[rows] = self._draw_listed(logits, ids, rows, slots, positions)
+        some = rest.nonzero()[0]
+        if len(some) == len(slots):
+            return self._draw_dense(logits, slots, positions, masked)
+        if len(some):
+            tokens[some] = self._draw_dense(logits[some], slots[some], positions[some], masked.among(some))
+        return tokens
+
+    def _draw_listed(
+        self, logits: Tensor, ids: Tensor, rows: np.ndarray, slots: np.ndarray, positions: np.ndarray
+    ) -> Tensor:
+        """One of `ids` [n, width] for each of `rows`, whose other logits are not looked at."""
+        listed = logits[torch.from_numpy(rows)[:, None], ids.clamp_min(0)].masked_fill_(ids < 0, -torch.inf)
+        if self._plain[slots[rows]].all():
+            chosen = most_likely(listed)
+        else:
+            seats, numbers = self._seats_of(slots[rows], positions[rows])
+            listed /= self._column(1.0 if s.sampling.greedy else s.sampling.temperature for s in seats)
+            chosen = self._choose(listed, seats, numbers)
+        return ids.gather(-1, chosen[:, None])[:, 0]
+
+    def _draw_dense(self, logits: Tensor, slots: np.ndarray, positions: np.ndarray, masked: Masked | None) -> Tensor:
         if self._plain[slots].all():
             if masked is None:
                 return most_likely(logits)
@@ -167,8 +236,7 @@ class Sampler:
             tokens = most_likely(logits)
             tokens[masked.rows] = narrowed
             return tokens
-        seats = [self._seat(slot) for slot in slots.tolist()]
-        numbers = [position - seat.first for position, seat in zip(positions.tolist(), seats, strict=True)]
+        seats, numbers = self._seats_of(slots, positions)
         logits = logits / self._column(1.0 if s.sampling.greedy else s.sampling.temperature for s in seats)
         self._touch(logits, seats, numbers)
         if masked is not None:
@@ -176,6 +244,12 @@ class Sampler:
             narrowed = masked.narrow(logits, logits if whole else self._room(len(masked.rows)))
             if not whole:
                 logits[masked.rows] = narrowed
+        tokens = self._choose(logits, seats, numbers)
+        self._remember(seats, tokens)
+        return tokens
+
+    def _choose(self, logits: Tensor, seats: list[Seat], numbers: list[int]) -> Tensor:
+        """logits: divided by the temperatures where there are any."""
         random = [row for row, seat in enumerate(seats) if not seat.sampling.greedy]
         if len(random) == len(seats):
             tokens = self._draw_random(logits, seats, numbers)
@@ -184,7 +258,6 @@ class Sampler:
             if random:
                 some = self._ids(random)
                 tokens[some] = self._draw_random(logits[some], [seats[r] for r in random], [numbers[r] for r in random])
-        self._remember(seats, tokens)
         return tokens
 
     def touches(self, slots: np.ndarray) -> bool:
@@ -207,8 +280,7 @@ class Sampler:
         wishes = self.wishes(slots, positions)
         seats: list[Seat] = []
         if self.touches(slots):
-            seats = [self._seat(slot) for slot in slots.tolist()]
-            numbers = [position - seat.first for position, seat in zip(positions.tolist(), seats, strict=True)]
+            seats, numbers = self._seats_of(slots, positions)
             logits = logits / self._column(1.0 if s.sampling.greedy else s.sampling.temperature for s in seats)
             self._touch(logits, seats, numbers)
             wishes[0, wishes[0] != 0] = np.array(1.0).view(np.int64)
@@ -230,6 +302,11 @@ class Sampler:
         if len(self._spare) < n:
             self._spare = torch.empty(n, self._vocab, device=self._device)
         return self._spare[:n]
+
+    def _seats_of(self, slots: np.ndarray, positions: np.ndarray) -> tuple[list[Seat], list[int]]:
+        """Who sits there, and the number of the token that each is to draw."""
+        seats = [self._seat(slot) for slot in slots.tolist()]
+        return seats, [position - seat.first for position, seat in zip(positions.tolist(), seats, strict=True)]
 
     def _seat(self, slot: int) -> Seat:
         seat = self._seats[slot]
@@ -271,28 +348,38 @@ class Sampler:
             logits[rows, torch.cat([ids for _, ids in short])] = -torch.inf
 
     def _draw_random(self, logits: Tensor, seats: list[Seat], numbers: list[int]) -> Tensor:
-        """logits: [n, vocab] of rows that are not greedy, divided by their temperatures."""
+        """logits: [n, m] of rows that are not greedy, divided by their temperatures."""
         params = [seat.sampling for seat in seats]
         seeds = np.array([p.seed or 0 for p in params], np.uint64)
         u = torch.from_numpy(uniform(seeds, np.array(numbers, np.uint64))).to(self._device)[:, None]
         probs = torch.nan_to_num(torch.softmax(logits, -1))
-        if all(p.top_k == -1 and p.top_p == 1 and p.min_p == 0 for p in params):
-            return invert(probs, u)
-        top_k = self._column(p.top_k if p.top_k > 0 else self._vocab for p in params)
+        limited = [row for row, p in enumerate(params) if p.top_k != -1 or p.top_p != 1 or p.min_p != 0]
+        if len(limited) == len(params):
+            return self._draw_limited(probs, u, params)
+        tokens = invert(probs, u)
+        if limited:
+            some = self._ids(limited)
+            tokens[some] = self._draw_limited(probs[some], u[some], [params[row] for row in limited])
+        return tokens
+
+    def _draw_limited(self, probs: Tensor, u: Tensor, params: list[SamplingParams]) -> Tensor:
+        """probs: [n, m] of rows with top-k, top-p or min-p."""
+        m = probs.shape[-1]
+        top_k = self._column(p.top_k if p.top_k > 0 else m for p in params)
         top_p = self._column(p.top_p for p in params)
         min_p = self._column(p.min_p for p in params)
-        size = min(CANDIDATES, self._vocab)
+        size = min(CANDIDATES, m)
         best, ids = probs.topk(size, -1)
         likelier = best.cumsum(-1, dtype=torch.float64) - best  # probability of everything before it
         rank = torch.arange(size, device=self._device)
         kept = (rank < top_k) & (likelier < top_p) & (best >= min_p * best[:, :1])
         tokens = ids.gather(-1, invert(best * kept, u)[:, None])[:, 0]
-        if size < self._vocab:
+        if size < m:
             # Whether a row goes this way depends on nothing but the row, so its token does neither.
             wide = kept[:, -1].nonzero()[:, 0]
             if len(wide):
                 floor = torch.maximum(_nucleus(probs[wide], top_p[wide]), min_p[wide] * best[wide, :1])
-                limited = top_k[wide] < self._vocab
+                limited = top_k[wide] < m
                 if bool(limited.any()):
                     k = int(top_k[wide][limited].max())
                     ranked = probs[wide].topk(k, -1).values

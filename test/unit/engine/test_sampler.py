@@ -317,10 +317,13 @@ def under(
     return {"held": Held(masks, slots, places, slots)}
 
 
+@pytest.mark.parametrize("vocab", [70, 700], ids=["of all", "of a list"])
 @pytest.mark.parametrize("changes", COMBINATIONS)
-def test_draws_under_a_mask_follow_the_renormalised_distribution(device: torch.device, changes: dict[str, Any]) -> None:
-    vocab, n = 70, 20000
-    logits, allowed = logits_of(vocab, 1.5), [0, 3, 5, 31, 32, 33, 40, 64, 69]
+def test_draws_under_a_mask_follow_the_renormalised_distribution(
+    device: torch.device, changes: dict[str, Any], vocab: int
+) -> None:
+    n = 20000
+    logits, allowed = logits_of(vocab, 1.5), [0, 3, 5, 31, 32, 33, 40, 64, vocab - 1]
     params = SamplingParams(seed=11, **changes)
     made = sampler(vocab, device)
     made.seat(Seat(0, params, 0))
@@ -338,6 +341,34 @@ def test_draws_under_a_mask_follow_the_renormalised_distribution(device: torch.d
     assert counts[wanted == 0].sum() == 0
     chi = float(((counts[kept] - wanted[kept]) ** 2 / wanted[kept]).sum())
     assert chi < 3 * kept.sum() + 15
+
+
+@pytest.mark.parametrize("vocab", [900, 9000, 70_000])
+def test_a_row_draws_the_same_from_a_list_as_from_all(vocab: int) -> None:
+    """Whoever sits beside it; short lists, long ones, and masks that allow most."""
+    kinds = [{"temperature": 0}, {"seed": 3}, {"seed": 4, "top_k": 5}, {"seed": 5, "top_p": 0.6},
+             {"seed": 6, "min_p": 0.1}, {"seed": 7, "logit_bias": dict.fromkeys(range(0, 900, 3), 9.0)}]  # fmt: skip
+    made = sampler(vocab, slots=24)
+    for slot in range(24):
+        made.seat(Seat(slot, SamplingParams(**kinds[slot % 6]), 0))
+    chance = np.random.default_rng(1)
+    sizes = [1, 2, 63, 64, 65, 200, vocab // 5, vocab // 2, vocab]
+    allowed = [sorted(chance.choice(vocab, min(size, vocab), replace=False).tolist()) for size in sizes]
+    logits = torch.stack([logits_of(vocab, 2.0, seed) for seed in range(24)])
+    slots, positions, cpu = np.arange(24), np.zeros(24, np.int64), torch.device("cpu")
+    held = [row for row in range(24) if row % 7]
+    of = [int(chance.integers(len(sizes))) for _ in held]
+    masked = under(allowed, held, vocab, of, cpu, 24)["masked"]
+    listed = sum(len(rows) for rows, _ in masked.lists(vocab, np.ones(24, bool)))
+    assert 5 < listed < len(held)
+    found = made.draw(logits, slots, positions, masked)
+    assert torch.equal(found, made._draw_dense(logits, slots, positions, masked))
+    for row in range(24):
+        alone = masked.among(np.array([row]))
+        assert (alone is None) == (row not in held)
+        one = made.draw(logits[row : row + 1], slots[row : row + 1], positions[:1], alone)
+        assert one.tolist() == [int(found[row])]
+        assert row not in held or int(found[row]) in allowed[of[held.index(row)]]
 
 
 def test_masked_and_free_rows_of_a_step_do_not_meet(device: torch.device) -> None:
