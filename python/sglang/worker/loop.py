@@ -107,7 +107,7 @@ def serve(
         if plan is not None:
             flying = (plan, device.launch(plan))
             unprepared = 0.0 if device.overlap else None  # it may have shown what to be ready for
-            pace.launched(plan, now, alone=landed is None)
+            pace.launched(plan, now, clock(), alone=landed is None)
             if not overlap:
                 landed, flying = flying, None
         if landed is not None:

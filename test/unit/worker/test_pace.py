@@ -1,5 +1,6 @@
 """Pace, against a simulated device that runs one step after another."""
 
+import itertools
 import random
 from collections.abc import Callable
 
@@ -9,13 +10,15 @@ import pytest
 from sglang.base.plan import Plan
 from sglang.worker.pace import Pace
 
+STEPS = itertools.count()
+
 
 def plan(rows: int, prompt: int = 0) -> Plan:
     none = np.empty(0, np.int32)
     counts = np.ones(rows, np.int32)
     counts[0] += prompt
     tokens = np.zeros(counts.sum(), np.int32)
-    return Plan(0, counts, counts, counts, counts > 0, tokens, none, none, none)
+    return Plan(next(STEPS), counts, counts, counts, counts > 0, tokens, none, none, none)
 
 
 class Run:
@@ -23,6 +26,7 @@ class Run:
 
     def __init__(self, took: Callable[[Plan], float], host: float):
         self.took, self.host = took, host
+        self.hosts: dict[int, float] = {}  # of steps whose launch takes longer
         self.pace = Pace()
         self.now = self.ends = 0.0
         self.flying: Plan | None = None
@@ -35,13 +39,13 @@ class Run:
             spare = max(0.0, self.pace.spare(self.now))
             self.now += spare
         began = self.now
-        self.now += self.host
+        self.now += self.hosts.get(len(self.gaps), self.host)
         self.gaps.append(max(0.0, self.now - self.ends))
         self.spares.append(spare)
         before, self.flying = self.flying, plan
         before_ends = self.ends
         self.ends = max(self.now, self.ends) + self.took(plan)
-        self.pace.launched(plan, began, alone=before is None)
+        self.pace.launched(plan, began, self.now, alone=before is None)
         if before is not None:
             waited = max(0.0, before_ends - self.now)
             self.now += waited
@@ -76,5 +80,16 @@ def test_steps_of_all_kinds_leave_few_gaps() -> None:
 
 def test_a_kind_that_was_never_seen_is_planned_for_at_once() -> None:
     pace = Pace()
-    pace.launched(plan(8), 1.0, alone=True)
+    pace.launched(plan(8), 1.0, 1.001, alone=True)
     assert pace.spare(1.0) <= 0
+
+
+@pytest.mark.parametrize("slow_device", [False, True])
+def test_a_step_that_took_seconds_once_is_not_waited_for_again(slow_device: bool) -> None:
+    """Its launch did, or the device itself."""
+    run = Run(lambda plan: 2.0 if slow_device and len(run.gaps) in (20, 21, 22, 23) else 0.01, 0.001)
+    run.hosts = {} if slow_device else dict.fromkeys((20, 21, 22, 23), 2.0)
+    for _ in range(60):
+        run.step(plan(64))
+    assert sum(run.gaps[24:]) < (2.1 if slow_device else 0.1)
+    assert np.mean(run.spares[40:]) > 0.005
