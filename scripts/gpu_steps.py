@@ -60,6 +60,7 @@ class Driver:
             table_pages=self.table[rows, index], **more,
         )  # fmt: skip
 
+    @torch.inference_mode()
     def tabled(self, batch: int, common: int = 0) -> None:
         """Tell the engine the pages of `batch` sequences, of which the first `common` are everybody's. Nobody computed
         their keys: what they hold takes as long to read."""
