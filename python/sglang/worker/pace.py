@@ -2,8 +2,8 @@
 
 While a step runs, the next one must be launched before it ends. How long it takes: as long as the shortest of the last
 steps of its kind. How long it takes to plan and launch: as long as the longest of the last did. What took long because
-its launch did (a graph captured, a kernel compiled) says nothing of its kind; and a kind of which a step was found to have
-ended already is measured anew.
+its launch did (a graph captured, a kernel compiled) says nothing of its kind; and a kind is measured anew of which a
+step was found to have ended already.
 """
 
 from collections import deque
