@@ -224,6 +224,43 @@ def test_a_row_is_planned_before_its_last_token_is_known() -> None:
     assert [p.places.tolist() for p in run.plans[1:]] == [[KEEP]] * (steps - 1)
 
 
+class Stacked(RegularCursor):
+    """What a device cannot follow."""
+
+    __slots__ = ()
+
+    @property
+    def machine(self) -> None:  # type: ignore[override]
+        return None
+
+    def fork(self) -> "Stacked":
+        return Stacked(self.compiled, self.state)
+
+
+def test_a_grammars_row_sits_out_every_second_step_and_nobody_else_does() -> None:
+    run = Ahead(1, False, 400)
+    pattern = "[a-z]{30}"
+    wish = Wish((6, 7), pattern, 25)
+    run.got[0] = []
+    run._take(schedule.apply(run.state, wish.submit(0), run.now, Stacked(compiled(pattern), 0)))
+    run.bind(Wish((5,), pattern, 25).submit(1), pattern)
+    run.bind(Wish((8,), None, 25, {"ignore_eos": True}).submit(2), None)
+    slots = dict.fromkeys(range(3), -1)
+    seen: dict[int, list[int]] = {id: [] for id in range(3)}
+    while not run.state.idle:
+        run.step()
+        slots |= {seq.id: seq.slot for seq in run.state.running}
+    for step, plan in enumerate(run.plans):
+        for id, slot in slots.items():
+            if slot in plan.slots.tolist():
+                seen[id].append(step)
+    assert run.got[0] == alone(wish, False)[0]
+    assert all(b - a == 2 for a, b in zip(seen[0], seen[0][1:], strict=False) if b <= seen[1][-1])
+    for id in (1, 2):
+        assert seen[id] == list(range(seen[id][0], seen[id][-1] + 1)), "others waited for it"
+        assert len(seen[id]) >= len(run.got[id])
+
+
 def test_a_jump_is_found_one_step_late_and_costs_the_token_in_flight() -> None:
     run = Ahead(1, True, 400)
     pattern = r"[a-c]xyz0012[a-c]xyz0012"
