@@ -383,7 +383,8 @@ def gguf_of(
         keys[f"{arch}.attention.layer_norm_rms_epsilon"] = float(config["rms_norm_eps"])
     if config.get("head_dim"):
         keys[f"{arch}.attention.key_length"] = config["head_dim"]
-    theta = (config.get("rope_parameters") or config).get("rope_theta")
+    rope = config.get("rope_parameters") or config
+    theta = rope.get("full_attention", rope).get("rope_theta")
     if theta is not None:
         keys[f"{arch}.rope.freq_base"] = float(theta)
     ends = config["eos_token_id"]

@@ -93,6 +93,7 @@ FILES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "glm4": ("glm4", {"rope.dimension_count": 8}),
     "olmo2": ("olmo2", {}),
+    "olmo3": ("olmo2", {"attention.sliding_window": 8}),
     "granite": (
         "granite",
         {"attention.scale": 0.2, "embedding_scale": 3.0, "residual_scale": 0.6, "logit_scale": 0.7},
@@ -128,6 +129,25 @@ def test_experts_in_blocks_are_those_they_stand_for(make: Make, tmp_path: Path) 
     files = [_saved(tmp_path / f"{name}.gguf", raw) for name, raw in (("blocks", blocks), ("plain", plain))]
     got, wanted = (known(Driver(load(file)), 0, TOKENS, [1, 9]) for file in files)
     assert (got - wanted).abs().max() < CLOSE
+
+
+def test_a_model_in_several_files_is_one(make: Make, tmp_path: Path) -> None:
+    config, tensors, _ = parts(make, "Llama")
+    whole, _ = packers.gguf_of(config, tensors, lambda name: "F16")
+    halves = [{n: t for i, (n, t) in enumerate(tensors.items()) if i % 2 == half} for half in (0, 1)]
+    files = [tmp_path / f"model-0000{i}-of-00002.gguf" for i in (1, 2)]
+    for file, half in zip(files, halves, strict=True):
+        raw, _ = packers.gguf_of(config, half, lambda name: "F16", {"split.count": 2})
+        file.write_bytes(raw)
+    path = _saved(tmp_path / "whole.gguf", whole)
+    got, wanted = (known(Driver(load(file)), 0, TOKENS, [9]) for file in (files[0], path))
+    assert torch.equal(got, wanted)
+    assert "--model-path names the first" in refused(files[1])
+    files[1].unlink()
+    raw = files[0].read_bytes()
+    again = tmp_path / "more"
+    again.mkdir()
+    assert "model-00002-of-00002.gguf is missing" in refused(_saved(again / files[0].name, raw))
 
 
 def test_factors_of_long_and_short_contexts_are_phi_3s(make: Make, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sglang.base.errors import ConfigError
-from sglang.base.gguf import Stored, header
+from sglang.base.gguf import Header, Stored, header
 from sglang.models.spec import HFConfig
 from sglang.quant.blocks import BLOCKS
 
@@ -161,6 +161,7 @@ def _experts(file: "_File") -> HFConfig:
 COHERE = Architecture("CohereForCausalLM", keys=LAYER_NORM | {"logit_scale": "logit_scale"}, more=_command_r)
 GLM4_NAMES = GLM_SANDWICH | {"ffn_up": FUSED["ffn_up"]}
 GEMMA = Architecture("GemmaForCausalLM", plus_one=True, more=_gemma)
+OLMO2 = Architecture("Olmo2ForCausalLM", {k: n for k, n in SANDWICH.items() if k != "ffn_norm"})
 ARCHITECTURES = {
     "llama": Architecture("LlamaForCausalLM", turned=True, more=_biased),
     "mixtral": Architecture(
@@ -187,16 +188,22 @@ ARCHITECTURES = {
     "command-r": COHERE,
     "cohere2": replace(COHERE, model="Cohere2ForCausalLM", keys=COHERE.keys | WINDOW, more=lambda file: {}),
     "glm4": Architecture("Glm4ForCausalLM", GLM4_NAMES, more=lambda file: _partial(file) | _biased(file)),
-    "olmo2": Architecture("Olmo2ForCausalLM", {k: n for k, n in SANDWICH.items() if k != "ffn_norm"}),
+    "olmo2": OLMO2,
+    "olmo3": replace(OLMO2, model="Olmo3ForCausalLM", keys=WINDOW),
     "granite": Architecture("GraniteForCausalLM", keys=GRANITE, turned=True, more=_biased),
 }
 
 
+# Models that files call by another's name: a key that these have.
+WITHIN = {"llama": ("expert_count", "mixtral"), "olmo2": ("attention.sliding_window", "olmo3")}
+
+
 @dataclass(frozen=True)
 class _Tensor(Stored):
-    """bytes: that it takes in the file."""
+    """bytes: that it takes; part: number of the file, where a model lies in several."""
 
     bytes: int
+    part: int = 0
 
 
 class _File:
@@ -205,22 +212,25 @@ class _File:
     def __init__(self, path: Path):
         self.path, self.header = path, header(path)
         name = self.header.architecture
-        if name not in ARCHITECTURES or name == "mixtral":
-            known = ", ".join(one for one in ARCHITECTURES if one != "mixtral")
+        hidden = {other for _, other in WITHIN.values()}
+        if name not in ARCHITECTURES or name in hidden:
+            known = ", ".join(one for one in ARCHITECTURES if one not in hidden)
             raise ConfigError(f"{path.name}: general.architecture = {name!r} is not supported; known: {known}")
-        if name == "llama" and self.key("expert_count"):
-            name = "mixtral"
-        self.architecture = ARCHITECTURES[name]
+        key, other = WITHIN.get(name, ("", ""))
+        self.architecture = ARCHITECTURES[other if self.key(key) else name]
         for need in NEEDED:
             if self.key(need) is None:
                 raise ConfigError(f"{path.name}: {self.header.architecture}.{need} is missing")
         if self.key("expert_count") and not any("*" in n for n in self.architecture.names.values()):
             raise self._refused("expert_count", "not supported")
-        self.raw = np.memmap(path, np.uint8, "r")
+        files = _files(path, self.header)
+        self.raw = [np.memmap(file, np.uint8, "r") for file in files]
         self.tensors: dict[str, _Tensor] = {}
         self.factors: dict[str, Tensor] = {}  # of the rotation's wavelengths, by "freqs", "long", "short"
-        for own, stored in self.header.tensors.items():
-            placed = self._placed(own, stored)
+        for own, stored, part in (
+            (own, stored, part) for part, file in enumerate(files) for own, stored in header(file).tensors.items()
+        ):
+            placed = self._placed(own, stored, part)
             if own.startswith("rope_"):
                 self.factors[own.removeprefix("rope_").removeprefix("factors_").removesuffix(".weight")] = self._plain(
                     placed
@@ -228,7 +238,7 @@ class _File:
             else:
                 self.tensors |= self._renamed(own, placed)
 
-    def _placed(self, name: str, stored: Stored) -> _Tensor:
+    def _placed(self, name: str, stored: Stored, part: int) -> _Tensor:
         kind, shape = stored.kind, stored.shape
         if kind in PLAIN:
             size = int(np.prod(shape, dtype=object)) * PLAIN[kind][1].itemsize
@@ -240,9 +250,9 @@ class _File:
         else:
             known = ", ".join((*(word for word, _ in PLAIN.values()), *PACKED.values()))
             raise ConfigError(f"{self.path.name}: {name} has type {OTHERS.get(kind, kind)}; known: {known}")
-        if (beyond := stored.start + size - self.header.bytes) > 0:
+        if (beyond := stored.start + size - len(self.raw[part])) > 0:
             raise ConfigError(f"{self.path.name}: {name} ends {beyond} bytes beyond the file")
-        return _Tensor(kind, shape, stored.start, size)
+        return _Tensor(kind, shape, stored.start, size, part)
 
     def _renamed(self, own: str, placed: _Tensor) -> dict[str, _Tensor]:
         """A tensor of several is as many."""
@@ -258,7 +268,9 @@ class _File:
             return {name: placed}
         count, size = placed.shape[0], placed.bytes // max(placed.shape[0], 1)
         return {
-            name.replace("*", str(i)): _Tensor(placed.kind, placed.shape[1:], placed.start + i * size, size)
+            name.replace("*", str(i)): replace(
+                placed, shape=placed.shape[1:], start=placed.start + i * size, bytes=size
+            )
             for i in range(count)
         }
 
@@ -281,7 +293,7 @@ class _File:
         return self.has("self_attn.q_proj.bias")
 
     def _bytes(self, stored: _Tensor) -> Tensor:
-        return torch.from_numpy(np.array(self.raw[stored.start : stored.start + stored.bytes]))
+        return torch.from_numpy(np.array(self.raw[stored.part][stored.start : stored.start + stored.bytes]))
 
     def _plain(self, stored: _Tensor) -> Tensor:
         return self._bytes(stored).view(PLAIN[stored.kind][1]).view(stored.shape)
@@ -337,6 +349,21 @@ class _File:
         if kind in (None, "none"):
             return None
         return {"rope_type": kind, "factor": factor, **before}
+
+
+def _files(path: Path, first: Header) -> list[Path]:
+    """All of a model that lies in several: NAME-00001-of-00003.gguf, ..., of which `path` is the first."""
+    count = first.keys.get("split.count", 0)
+    if not isinstance(count, int) or count <= 1:
+        return [path]
+    stem, _, rest = path.stem.rpartition("-00001-of-")
+    if not stem or rest != f"{count:05d}":
+        raise ConfigError(f"{path.name}: one of {count} files; --model-path names the first, -00001-of-{count:05d}")
+    files = [path.with_name(f"{stem}-{i + 1:05d}-of-{count:05d}.gguf") for i in range(count)]
+    for file in files:
+        if not file.is_file():
+            raise ConfigError(f"{path.name}: {file.name} is missing beside it")
+    return files
 
 
 @functools.lru_cache(maxsize=2)
