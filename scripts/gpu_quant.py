@@ -171,10 +171,6 @@ def tiles(until: float) -> list[dict[str, Any]]:
                 if time.monotonic() > until:
                     return found
                 measure(str(tile), lambda w: fragments.multiply(x, w, tile=tile))
-                for splits in (1, 2, 4, 8) if isinstance(tile, fragments.Many) and rows > 8 else ():
-                    fragments.SPLITS = splits
-                    measure(f"{tile}, {splits} splits", lambda w: fragments.multiply(x, w, tile=tile))
-                    fragments.SPLITS = 0
             if rows == 1 and name == "gate_up":
                 for tile in few:
                     measure(f"{tile}, gated", lambda w: fragments.multiply(x, w, act="silu", tile=tile))

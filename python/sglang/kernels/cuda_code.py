@@ -16,12 +16,12 @@ from typing import Any
 log = logging.getLogger("sglang.kernels")
 SHARED_ATTRIBUTE = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 PLAIN_SHARED = 48 * 1024  # more must be asked for
-CLUSTER_ATTRIBUTE, EARLY_ATTRIBUTE = 4, 6  # CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, _PROGRAMMATIC_STREAM_SERIALIZATION
+EARLY_ATTRIBUTE = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 _lock = threading.Lock()
 
 
 class _Attribute(ctypes.Structure):
-    _fields_ = (("id", ctypes.c_int), ("pad", ctypes.c_int), ("value", ctypes.c_uint * 3), ("rest", ctypes.c_char * 52))
+    _fields_ = (("id", ctypes.c_int), ("pad", ctypes.c_int), ("value", ctypes.c_int), ("rest", ctypes.c_char * 60))
 
 
 class _Launch(ctypes.Structure):
@@ -157,13 +157,10 @@ class Kernel:
     def launch(
         self, grid: Sequence[int], threads: int, shared: int, stream: int, values: Sequence[Any], early: bool = False
     ) -> None:
-        """grid: (x, y, z); blocks along y run together, as a cluster. values: ctypes' values or a Map, in the order of
-        the parameters. early: see `matvec.early`."""
+        """values: ctypes' values or a Map, in the order of the parameters. early: see `matvec.early`."""
         function = self._function or self.load()
-        attributes = [(CLUSTER_ATTRIBUTE, (1, grid[1], 1))] * (grid[1] > 1) + [(EARLY_ATTRIBUTE, (1, 0, 0))] * early
-        array = (_Attribute * 2)(*(_Attribute(key, 0, (ctypes.c_uint * 3)(*value)) for key, value in attributes))
         sizes = (ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(threads, 1, 1)
-        config = _Launch(*sizes, shared, stream, array, len(attributes))
+        config = _Launch(*sizes, shared, stream, ctypes.pointer(_Attribute(EARLY_ATTRIBUTE, 0, 1)), int(early))
         places = [value.at if isinstance(value, Map) else ctypes.addressof(value) for value in values]
         pointers = (ctypes.c_void_p * len(places))(*places)
         _check(_driver().cuLaunchKernelEx(ctypes.byref(config), function, pointers, None), self._name)

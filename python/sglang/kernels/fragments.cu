@@ -134,17 +134,30 @@ DEVICE void fetch_box(u32 to, const Map* map, int column, int row, u32 then) {
 // Of the 8 warps that multiply.
 DEVICE void multipliers_here() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
 
-// Of the blocks that share a tile.
-DEVICE void sharers_here() {
-    asm volatile("barrier.cluster.arrive.release;\n barrier.cluster.wait.acquire;" ::: "memory");
+DEVICE void signal(u32* flag) {
+    __threadfence();
+    asm volatile("st.release.gpu.global.u32 [%0], 1;" ::"l"(flag) : "memory");
 }
 
-DEVICE Sums load_of(u32 from, u32 block) {
+// And take it back, for the next launch.
+DEVICE void wait_signal(u32* flag) {
     u32 there;
+    do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(there) : "l"(flag) : "memory");
+    while (!there);
+    *flag = 0;
+}
+
+DEVICE Sums fresh16(const Sums* from) { // what another block has written
     Sums v;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(from), "r"(block));
-    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(v.of[0]), "=f"(v.of[1]), "=f"(v.of[2]), "=f"(v.of[3]) : "r"(there) : "memory");
+    asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v.of[0]), "=f"(v.of[1]), "=f"(v.of[2]), "=f"(v.of[3]) : "l"(from) : "memory");
+    return v;
+}
+
+// 8 rows of 8, a lane with two of a row: rows become columns.
+DEVICE u32 turned(u32 a) {
+    u32 v;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(v) : "r"(a));
     return v;
 }
 
@@ -357,22 +370,22 @@ few(const u16* x, long long stride, const u8* w, const u16* bias, const u16* oth
 #endif
 
 #ifdef ROWS
-// For more rows: 128 of the weight by ROWS of x. A warp fetches pieces and the columns of x that go with them; two
-// groups of four warps, with 64 rows of the weight each, take them apart into the left operand of the matrix units. Up to
-// 8 blocks, a cluster, share the columns; each of them adds up some rows of what all have, in the same order.
+// For more rows: 128 of the weight by ROWS of x are a tile. A warp fetches pieces and the columns of x that go with them;
+// two groups of four warps, with 64 rows of the weight each, take them apart into the left operand of the matrix units.
+// Pieces of all tiles, one after another, are shared out evenly. Where a share begins within a tile, its sums are left
+// for the block that began the tile, which comes to its end later, and adds them up in order.
 #define X_BYTES (ROWS * 256)
 #define W_BYTES (8 * SIZE)
-#define PITCH 132 // of sums, so that lanes do not meet
 
 extern "C" __global__ void __launch_bounds__(ROWS > 128 ? 384 : 288, RESIDENT)
-many(const __grid_constant__ Map map, const u8* w, const u16* bias, const u16* other, u16* out, int M, int N,
-     int pieces) {
+many(const __grid_constant__ Map map, const u8* w, const u16* bias, const u16* other, u16* out, Sums* sums, u32* flags,
+     int M, int N, int pieces, int tiles, int units) {
     extern __shared__ u8 memory[];
     const u32 boxes = (address(memory) + 1023) & ~1023u, words = boxes + STAGES * X_BYTES;
     const u32 full = words + STAGES * W_BYTES, empty = full + STAGES * 8;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int from = (long long)pieces * blockIdx.y / gridDim.y, upto = (long long)pieces * (blockIdx.y + 1) / gridDim.y;
-    const int first = blockIdx.z * ROWS;
+    auto share = [&](int block) { return (int)((long long)units * block / gridDim.x); };
+    const int from = share(blockIdx.x), upto = share(blockIdx.x + 1);
 
     others_may_start();
     if (threadIdx.x == 0) {
@@ -386,79 +399,97 @@ many(const __grid_constant__ Map map, const u8* w, const u16* bias, const u16* o
     if (warp >= 8) {
         if (ROWS > 128) fewer_registers();
         if (warp > 8 || lane) return;
-        for (int p = from; p < upto; p++, next()) {
+        for (int u = from; u < upto; u++, next()) {
+            const int tile = u / pieces, p = u % pieces, first = tile / tiles * ROWS;
             const u32 bar = full + stage * 8, box = boxes + stage * X_BYTES;
             wait(empty + stage * 8, phase ^ 1);
             expect(bar, W_BYTES + X_BYTES);
-            fetch(words + stage * W_BYTES, w + ((long long)blockIdx.x * pieces + p) * W_BYTES, W_BYTES, bar);
+            fetch(words + stage * W_BYTES, w + ((long long)(tile % tiles) * pieces + p) * W_BYTES, W_BYTES, bar);
             fetch_box(box, &map, p * 128, first, bar);
             fetch_box(box + ROWS * 128, &map, p * 128 + 64, first, bar);
         }
         return;
     }
     if (ROWS > 128) more_registers();
-    float acc[ROWS / 8][4]; // set by the first product: a zero from elsewhere would make them all wait for each other
-    int last = -1; // the stage whose products may be under way
-    for (int p = from; p < upto; p++, next()) {
-        wait(full + stage * 8, phase);
-        const u32 at = words + stage * W_BYTES + warp * SIZE;
-        u32 a[2][16], low[EACH], high[EACH], by[EACH], high_by[EACH];
+    for (int u = from; u < upto;) {
+        const int tile = u / pieces, begin = u - tile * pieces, count = min(pieces - begin, upto - u);
+        float acc[ROWS / 8][4]; // set by the first product: a zero from elsewhere would make them all wait for each other
+        int last = -1; // the stage whose products may be under way
+        for (int p = 0; p < count; p++, next()) {
+            wait(full + stage * 8, phase);
+            const u32 at = words + stage * W_BYTES + warp * SIZE;
+            u32 a[2][16], low[EACH], high[EACH], by[EACH], high_by[EACH];
 #pragma unroll
-        for (int e = 0; e < EACH; e++) {
-            const Two step = load8(at + 1024 + e * 64 + lane / 4 * 8);
-            low[e] = zeros(step.x), high[e] = zeros(step.y);
-            by[e] = twice(scale(step.x)), high_by[e] = twice(scale(step.y));
-        }
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            const Four q = load16(at + h * 512 + lane * 16);
-            const u32 four[4] = {q.x, q.y, q.z, q.w};
-#pragma unroll
-            for (int c = 0; c < 4; c++) { // 16 columns
-                const int e = (h * 4 + c) * EACH / 8;
-                u32* v = a[h] + c * 4;
-                apart(v, four[c]);
-                v[0] = times(less(v[0], low[e]), by[e]), v[1] = times(less(v[1], high[e]), high_by[e]);
-                v[2] = times(less(v[2], low[e]), by[e]), v[3] = times(less(v[3], high[e]), high_by[e]);
+            for (int e = 0; e < EACH; e++) {
+                const Two step = load8(at + 1024 + e * 64 + lane / 4 * 8);
+                low[e] = zeros(step.x), high[e] = zeros(step.y);
+                by[e] = twice(scale(step.x)), high_by[e] = twice(scale(step.y));
             }
-            // Rows of 128 bytes, 8 of them 1024 apart; 16-byte chunks are exchanged by row (1 << 62).
-            const u64 b = (u64)1 << 62 | (u64)64 << 32 | (u64)1 << 16 | (boxes + stage * X_BYTES + h * ROWS * 128) >> 4;
-            wgmma_begin();
 #pragma unroll
-            for (int c = 0; c < 4; c++) wgmma(acc, a[h] + c * 4, b + c * 2, p > from || h + c > 0);
-            wgmma_end();
-            wgmma_wait<1>(); // what came before these
-            if (h == 0 && last >= 0 && lane == 0) arrive(empty + last * 8);
+            for (int h = 0; h < 2; h++) {
+                const Four q = load16(at + h * 512 + lane * 16);
+                const u32 four[4] = {q.x, q.y, q.z, q.w};
+#pragma unroll
+                for (int c = 0; c < 4; c++) { // 16 columns
+                    const int e = (h * 4 + c) * EACH / 8;
+                    u32* v = a[h] + c * 4;
+                    apart(v, four[c]);
+                    v[0] = times(less(v[0], low[e]), by[e]), v[1] = times(less(v[1], high[e]), high_by[e]);
+                    v[2] = times(less(v[2], low[e]), by[e]), v[3] = times(less(v[3], high[e]), high_by[e]);
+                }
+                // Rows of 128 bytes, 8 of them 1024 apart; 16-byte chunks are exchanged by row (1 << 62).
+                const u32 box = boxes + stage * X_BYTES + h * ROWS * 128;
+                const u64 b = (u64)1 << 62 | (u64)64 << 32 | (u64)1 << 16 | box >> 4;
+                wgmma_begin();
+#pragma unroll
+                for (int c = 0; c < 4; c++) wgmma(acc, a[h] + c * 4, b + c * 2, p > 0 || h + c > 0);
+                wgmma_end();
+                wgmma_wait<1>(); // what came before these
+                if (h == 0 && last >= 0 && lane == 0) arrive(empty + last * 8);
+            }
+            last = stage;
         }
-        last = stage;
-    }
-    wgmma_wait<0>();
-    multipliers_here(); // nothing is read or on its way any more: sums take the room, [ROWS][128]
+        wgmma_wait<0>();
+        if (lane == 0) arrive(empty + last * 8);
+        u += count;
+
+        if (begin > 0) { // the first of this block's tiles: another block began it
+            Sums* own = sums + (long long)blockIdx.x * ROWS * 32 + threadIdx.x;
 #pragma unroll
-    for (int i = 0; i < ROWS / 2; i++) {
-        const int m = i / 4 * 8 + lane % 4 * 2 + i % 2, n = warp * 16 + lane / 4 + i / 2 % 2 * 8;
-        store4(boxes + (m * PITCH + n) * 4, acc[i / 4][i % 4]);
-    }
-    sharers_here();
-    const int n = blockIdx.x * 128 + lane * 4, sharers = gridDim.y;
-    for (int m = blockIdx.y + warp * sharers; m < ROWS && first + m < M; m += 8 * sharers) {
-        Sums y = {{0.f, 0.f, 0.f, 0.f}};
-        for (int b = 0; b < sharers; b++) {
-            const Sums more = load_of(boxes + (m * PITCH + lane * 4) * 4, b);
-#pragma unroll
-            for (int i = 0; i < 4; i++) y.of[i] += more.of[i];
+            for (int j = 0; j < ROWS / 8; j++) own[j * 256] = {{acc[j][0], acc[j][1], acc[j][2], acc[j][3]}};
+            __threadfence();
+            multipliers_here();
+            if (threadIdx.x == 0) signal(flags + blockIdx.x);
+            continue;
         }
-        const long long to = (long long)(first + m) * N + n;
+        for (int b = blockIdx.x + 1; share(b) < (tile + 1) * pieces; b++) {
+            if (threadIdx.x == 0) wait_signal(flags + b);
+            multipliers_here();
+            const Sums* more = sums + (long long)b * ROWS * 32 + threadIdx.x;
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            if (n + i >= N) continue;
-            if (bias) y.of[i] += wide(bias[n + i]);
-            if (other) y.of[i] += wide(other[to + i]);
+            for (int j = 0; j < ROWS / 8; j++) {
+                const Sums y = fresh16(more + j * 256);
+                acc[j][0] += y.of[0], acc[j][1] += y.of[1], acc[j][2] += y.of[2], acc[j][3] += y.of[3];
+            }
         }
-        if (N % 4 == 0 && n < N) *(Two*)(out + to) = {pair(y.of[0], y.of[1]), pair(y.of[2], y.of[3])};
-        else
-            for (int i = 0; i < 4 && n + i < N; i++) out[to + i] = narrow(y.of[i]);
+        // A lane has 2 of x by rows n and n + 8 of the weight; it reads and writes 2 of the weight side by side.
+        const int n = tile % tiles * 128 + warp * 16 + lane / 4, to = n - lane / 4 + lane % 4 * 2;
+        const float more[2] = {bias && n < N ? wide(bias[n]) : 0.f, bias && n + 8 < N ? wide(bias[n + 8]) : 0.f};
+        int m = tile / tiles * ROWS + lane / 4;
+        long long at = (long long)m * N + to;
+#pragma unroll
+        for (int j = 0; j < ROWS / 8; j++, m += 8, at += 8 * N)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const bool there = m < M && to + half * 8 < N;
+                float y = acc[j][half * 2] + more[half], z = acc[j][half * 2 + 1] + more[half];
+                if (other) {
+                    const u32 given = turned(there ? *(const u32*)(other + at + half * 8) : 0);
+                    y += wide((u16)given), z += wide(given >> 16);
+                }
+                const u32 both = turned(pair(y, z));
+                if (there) *(u32*)(out + at + half * 8) = both;
+            }
     }
-    sharers_here(); // what others read must stay
 }
 #endif

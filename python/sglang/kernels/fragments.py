@@ -27,10 +27,9 @@ TYPES = (torch.bfloat16, torch.float16)
 ARCH = "sm_90a"
 ROWS, COLUMNS = 16, 128  # of a piece
 TILE = 128  # rows of the weight: pieces that lie together
+MULTIPLE = 2  # of rows: they are written two at a time
 FEWEST, MOST = 8, 256  # rows of inputs: of `few`, and of `many`; for more, the weight is written out
 MEMORY = 227 * 1024  # of a block, at most
-PROCESSORS = 132
-SPLITS = 0  # not 0: of all products, to measure
 
 
 @dataclass(frozen=True)
@@ -101,22 +100,14 @@ class Many(NamedTuple):
     def shared(self, w: Fragments) -> int:
         return self.stages * (256 * self.rows + 8 * (1024 + 64 * w.each) + 16) + 1024
 
-    def splits(self, m: int, w: Fragments) -> int:
-        """Blocks that share the columns of a tile, so that there are as many as run at once: a power of two."""
-        tiles = -(-w.rows // TILE) * -(-m // self.rows)
-        split = 1
-        while split < 8 and tiles * split * 2 <= PROCESSORS * self.blocks and w.inputs // COLUMNS >= split * 4:
-            split *= 2
-        return SPLITS or split
-
 
 # By rows of the inputs: the first is taken. scripts/gpu_quant.py times the others beside it.
 FEW: tuple[Few, ...] = (
     Few(8, 4, 2), Few(8, 2, 3), Few(8, 3, 3), Few(8, 1, 4), Few(4, 4, 5), Few(4, 2, 6), Few(16, 4, 1), Few(8, 7, 2),
 )  # fmt: skip
 MANY: dict[int, tuple[Many, ...]] = {
-    8: (Many(8, 8, 2), Many(8, 5, 3), Many(8, 4, 4)),
-    16: (Many(16, 8, 2), Many(16, 5, 3), Many(16, 4, 4)),
+    8: (Many(8, 8, 2), Many(8, 5, 3)),
+    16: (Many(16, 8, 2), Many(16, 5, 3)),
     32: (Many(32, 6, 2), Many(32, 4, 3)),
     64: (Many(64, 4, 2), Many(64, 8, 1)),
     128: (Many(128, 5, 1), Many(64, 4, 2)),
@@ -217,7 +208,7 @@ def _few(x: Tensor, w: Fragments, bias: Tensor | None, other: Tensor | None, act
         _at(x), ctypes.c_longlong(x.stride(0)), _at(w.pieces), _at(bias), _at(other), _at(out),
         *map(ctypes.c_int, (m, w.rows, w.inputs // COLUMNS, items)),
     )  # fmt: skip
-    blocks = min(items, PROCESSORS * tile.blocks)
+    blocks = min(items, _processors(x.device) * tile.blocks)
     kernel = few_kernel(tile, w.each, x.dtype, act)
     kernel.launch((blocks, 1, 1), 32 * tile.warps, tile.shared(m, w), _stream(), values, early(m))
     return out
@@ -228,13 +219,29 @@ def _many(x: Tensor, w: Fragments, bias: Tensor | None, other: Tensor | None, ac
     added = other if act is None else None
     out = x.new_empty(m, w.rows) if added is None else added
     boxes = cuda_code.boxes(x.data_ptr(), str(x.dtype)[6:], m, w.inputs, 2 * x.stride(0), tile.rows, 64)
+    tiles, pieces = w.pieces.shape[:2]
+    units = tiles * -(-m // tile.rows) * pieces
+    blocks = min(_processors(x.device) * tile.blocks, units)
     values = (
-        boxes, _at(w.pieces), _at(bias), _at(added), _at(out), *map(ctypes.c_int, (m, w.rows, w.inputs // COLUMNS))
+        boxes, _at(w.pieces), _at(bias), _at(added), _at(out), *map(_at, _room(x.device)),
+        *map(ctypes.c_int, (m, w.rows, pieces, tiles, units)),
     )  # fmt: skip
-    grid = -(-w.rows // TILE), tile.splits(m, w), -(-m // tile.rows)
     kernel = many_kernel(tile, w.each, x.dtype)
-    kernel.launch(grid, 384 if tile.rows > 128 else 288, tile.shared(w), _stream(), values, early(m))
+    kernel.launch((blocks, 1, 1), 384 if tile.rows > 128 else 288, tile.shared(w), _stream(), values, early(m))
     return out if act is None else ended(out[None], None, other, act, x.dtype)
+
+
+@functools.cache
+def _room(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Sums that blocks leave for others, and flags that say so. Products run one after another, and so share it."""
+    assert not torch.cuda.is_current_stream_capturing(), "flags must be zeros before a graph is replayed"
+    sums = max(tile.rows * tile.blocks for tiles in MANY.values() for tile in tiles) * TILE * _processors(device)
+    return torch.empty(sums, device=device), torch.zeros(8 * _processors(device), dtype=torch.int32, device=device)
+
+
+@functools.cache
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _stream() -> int:

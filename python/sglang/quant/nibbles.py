@@ -34,15 +34,18 @@ class Nibbles:
         zeros = grid.zeros
         if zeros is not None and bool(((zeros != zeros.round()) | (zeros < 0) | (zeros > LARGEST)).any()):
             return None
-        kernels = _kernels(dtype, int4.COLUMNS if runs[0].scales.shape[1] == 1 else min(runs[0].size, int4.COLUMNS))
+        kernels = _kernels(
+            rows, dtype, int4.COLUMNS if runs[0].scales.shape[1] == 1 else min(runs[0].size, int4.COLUMNS)
+        )
         return None if kernels is None else Nibbles(*runs, device, kernels)
 
     def __call__(self, x: Tensor, bias: Tensor | None, other: Tensor | None, act: Act | None) -> Tensor:
         return self._kernels.multiply(x if self._order is None else x[:, self._order], self._weight, bias, other, act)
 
 
-def _kernels(dtype: torch.dtype, group: int) -> Any:
+def _kernels(rows: int, dtype: torch.dtype, group: int) -> Any:
     """The fastest that work: a module with `laid_out` and `multiply`. None: there are none."""
     from sglang.kernels import fragments, int4
 
-    return next((kernels for kernels in (fragments, int4) if kernels.works(dtype, group)), None)
+    known = (fragments, int4) if rows % fragments.MULTIPLE == 0 else (int4,)
+    return next((kernels for kernels in known if kernels.works(dtype, group)), None)

@@ -21,7 +21,7 @@
 struct Place { unsigned x, y, z; };
 static Place threadIdx, blockIdx, gridDim;
 const u32 ROOM = 227 << 10;
-u8 memory[8 * ROOM] __attribute__((aligned(1024))); // of the blocks of a cluster
+u8 memory[8 * ROOM] __attribute__((aligned(1024))); // of the blocks that run at once
 using std::min;
 
 struct Fiber { ucontext_t at; std::vector<char> stack; bool ended; };
@@ -33,17 +33,17 @@ static ucontext_t scheduler;
 static std::map<u32, Bar> bars;
 static std::vector<std::function<void()>> fetches;
 static Warp all_warps[8][12];
-static Meeting all_blocks, blocks[8], multipliers[8];
-static int threads, live, live_of[8];
+static Meeting blocks[8], multipliers[8];
+static int threads, here, live; // here: of the blocks that run at once
 
 DEVICE void yield() {
-    unsigned me = threadIdx.x, block = blockIdx.y;
-    swapcontext(&fibers[block * threads + me].at, &scheduler);
-    threadIdx.x = me, blockIdx.y = block;
+    Place thread = threadIdx, block = blockIdx;
+    int mine = here;
+    swapcontext(&fibers[mine * threads + thread.x].at, &scheduler);
+    threadIdx = thread, blockIdx = block, here = mine;
 }
 
-// count: of those who must come; they may become fewer.
-DEVICE void all_here(Meeting& m, const int& count) {
+DEVICE void all_here(Meeting& m, int count) {
     int mine = m.turn;
     m.arrived++;
     while (m.turn == mine)
@@ -51,17 +51,22 @@ DEVICE void all_here(Meeting& m, const int& count) {
         else yield();
 }
 
-DEVICE Warp& own_warp() { return all_warps[blockIdx.y][threadIdx.x / 32]; }
-DEVICE u8* own_memory() { return memory + blockIdx.y * ROOM; }
-DEVICE void __syncthreads() { all_here(blocks[blockIdx.y], threads); }
+DEVICE Warp& own_warp() { return all_warps[here][threadIdx.x / 32]; }
+DEVICE u8* own_memory() { return memory + here * ROOM; }
+DEVICE void __syncthreads() { all_here(blocks[here], threads); }
 DEVICE void __syncwarp() { all_here(own_warp().meeting, 32); }
-DEVICE void multipliers_here() { all_here(multipliers[blockIdx.y], 256); }
-DEVICE void sharers_here() { all_here(all_blocks, live); }
+DEVICE void multipliers_here() { all_here(multipliers[here], 256); }
+DEVICE void __threadfence() {}
+DEVICE void signal(u32* flag) { *flag = 1; }
+DEVICE void wait_signal(u32* flag) {
+    while (!*flag) yield();
+    *flag = 0;
+}
 DEVICE u32 address(const void* p) { return (const u8*)p - memory; }
 template <class T> T read(u32 at) { T v; if (at % sizeof(T)) abort(); memcpy(&v, own_memory() + at, sizeof(T)); return v; }
 DEVICE Four load16(u32 at) { return read<Four>(at); }
 DEVICE Two load8(u32 at) { return read<Two>(at); }
-DEVICE Sums load_of(u32 at, u32 block) { Sums v; memcpy(&v, memory + block * ROOM + at, 16); return v; }
+DEVICE Sums fresh16(const Sums* from) { return *from; }
 DEVICE u32 __byte_perm(u32 a, u32 b, u32 s) {
     u64 both = a | (u64)b << 32;
     u32 v = 0;
@@ -93,15 +98,15 @@ DEVICE u32 pair(float low, float high) { return rounded(low) | (u32)rounded(high
 DEVICE u32 less(u32 a, u32 b) { return pair(wide(a) - wide(b), wide(a >> 16) - wide(b >> 16)); }
 DEVICE u32 times(u32 a, u32 b) { return pair(wide(a) * wide(b), wide(a >> 16) * wide(b >> 16)); }
 
-DEVICE void barrier(u32 at, u32 count) { if (at % 8) abort(); bars[blockIdx.y << 20 | at] = {(int)count, (int)count, 0, 0}; }
+DEVICE void barrier(u32 at, u32 count) { if (at % 8) abort(); bars[(u32)here << 20 | at] = {(int)count, (int)count, 0, 0}; }
 DEVICE void barriers_made() {}
 DEVICE void settle(Bar& b) { if (b.left == 0 && b.bytes == 0) b.phase ^= 1, b.left = b.count; }
-DEVICE void arrive(u32 at) { Bar& b = bars.at(blockIdx.y << 20 | at); if (b.left-- == 0) abort(); settle(b); }
-DEVICE void expect(u32 at, u32 bytes) { bars.at(blockIdx.y << 20 | at).bytes += bytes; arrive(at); }
-DEVICE void wait(u32 at, u32 phase) { while (bars.at(blockIdx.y << 20 | at).phase == (int)phase) yield(); }
+DEVICE void arrive(u32 at) { Bar& b = bars.at((u32)here << 20 | at); if (b.left-- == 0) abort(); settle(b); }
+DEVICE void expect(u32 at, u32 bytes) { bars.at((u32)here << 20 | at).bytes += bytes; arrive(at); }
+DEVICE void wait(u32 at, u32 phase) { while (bars.at((u32)here << 20 | at).phase == (int)phase) yield(); }
 
 DEVICE void later(u32 then, u32 bytes, std::function<void()> copy) {
-    then |= blockIdx.y << 20;
+    then |= (u32)here << 20;
     fetches.push_back([=] { copy(); Bar& b = bars.at(then); b.bytes -= bytes; settle(b); });
 }
 DEVICE void fetch(u32 to, const u8* from, u32 bytes, u32 then) {
@@ -151,7 +156,7 @@ DEVICE float left(Warp& w, int row, int k) {
 DEVICE void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     static u32 right[8][12][32][2];
     Warp& w = own_warp();
-    auto& r = right[blockIdx.y][threadIdx.x / 32];
+    auto& r = right[here][threadIdx.x / 32];
     int lane = threadIdx.x % 32;
     memcpy(w.a[lane], a, 16), r[lane][0] = b0, r[lane][1] = b1;
     __syncwarp();
@@ -161,6 +166,17 @@ DEVICE void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
             d[i] += left(w, lane / 4 + i / 2 * 8, k) * wide(r[column * 4 + k % 8 / 2][k / 8] >> k % 2 * 16);
         }
     __syncwarp();
+}
+
+DEVICE u32 turned(u32 a) {
+    Warp& w = own_warp();
+    int lane = threadIdx.x % 32;
+    w.b[lane] = a;
+    __syncwarp();
+    u32 v = 0;
+    for (int i = 0; i < 2; i++) v |= (w.b[(lane % 4 * 2 + i) * 4 + lane / 8] >> lane / 4 % 2 * 16 & 0xffff) << 16 * i;
+    __syncwarp();
+    return v;
 }
 
 #ifdef ROWS
@@ -185,47 +201,47 @@ DEVICE void wgmma(float (&d)[ROWS / 8][4], const u32* a, u64 b, int add) {
 
 static std::function<void()> body;
 static void begin() {
-    unsigned me = threadIdx.x, block = blockIdx.y;
+    int me = here * threads + threadIdx.x;
     body();
-    fibers[block * threads + me].ended = true, live--;
-    if (--live_of[block] == 0) memset(memory + block * ROOM, 0xff, ROOM); // what others would still read is gone
-    swapcontext(&fibers[block * threads + me].at, &scheduler);
+    fibers[me].ended = true, live--;
+    swapcontext(&fibers[me].at, &scheduler);
 }
 
-// 0, or 1 where threads wait for what never comes, or 2 where something comes for which nobody waits. Blocks along y
-// are a cluster.
-static int launch(Place grid, int count, std::function<void()> kernel) {
+static int run(int first, int count) { // blocks along x, at once
+    bars.clear();
+    memset(memory, 0xff, sizeof memory);
+    memset(blocks, 0, sizeof blocks), memset(multipliers, 0, sizeof multipliers), memset(all_warps, 0, sizeof all_warps);
+    live = threads * count;
+    fibers = std::vector<Fiber>(live);
+    for (auto& f : fibers) {
+        getcontext(&f.at);
+        f.stack.resize(1 << 16), f.ended = false;
+        f.at.uc_stack.ss_sp = f.stack.data(), f.at.uc_stack.ss_size = f.stack.size(), f.at.uc_link = nullptr;
+        makecontext(&f.at, begin, 0);
+    }
+    for (int rounds = 0; live; rounds++) {
+        if (rounds > 100000) return 1;
+        for (unsigned i = 0; i < fibers.size(); i++) {
+            if (fibers[i].ended) continue;
+            threadIdx.x = i % threads, here = i / threads, blockIdx.x = first + here;
+            swapcontext(&scheduler, &fibers[i].at);
+        }
+        if (!fetches.empty() && rand() % 2) {
+            int one = rand() % fetches.size();
+            auto now = fetches[one];
+            fetches.erase(fetches.begin() + one);
+            now();
+        }
+    }
+    return fetches.empty() ? 0 : 2;
+}
+
+// 0, or 1 where threads wait for what never comes, or 2 where something comes for which nobody waits. together: blocks
+// along x run at once.
+static int launch(Place grid, int count, std::function<void()> kernel, bool together = false) {
     gridDim = grid, body = kernel, threads = count;
     for (blockIdx.z = 0; blockIdx.z < grid.z; blockIdx.z++)
-        for (blockIdx.x = 0; blockIdx.x < grid.x; blockIdx.x++) {
-            bars.clear();
-            memset(memory, 0xff, sizeof memory);
-            memset(&all_blocks, 0, sizeof all_blocks), memset(blocks, 0, sizeof blocks);
-            memset(multipliers, 0, sizeof multipliers), memset(all_warps, 0, sizeof all_warps);
-            live = threads * grid.y;
-            for (int& one : live_of) one = threads;
-            fibers = std::vector<Fiber>(live);
-            for (auto& f : fibers) {
-                getcontext(&f.at);
-                f.stack.resize(1 << 16), f.ended = false;
-                f.at.uc_stack.ss_sp = f.stack.data(), f.at.uc_stack.ss_size = f.stack.size(), f.at.uc_link = nullptr;
-                makecontext(&f.at, begin, 0);
-            }
-            for (int rounds = 0; live; rounds++) {
-                if (rounds > 100000) return 1;
-                for (unsigned i = 0; i < fibers.size(); i++) {
-                    if (fibers[i].ended) continue;
-                    threadIdx.x = i % threads, blockIdx.y = i / threads;
-                    swapcontext(&scheduler, &fibers[i].at);
-                }
-                if (!fetches.empty() && rand() % 2) {
-                    int one = rand() % fetches.size();
-                    auto now = fetches[one];
-                    fetches.erase(fetches.begin() + one);
-                    now();
-                }
-            }
-            if (!fetches.empty()) return 2;
-        }
+        for (unsigned x = 0; x < grid.x; x += together ? grid.x : 1)
+            if (int code = run(x, together ? grid.x : 1)) return code;
     return 0;
 }

@@ -27,11 +27,11 @@ extern "C" int go(int tiles, int pieces, const u8* w, u16* out, int N) {
 }
 """
 GO_MANY = """
-extern "C" int go(int tiles, int splits, int blocks, const u16* x, long long stride, const u8* w, const u16* bias,
-                  const u16* other, u16* out, int M, int N, int pieces) {
+extern "C" int go(int blocks, const u16* x, long long stride, const u8* w, const u16* bias, const u16* other, u16* out,
+                  Sums* sums, u32* flags, int M, int N, int pieces, int tiles, int units) {
     Map map = {{(u64)x, (u64)M, (u64)stride * 2, ROWS}};
-    return launch({(unsigned)tiles, (unsigned)splits, (unsigned)blocks}, ROWS > 128 ? 384 : 288,
-                  [=] { many(map, w, bias, other, out, M, N, pieces); });
+    return launch({(unsigned)blocks, 1, 1}, ROWS > 128 ? 384 : 288,
+                  [=] { many(map, w, bias, other, out, sums, flags, M, N, pieces, tiles, units); }, true);
 }
 """
 
@@ -142,27 +142,29 @@ def test_few_rows(
 
 
 @pytest.mark.parametrize(
-    ("m", "rows", "inputs", "size", "dtype", "tile", "splits"),
+    ("m", "rows", "inputs", "size", "dtype", "tile", "blocks"),
     [
         (5, 102, 512, 128, torch.bfloat16, fragments.Many(8, 2, 1), 1),
-        (20, 140, 640, 64, torch.float16, fragments.Many(16, 3, 1), 4),
-        (64, 128, 384, 32, torch.bfloat16, fragments.Many(64, 2, 1), 1),
-        (200, 128, 256, 256, torch.bfloat16, fragments.Many(256, 2, 1), 2),
+        (20, 140, 640, 64, torch.float16, fragments.Many(16, 3, 1), 7),  # tiles of 2, 3 and 4 blocks
+        (64, 256, 384, 32, torch.bfloat16, fragments.Many(64, 2, 1), 2),
+        (200, 256, 256, 256, torch.bfloat16, fragments.Many(256, 2, 1), 3),
     ],
 )
 def test_many_rows(
-    m: int, rows: int, inputs: int, size: int, dtype: torch.dtype, tile: fragments.Many, splits: int, tmp_path: Path
+    m: int, rows: int, inputs: int, size: int, dtype: torch.dtype, tile: fragments.Many, blocks: int, tmp_path: Path
 ) -> None:
     w, weight = made(rows, inputs, size)
     go = library(tmp_path, fragments.many_source(tile, w.each, dtype), GO_MANY)
     x = some(m, inputs + 8).to(dtype)[:, :inputs]
     bias, out = some(rows).to(dtype), some(m, rows).to(dtype)
     wanted = x.double() @ weight.T + bias.double() + out.double()
+    sums, flags = torch.zeros(blocks, 128, tile.rows), torch.zeros(blocks, dtype=torch.int32)
+    tiles, pieces = w.pieces.shape[:2]
     code = go(
-        -(-rows // 128), splits, -(-m // tile.rows), at(x), ctypes.c_longlong(x.stride(0)), at(w.pieces), at(bias),
-        at(out), at(out), m, rows, inputs // 128,
+        blocks, at(x), ctypes.c_longlong(x.stride(0)), at(w.pieces), at(bias), at(out), at(out), at(sums), at(flags), m,
+        rows, pieces, tiles, tiles * -(-m // tile.rows) * pieces,
     )  # fmt: skip
-    assert code == 0
+    assert code == 0 and not flags.any()
     # Weights are rounded to the type of the inputs.
     assert far(out, wanted) < (4e-3 if dtype == torch.bfloat16 else 5e-4)
 
