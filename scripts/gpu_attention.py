@@ -29,6 +29,15 @@ PLAIN = Look()
 DECODES = ((1, 4096), (32, 1024), (256, 1024), (512, 600), (16, 16384))
 PROMPTS = ((1, 8192, 0), (8, 1024, 0), (1, 1024, 15360), (8, 256, 1024))
 SHARED, APART, MEMBERS = 2048, 100, 512
+# Keys, warps, stages and registers of tiles over keys of 8 bits, beside those in use.
+EIGHT_BITS = (
+    (64, 8, 2, None),
+    (64, 8, 3, None),
+    (32, 8, 3, None),
+    (128, 8, 2, None),
+    (64, 8, 2, 168),
+    (64, 4, 2, None),
+)
 COMPILE_S = 200  # longer than that nobody waits
 # Of a result; rounding of queries, shares and result to bfloat16. What 8 bits do to keys is not a part of it.
 BOUND = 1e-2
@@ -281,6 +290,18 @@ def prompts(rows: list[dict[str, Any]]) -> None:
             pools = _Pools(batch * length, dtype=cells)
             pool = pools.layer(0, table)
             rate(f"triton {name}", lambda: own.extend(q, pool, pools.score, tiles, out, new))
+            if name == "e4m3":
+                tried: dict[own.Tuning, float] = {}
+                for t in (own.Tuning(128, *t) for t in EIGHT_BITS):
+                    us = _tried(lambda: graph_us([lambda: own.extend(q, pool, pools.score, tiles, out, new, t)] * 3, 3))
+                    if us is not None:
+                        tried[t] = us
+                        print("extend e4m3", row["prompts"], t, f"{us:.1f} us", flush=True)
+                fast = min(tried, key=lambda t: tried[t])
+                row |= {
+                    "e4m3 best us": tried[fast],
+                    "e4m3 best": f"{fast.keys} {fast.warps} {fast.stages} {fast.registers}",
+                }
             flash = _tried(lambda: _flash(pools, table, cells)) if THERE else None
             if flash is None:
                 continue
@@ -290,10 +311,10 @@ def prompts(rows: list[dict[str, Any]]) -> None:
             if first:
                 row[f"flashinfer {name} kernel"] = flash._kernel
                 rate(f"flashinfer {name}", lambda: flash.attend(job, q, pool, PLAIN, out))
+                torch.cuda.synchronize()
                 began = time.perf_counter()
-                for _ in range(4):
-                    flash.attend(flash.job("rows", host.slots, host.starts, host.counts, 0), q, pool, PLAIN, out)
-                row[f"flashinfer {name} host ms"] = (time.perf_counter() - began) * 250
+                flash.attend(flash.job("rows", host.slots, host.starts, host.counts, 0), q, pool, PLAIN, out)
+                row[f"flashinfer {name} host ms"] = (time.perf_counter() - began) * 1000
                 torch.cuda.synchronize()
             if name == "bf16" and batch == 1 and (cut := long.cut(cached, new)) is not None:
                 one = long.Row(0, cached, new, 0, cut)

@@ -76,10 +76,10 @@ def _attention_error(
     look: Look,
     page: int,
     random: np.random.Generator,
-    cells: torch.dtype | None = None,
+    kept: torch.dtype | None = None,
     ready: Callable[[TritonAttention], object] = lambda _: None,
 ) -> float:
-    """cells: the pool's type, if another. ready: done with the backend first."""
+    """kept: the pool's type, if another. ready: done with the backend first."""
     lengths = random.integers(1, 900, 10)
     counts = np.where(np.arange(10) < 5, 1, np.minimum(lengths, random.integers(2, 300, 10)))
     need = -(-lengths // page)
@@ -101,8 +101,8 @@ def _attention_error(
     parts = [shape.heads, shape.kv_heads, shape.kv_heads]
     rows = Rows(np.arange(10), lengths - counts, counts, table, page)
     scales = [(1.0, 1.0)]
-    if cells is not None:
-        pool, scales = [(t * 2).to(cells) for t in pool], [(0.5, 0.25)]
+    if kept is not None:
+        pool, scales = [(t * 2).to(kept) for t in pool], [(0.5, 0.25)]
         wide = TorchAttention(shape, [pool[0].clone()], [pool[1].clone()], scales)
     else:
         wide = TorchAttention(shape, [pool[0].double()], [pool[1].double()])

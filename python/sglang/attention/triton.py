@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sglang.attention import cascade
 from sglang.attention.base import Feature, Ints, Look, Rows, Scales, Shape
-from sglang.attention.flashinfer import FlashInfer, Job, able
+from sglang.attention.flashinfer import FlashInfer, Job, able, kernel
 from sglang.attention.long import LongRows, Row
 from sglang.kernels import attention as kernels
 from sglang.kernels.cells import file_cells
@@ -80,7 +80,11 @@ class TritonAttention:
         self.shares = self._height > 0  # whether keys that decodes have in common are read once
 
     def use_flashinfer(self, looks: list[Look], decodes: bool) -> None:
-        """Once it is there: for rows of several tokens, and decodes. looks: of the layers."""
+        """Once it is there: for decodes too, or else only for rows of several tokens, if it is faster than we are.
+        looks: of the layers."""
+        cells = self._pools[0].keys
+        if not decodes and kernel(self._dtype, cells.dtype, cells.device) != "fa3":
+            return
         self.flash = FlashInfer(self._shape, looks, self._dtype, self._pools, decodes)
 
     def sharing(self, slots: Ints, starts: Ints, table: Ints, page_size: int) -> cascade.Sharing | None:
@@ -148,7 +152,13 @@ class TritonAttention:
     def foresee(self, slots: Ints, starts: Ints, size: int) -> bool:
         """Before a step whose rows `fix` gives: whether FlashInfer computes it, which plans on the host. size: rows
         with padding."""
-        return self.flash is not None and self.flash.foresee(slots, starts, size)
+        if self.flash is None:
+            return False
+        try:
+            return self.flash.foresee(slots, starts, size)
+        except Exception as error:  # its plans need memory, say
+            self.flash.fail("decodes", error)
+            return False
 
     def fix(
         self,

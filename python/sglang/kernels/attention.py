@@ -32,6 +32,16 @@ def _nearest(position, WINDOW: tl.constexpr, CHUNK: tl.constexpr):
 
 
 @triton.jit
+def _fit(query, keys):
+    """Queries in the type that keys are multiplied in. All numbers of 8 bits are float16 numbers too, and two become so
+    in one instruction, which bfloat16 takes several for; no query comes near the largest."""
+    if keys.dtype.element_ty.primitive_bitwidth == 8 and query.dtype == tl.bfloat16:
+        return tl.minimum(tl.maximum(query.to(tl.float32), -65504.0), 65504.0).to(tl.float16)
+    else:
+        return query
+
+
+@triton.jit
 def _scores(q, k, scale, cap, CAPPED: tl.constexpr, PRECISION: tl.constexpr):
     """q: [M, D], k: [N, D] -> [M, N]: in log 2 where capped, else what `_unit` says."""
     s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
@@ -127,7 +137,7 @@ def _decode(
     acc = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
     unit = _unit(scale, CAPPED)
     if begin < end:
-        query = tl.load(q + place * q_row + head[:, None] * DIM + d[None, :], mask=mine, other=0.0)
+        query = _fit(tl.load(q + place * q_row + head[:, None] * DIM + d[None, :], mask=mine, other=0.0), keys)
         pages = table + slot * table_row
         for at in range(begin, end, BLOCK_N):
             position = at + n
@@ -203,7 +213,7 @@ def _shared(
         row = tl.load(members + at + m // GROUP, mask=there, other=0).to(tl.int64)
         place = tl.load(places + row, mask=there, other=0).to(tl.int64)
         mine = there[:, None] & (d < DIM)[None, :]
-        query = tl.load(q + (place * q_row + head * DIM)[:, None] + d[None, :], mask=mine, other=0.0)
+        query = _fit(tl.load(q + (place * q_row + head * DIM)[:, None] + d[None, :], mask=mine, other=0.0), keys)
         most = tl.full([BLOCK_M], float("-inf"), tl.float32)
         total = tl.zeros([BLOCK_M], tl.float32)
         acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -313,7 +323,7 @@ def _extend(
     position = start + m
     there = (m < count) & (r < BLOCK_M // PACK * PACK)
     mine = there[:, None] & (d < DIM)[None, :]
-    query = tl.load(q + ((place + m) * q_row + head * DIM)[:, None] + d[None, :], mask=mine, other=0.0)
+    query = _fit(tl.load(q + ((place + m) * q_row + head * DIM)[:, None] + d[None, :], mask=mine, other=0.0), keys)
     most = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)

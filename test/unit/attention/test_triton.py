@@ -114,6 +114,10 @@ def test_keys_and_values_of_8_bits_are_those_that_the_reference_keeps(cells: tor
     Pair(Shape(8, 2, 64, 0.125), 4, cells=cells).check(MIXED, LOOKS[look], 2e-6, padding=2)
 
 
+def test_keys_of_8_bits_meet_queries_of_bfloat16_as_float16() -> None:
+    Pair(Shape(4, 2, 64, 0.125), 1, torch.bfloat16, torch.float8_e4m3fn).check(MIXED, Look(), 0.005)
+
+
 @pytest.mark.parametrize("rotary", [64, 24])
 def test_what_is_too_large_for_8_bits_is_filed_as_the_largest(rotary: int) -> None:
     pair = Pair(Shape(4, 2, 64, 0.125), cells=torch.float8_e4m3fn)
