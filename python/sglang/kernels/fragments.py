@@ -189,7 +189,7 @@ def multiply(
         return ended(F.linear(x, written_out(w, x.dtype))[None], bias, other, act, x.dtype)
     tile = tile or chosen(m, w, act)
     if x.stride(1) != 1 or x.stride(0) % 8 or x.data_ptr() % 16:
-        x = x.contiguous()
+        x = x.clone(memory_format=torch.contiguous_format)
     return _few(x, w, bias, other, act, tile) if isinstance(tile, Few) else _many(x, w, bias, other, act, tile)
 
 
