@@ -62,12 +62,15 @@ class PromptAsk(NamedTuple):
 class Load(Struct, gc=False):
     """An automaton over bytes comes to the device: its states become rows of an arena there, from `base` on.
 
-    table: [states, 256], the state after a byte, or DEAD; flags: [states].
+    A large one comes in parts, which make the masks of some states each; only the first brings table and flags.
+    table: [states, 256], the state after a byte, or DEAD; flags: [states]; first, count: states of this part, 0: all.
     """
 
     base: int
     table: NDArray[np.int16]
     flags: NDArray[np.uint8]
+    first: int = 0
+    count: int = 0
 
 
 class Plan(Struct, gc=False):

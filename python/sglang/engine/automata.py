@@ -40,6 +40,10 @@ class Automata:
         self._stager = Stager(device)
         self._spelling: Spelling | None = None
 
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in (self.arena.table, self.arena.flags, self.arena.masks))
+
     def learn(self, tokens: Sequence[bytes], eos_ids: Sequence[int]) -> bool:
         """What each token says; nothing for special ones. False, with a warning, where the device cannot follow.
 
@@ -63,16 +67,19 @@ class Automata:
         return self._spelling is not None
 
     def load(self, load: Load) -> None:
-        """Put an automaton where the scheduler wants it, and make its masks."""
+        """Put an automaton where the scheduler wants it, and make masks of it."""
         assert self._spelling is not None
-        states, here = len(load.flags), slice(load.base, load.base + len(load.flags))
-        distances = load.table - np.arange(states, dtype=np.int16)[:, None]
-        distances[load.table == DEAD] = kernels.NONE
-        for target, array in ((self.arena.table, distances), (self.arena.flags, load.flags.copy())):
-            host = torch.from_numpy(array)
-            host = host.pin_memory() if self._device.type == "cuda" else host  # pageable memory waits for the device
-            target[here].copy_(host, non_blocking=True)
-        kernels.make_masks(self.arena, self._spelling, load.base, states)
+        if states := len(load.flags):
+            here = slice(load.base, load.base + states)
+            distances = load.table - np.arange(states, dtype=np.int16)[:, None]
+            distances[load.table == DEAD] = kernels.NONE
+            for target, array in ((self.arena.table, distances), (self.arena.flags, load.flags.copy())):
+                host = torch.from_numpy(array)
+                host = (
+                    host.pin_memory() if self._device.type == "cuda" else host
+                )  # pageable memory waits for the device
+                target[here].copy_(host, non_blocking=True)
+        kernels.make_masks(self.arena, self._spelling, load.base + load.first, load.count or states)
 
     def places(self, plan: Plan) -> np.ndarray | None:
         """int64 [R], where each row of the plan finds its mask; None where all are free. Files what the plan brings."""

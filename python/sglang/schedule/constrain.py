@@ -40,13 +40,14 @@ def look_ahead(state: State, seq: Seq, piece: Piece) -> None:
         piece.finish = Finish("abort", message=str(error), status=400, field="constraint")
 
 
-def follow(state: State, seq: Seq) -> None:
-    """Have the device follow the constraint of `seq`, which takes a seat, if it can."""
+def follow(state: State, seq: Seq, seated: bool) -> None:
+    """Have the device follow the constraint of `seq` if it can. seated: it has its seat, and the device was asked."""
     if seq.cursor is None or seq.resident is not None or state.residents is None:
         return
     machine = seq.cursor.machine
     if machine is not None:
-        seq.resident = state.residents.take(machine, not seq.sampling.ignore_eos)
+        take = state.residents.arrived if seated else state.residents.take
+        seq.resident = take(machine, not seq.sampling.ignore_eos)
 
 
 def mask(state: State, seq: Seq) -> Words:

@@ -313,6 +313,8 @@ class _Draft:
     def _constrain(self, seq: Seq) -> None:
         """The row to come draws under the constraint of `seq`."""
         if seq.resident is None:
+            follow(self.state, seq, seated=True)
+        if seq.resident is None:
             seq.mask = mask(self.state, seq) if seq.mask is None else seq.mask
             self._mask(seq.mask)
             return
@@ -345,7 +347,7 @@ class _Draft:
             seat.drawn = seq.tokens[seq.first :]
         self._seats.append(seat)
         seq.seated = True
-        follow(self.state, seq)
+        follow(self.state, seq, seated=False)
 
     def _ask(self, seq: Seq, start: int, end: int, does: Does) -> None:
         asked = seq.logprobs

@@ -11,7 +11,7 @@ from engine_driver import TINY, load, on_device
 pytest.importorskip("triton")
 from sglang import schedule
 from sglang.base.messages import Logprobs, Piece, Submit
-from sglang.base.plan import Plan
+from sglang.base.plan import FREE, Plan
 from sglang.base.sampling import SamplingParams
 from sglang.engine.engine import Engine, Flight
 from sglang.grammar import automaton, regex
@@ -143,6 +143,21 @@ def test_what_is_said_ahead_is_what_is_said_step_by_step(folder: Path, jumps: bo
         if own.finish[id] == "stop":
             assert re.fullmatch(pattern, own.text(id))
     assert "stop" in own.finish.values()
+
+
+def test_automata_that_come_in_parts_say_the_same(folder: Path) -> None:
+    own, plain = Loop(on_device(folder), False), Loop(load(folder, load_format="dummy", max_total_tokens=256), False)
+    assert own.state.residents is not None
+    own.state.residents.most = 12
+    for loop in (own, plain):
+        for id, pattern in enumerate(PATTERNS):
+            loop.ask(id, pattern)
+        loop.run()
+    assert own.got == plain.got
+    parts = [load for plan in own.plans for load in plan.loads]
+    assert {len(load.flags) > 0 for load in parts} == {True, False}
+    assert any(len(plan.masked) for plan in own.plans)
+    assert any(len(plan.places) and (plan.places != FREE).any() for plan in own.plans)
 
 
 def test_texts_match_whatever_is_drawn(folder: Path) -> None:
