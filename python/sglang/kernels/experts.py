@@ -19,13 +19,14 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from sglang.kernels import fp8, routing
-from sglang.kernels.compiling import trial
+from sglang.kernels.compiling import compile_ahead, trial
 from sglang.kernels.matvec import early
 from sglang.kernels.pointwise import ACTS, act_of
 from sglang.kernels.routing import Sorted
 
 log = logging.getLogger("sglang.kernels")
 LIMITED = 3  # beside ACTS: GPT-OSS's gate
+UNROLLED = 4  # steps along a row of few tokens, whose loads are all on their way at once
 FEW = 2  # tokens whose experts are read pair by pair
 
 
@@ -97,6 +98,7 @@ def _open_one(
     ACT: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    UNROLL: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     """out: [pairs, HALF]. A program computes BLOCK_N of a pair's."""
@@ -112,7 +114,7 @@ def _open_one(
     own = weight + e.to(tl.int64) * (2 * HALF * K) + n[:, None] * K
     gates = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     ups = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-    for at in tl.static_range(0, K, BLOCK_K):
+    for at in tl.range(0, K, BLOCK_K, loop_unroll_factor=UNROLL):
         i = at + k
         there = mine[:, None] & (i < K)[None, :]
         w = tl.load(own + i[None, :], mask=there, other=0.0)
@@ -162,6 +164,7 @@ def _close_one(
     ADD: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    UNROLL: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     """out: [tokens, N]. A program computes BLOCK_N of a token's, of all its experts."""
@@ -183,7 +186,7 @@ def _close_one(
         if SCALED:
             factor = tl.load(scales + e * N + n, mask=mine, other=0.0)
             share *= tl.load(inner_scales + pair)
-        for at in tl.static_range(0, K, BLOCK_K):
+        for at in tl.range(0, K, BLOCK_K, loop_unroll_factor=UNROLL):
             i = at + k
             w = tl.load(own + i[None, :], mask=mine[:, None] & (i < K)[None, :], other=0.0).to(tl.float32)
             v = tl.load(inner + pair * K + i, mask=i < K, other=0.0).to(tl.float32) * share
@@ -229,13 +232,18 @@ def _multiply(
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
+    TOGETHER: tl.constexpr,
 ):
     """A block of pairs times BLOCK_N rows of their expert.
 
     OPENS: x are tokens, a row of `out` is at its pair's place in `order`, and there are 2 N rows: gate, then up. Else x
     is what that wrote, and a row of `out` is at its pair. GROUPS: scales of a row of the weight, 0: none.
     """
-    block = tl.program_id(0)
+    # Neighbours share tokens and weights: a few blocks by all columns, then the next few.
+    tiles = (N + BLOCK_N - 1) // BLOCK_N
+    run = tl.program_id(0) // (TOGETHER * tiles)
+    rest = tl.program_id(0) % (TOGETHER * tiles)
+    block = run * TOGETHER + rest % TOGETHER
     if block >= tl.load(blocks + 3 * most):
         return
     e = tl.load(blocks + block)
@@ -243,7 +251,7 @@ def _multiply(
     there = place < tl.load(blocks + 2 * most + block)
     pair = tl.load(order + place, mask=there, other=0)
     row = pair // TOP_K if OPENS else place
-    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    n = rest // TOGETHER * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
     ROWS: tl.constexpr = 2 * N if OPENS else N
     here = n < N
@@ -342,13 +350,17 @@ def _sum(
 
 
 class Tile(NamedTuple):
-    """block_m: pairs, block_n: rows of a weight (twice as many where gate and up are), block_k: columns of a step."""
+    """block_m: pairs, block_n: rows of a weight (twice as many where gate and up are), block_k: columns of a step.
+
+    together: blocks that go through all rows side by side.
+    """
 
     block_m: int
     block_n: int
     block_k: int
     warps: int
     stages: int
+    together: int = 8
 
 
 # By pairs of an expert on average: tiles of gate and up, and of down, of 16-bit types. scripts/gpu_moe.py times others.
@@ -447,12 +459,13 @@ def _grouped(
     tile: Tile,
 ) -> None:
     width, inputs = out.shape[1], stack.weight.shape[2]
-    _multiply[(given.most, triton.cdiv(width, tile.block_n))](
+    runs = triton.cdiv(given.most, tile.together)
+    _multiply[(runs * tile.together * triton.cdiv(width, tile.block_n),)](
         x, x_scales, stack.weight, weights if stack.scales is None else stack.scales,
         weights if stack.bias is None else stack.bias, weights, given.order, given.blocks, out, x.stride(0), given.most,
         gate.limit or 0.0, N=width, K=inputs, TOP_K=top_k, OPENS=opens, GROUPS=stack.groups,
         BIAS=stack.bias is not None, WEIGH=weigh, ACT=gate.number, BLOCK_N=tile.block_n, BLOCK_M=tile.block_m,
-        BLOCK_K=tile.block_k, STAGES=tile.stages, num_warps=tile.warps,
+        BLOCK_K=tile.block_k, STAGES=tile.stages, TOGETHER=tile.together, num_warps=tile.warps,
     )  # fmt: skip
 
 
@@ -478,7 +491,7 @@ def _pair_by_pair(
         weights if opens.bias is None else opens.bias, ids, weights, inner, codes.stride(0), first, count,
         gate.limit or 0.0, HALF=inter, K=hidden, TOP_K=top_k, SCALED=opens.scales is not None,
         BIAS=opens.bias is not None, WEIGH=weigh_inputs, ACT=gate.number, BLOCK_N=block_n, BLOCK_K=block_k,
-        EARLY=chained, num_warps=warps, launch_pdl=chained,
+        UNROLL=min(UNROLLED, triton.cdiv(hidden, block_k)), EARLY=chained, num_warps=warps, launch_pdl=chained,
     )  # fmt: skip
     # One token's pairs are few rows, whatever their number: what rounds them may start early as well.
     codes, inner_scales = (inner, inner) if closes.scales is None else fp8.rounded(inner, None)
@@ -489,7 +502,8 @@ def _pair_by_pair(
         weights if closes.bias is None else closes.bias, ids, weights, *_tail(tail, inner, weights, out), out, first,
         count, hidden, K=inter, TOP_K=top_k, SCALED=closes.scales is not None, BIAS=closes.bias is not None,
         WEIGH=not weigh_inputs, SHARED=tail.shared is not None, GATED=tail.gates is not None,
-        ADD=tail.other is not None, BLOCK_N=block_n, BLOCK_K=block_k, EARLY=chained, num_warps=warps,
+        ADD=tail.other is not None, BLOCK_N=block_n, BLOCK_K=block_k,
+        UNROLL=min(UNROLLED, triton.cdiv(inter, block_k)), EARLY=chained, num_warps=warps,
         launch_pdl=chained,
     )  # fmt: skip
     return out
@@ -508,8 +522,10 @@ def works(dtype: torch.dtype) -> bool:
     eight = dtype == fp8.FP8
     if eight and torch.cuda.get_device_capability() < (8, 9):
         return False
+    cases = [(torch.bfloat16, 1), (torch.bfloat16, 2)] if eight else [(dtype, 0)]
     try:
-        if all(_agrees(torch.bfloat16 if eight else dtype, groups) for groups in ((1, 2) if eight else (0,))):
+        compile_ahead(lambda: [_agrees.__wrapped__(*case) for case in cases])
+        if all(_agrees(*case) for case in cases):
             return True
         reason = "results differ from float64"
     except Exception as error:  # a compiler's or a driver's: whatever it is, there are torch's products

@@ -113,6 +113,7 @@ def _choose(
     TOP_GROUPS: tl.constexpr,
     GROUP_BY: tl.constexpr,
     GATED: tl.constexpr,
+    BLOCK: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -122,48 +123,53 @@ def _choose(
     if EARLY:
         gdc_launch_dependents()
         gdc_wait()
-    SIZE: tl.constexpr = COUNT // GROUPS
     token = tl.program_id(0).to(tl.int64)
-    g = tl.arange(0, BLOCK_G)
-    s = tl.arange(0, BLOCK_S)
-    there = (g < GROUPS)[:, None] & (s < SIZE)[None, :]
-    expert = g[:, None] * SIZE + s[None, :]
-    logit = tl.load(logits + token * row + expert, mask=there, other=0.0).to(tl.float32)
+    i = tl.arange(0, BLOCK)
+    there = i < COUNT
+    logit = tl.load(logits + token * row + i, mask=there, other=-float("inf")).to(tl.float32)
     if CAPPED:
-        logit = cap * (2 * tl.sigmoid(2 * logit / cap) - 1)  # tanh
-    if SIGMOID:
-        score = tl.sigmoid(logit)
-    else:
-        logit = tl.where(there, logit, -float("inf"))
-        score = tl.exp(logit - tl.max(tl.max(logit, 1), 0))
-        score /= tl.sum(tl.sum(score, 1), 0)
+        logit = tl.where(there, cap * (2 * tl.sigmoid(2 * logit / cap) - 1), -float("inf"))  # tanh
+    top = tl.max(logit, 0)
+    total = tl.sum(tl.exp(logit - top), 0)
+    score = tl.sigmoid(logit) if SIGMOID else tl.exp(logit - top) / total
     choice = score
     if CORRECTED:
-        choice += tl.load(correction + expert, mask=there, other=0.0)
+        choice += tl.load(correction + i, mask=there, other=0.0)
     choice = tl.where(there, choice, -float("inf"))
     if GROUPS > 1:
-        best = tl.max(choice, 1)
+        # Side by side, a group a row: read again, as Triton 3.6 and 3.9 mix up what is reshaped between two reductions.
+        SIZE: tl.constexpr = COUNT // GROUPS
+        g = tl.arange(0, BLOCK_G)
+        s = tl.arange(0, BLOCK_S)
+        expert = g[:, None] * SIZE + s[None, :]
+        in_group = (g < GROUPS)[:, None] & (s < SIZE)[None, :]
+        of_group = tl.load(logits + token * row + expert, mask=in_group, other=-float("inf")).to(tl.float32)
+        if CAPPED:
+            of_group = cap * (2 * tl.sigmoid(2 * of_group / cap) - 1)
+        of_group = tl.sigmoid(of_group) if SIGMOID else tl.exp(of_group - top) / total
+        if CORRECTED:
+            of_group += tl.load(correction + expert, mask=in_group, other=0.0)
+        of_group = tl.where(in_group, of_group, -float("inf"))
+        best = tl.max(of_group, 1)
         if GROUP_BY == 2:
-            first = tl.argmax(choice, 1)
-            best += tl.max(tl.where(s[None, :] == first[:, None], -float("inf"), choice), 1)
-        kept = g < 0
+            first = tl.argmax(of_group, 1)
+            best += tl.max(tl.where(s[None, :] == first[:, None], -float("inf"), of_group), 1)
+        kept = tl.zeros((BLOCK_G,), tl.int32)
         for _ in tl.static_range(TOP_GROUPS):
             at = tl.argmax(best, 0)
-            kept = kept | (g == at)
+            kept = tl.where(g == at, 1, kept)
             best = tl.where(g == at, -float("inf"), best)
-        choice = tl.where(kept[:, None], choice, -float("inf"))
-    flat = tl.reshape(choice, (BLOCK_G * BLOCK_S,))
-    score = tl.reshape(score, (BLOCK_G * BLOCK_S,))
-    i = tl.arange(0, BLOCK_G * BLOCK_S)
+        mine = tl.sum(tl.where((i // SIZE)[:, None] == g[None, :], kept[None, :], 0), 1)
+        choice = tl.where(mine == 1, choice, -float("inf"))
     slot = tl.arange(0, BLOCK_K)
     weight = tl.zeros((BLOCK_K,), tl.float32)
     chosen = tl.zeros((BLOCK_K,), tl.int32)
     for j in tl.static_range(TOP_K):
-        at = tl.argmax(flat, 0)
+        at = tl.argmax(choice, 0)
         own = tl.sum(tl.where(i == at, score, 0.0), 0)
         weight = tl.where(slot == j, own, weight)
-        chosen = tl.where(slot == j, (at // BLOCK_S) * SIZE + at % BLOCK_S, chosen)
-        flat = tl.where(i == at, -float("inf"), flat)
+        chosen = tl.where(slot == j, at, chosen)
+        choice = tl.where(i == at, -float("inf"), choice)
     if NORM == 1:
         weight /= tl.maximum(tl.sum(weight, 0), 1e-20)
     elif NORM == 2:
@@ -193,15 +199,14 @@ def choose(
     ids = torch.empty(tokens, rule.top_k, dtype=torch.int32, device=logits.device)
     gates = weights.new_empty(tokens) if gated else None
     chained = early(tokens)
-    groups = triton.next_power_of_2(rule.groups)
-    size = triton.next_power_of_2(rule.count // rule.groups)
     norm = 0 if rule.norm is None else int(rule.norm) if rule.norm in (1, 2) else 3
     _choose[(tokens,)](
         logits, logits if correction is None else correction, weights, ids, weights if gates is None else gates,
         logits.stride(0), rule.softcap or 1.0, float(rule.norm or 1.0), float(rule.scale),
         COUNT=rule.count, TOP_K=rule.top_k, SIGMOID=rule.score == "sigmoid", CAPPED=rule.softcap is not None,
         CORRECTED=correction is not None, NORM=norm, GROUPS=rule.groups, TOP_GROUPS=rule.top_groups,
-        GROUP_BY=rule.group_by, GATED=gated, BLOCK_G=groups, BLOCK_S=size,
+        GROUP_BY=rule.group_by, GATED=gated, BLOCK=triton.next_power_of_2(rule.count),
+        BLOCK_G=triton.next_power_of_2(rule.groups), BLOCK_S=triton.next_power_of_2(rule.count // rule.groups),
         BLOCK_K=triton.next_power_of_2(rule.top_k), EARLY=chained, num_warps=1, launch_pdl=chained,
     )  # fmt: skip
     return weights, ids, gates
