@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sglang.base.errors import ConfigError
-from sglang.models import gguf
+from sglang.models import gguf, grok1
 from sglang.models.decoder import Model
 from sglang.models.layout import Cut, Names, Packed
 from sglang.models.quantized import Takers, takers
@@ -359,6 +360,8 @@ def weight_files(folder: Path, load_format: str) -> list[Path]:
             return found
         if load_format == "safetensors":
             raise ConfigError(f"{folder}: no *.safetensors there (--load-format safetensors)")
+    if (first := grok1.first_of(folder)) is not None:
+        return [first]
     found = _indexed(folder, "pytorch_model.bin.index.json") or sorted(folder.glob("pytorch_model*.bin"))
     found = found or sorted(file for file in folder.glob("*.bin") if rank_of(file) is not None)
     if not found:
@@ -382,6 +385,11 @@ def _indexed(folder: Path, name: str) -> list[Path]:
     return [folder / n for n in names]
 
 
+def _reader(file: Path) -> ModuleType | None:
+    """Of a file that stands for a whole checkpoint of a format of its own."""
+    return gguf if file.suffix == ".gguf" else grok1 if file.name == grok1.FIRST else None
+
+
 Header = tuple[Path, tuple[int, ...], str]  # file, shape, type in safetensors' words
 
 
@@ -389,8 +397,8 @@ def _headers(files: list[Path]) -> Iterator[tuple[Path, str, tuple[int, ...], st
     """File, name, shape and safetensors' word for the type of every tensor."""
     words = {dtype: word for word, dtype in PLAIN.items()}
     for file in files:
-        if file.suffix == ".gguf":
-            for name, shape, word in gguf.headers(file):
+        if (reader := _reader(file)) is not None:
+            for name, shape, word in reader.headers(file):
                 yield file, name, shape, word
             continue
         if file.suffix != ".safetensors":
@@ -415,8 +423,8 @@ def _read(jobs: list[_Job]) -> Iterator[tuple[_Job, list[Tensor]]]:
             for file, _ in job.sources:
                 if file not in opened and file.suffix == ".safetensors":
                     opened[file] = stack.enter_context(safe_open(file, framework="pt")).get_tensor
-                elif file not in opened and file.suffix == ".gguf":
-                    opened[file] = partial(gguf.tensor, file)
+                elif file not in opened and (reader := _reader(file)) is not None:
+                    opened[file] = partial(reader.tensor, file)
                 elif file not in opened:
                     opened[file] = _pickled(file).__getitem__
             yield job, [opened[file](name) for file, name in job.sources]

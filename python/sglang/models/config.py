@@ -9,7 +9,7 @@ from sglang.base.errors import ConfigError, FieldError
 from sglang.base.sampling import parse_sampling
 from sglang.layers.linear import Act
 from sglang.layers.rope import KINDS, Rope
-from sglang.models import gguf
+from sglang.models import gguf, grok1
 from sglang.models.spec import HFConfig, Pooling
 
 T = TypeVar("T")
@@ -27,6 +27,8 @@ def read(folder: Path, overrides: str = "{}") -> HFConfig:
     path = folder / "config.json"
     if folder.is_file():
         return gguf.config(folder) | _object(overrides, "--json-model-override-args")
+    if not path.is_file() and grok1.first_of(folder) is not None:
+        return grok1.CONFIG | _object(overrides, "--json-model-override-args")
     if not path.is_file():
         raise ConfigError(f"--model-path {folder}: no config.json there; give a model folder or a hub id")
     config = {**_object(path.read_text("utf-8"), str(path)), **_object(overrides, "--json-model-override-args")}
