@@ -128,7 +128,8 @@ def on_device(folder: Path, **flags: Any) -> Engine:
         assert isinstance(plain, TorchAttention)
         tables.device_pages = torch.zeros(tables.pages.shape, dtype=torch.int32)
         shape = Shape(4, 2, 16, 0.25)
-        own = TritonAttention(shape, plain._keys, plain._values, tables.device_pages, engine.page_size, 8)
+        pools = plain._keys, plain._values
+        own = TritonAttention(shape, *pools, tables.device_pages, engine.page_size, 8, engine._model.dtype)
         engine._attention = own
         engine._automata = Automata(engine.slots, engine.ready.vocab_size, 1 << 18, device)
         engine._sampler._stager = Stager(device)

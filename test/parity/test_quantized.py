@@ -17,6 +17,7 @@ from family_cases import TOKENS, Make, known
 from packers import Packer
 from safetensors.torch import load_file, save_file
 
+from sglang.attention.torch_native import TorchAttention
 from sglang.base.errors import ConfigError
 
 CLOSE = 1e-2  # of log-probabilities
@@ -207,6 +208,9 @@ def test_biases_of_zeros_and_scales_of_keys_and_values_are_passed_over(make: Mak
     changed(tmp_path, "model.layers.1.self_attn.k_scale", lambda _: torch.tensor(0.3))
     changed(tmp_path, "model.layers.1.self_attn.v_proj.output_scale", lambda _: torch.tensor(0.3))
     assert difference(tmp_path, stands_for) < EXACT
+    attention = load(tmp_path, kv_cache_dtype="fp8_e4m3")._attention
+    assert isinstance(attention, TorchAttention)
+    assert attention._scales[:2] == [(1.0, 1.0), (pytest.approx(0.3), 1.0)]
     changed(tmp_path, Q + "bias", lambda _: torch.ones(128))
     with pytest.raises(ConfigError, match=re.escape(f"unexpected tensors: model.safetensors: {Q}bias")):
         load(tmp_path)

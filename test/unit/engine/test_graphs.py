@@ -48,6 +48,28 @@ def test_generated_tokens_are_those_of_the_plain_engine(folder: Path, page_size:
     assert drawn[0] == drawn[1]
 
 
+@pytest.mark.parametrize("kind", ["fp8_e4m3", "fp8_e5m2"])
+def test_keys_of_8_bits_give_the_same_tokens_in_graphs_in_chunks_and_from_the_cache(folder: Path, kind: str) -> None:
+    prompt, found = list(range(20, 41)), []
+    for graphs, chunk in ((True, 21), (False, 21), (True, 6)):
+        own = Driver(on_device(folder, kv_cache_dtype=kind))
+        assert isinstance(own.engine._attention, TritonAttention)
+        assert own.engine._attention._pools[0].keys.itemsize == 1
+        if not graphs:
+            own.engine._graphs = None
+        for at in range(0, 21, chunk):
+            some = prompt[at : at + chunk]
+            last = own.step([Row(1, at, some, at + chunk >= 21)], [own.seat(1, 21)] if at == 0 else [])
+        tokens = [int(last.tokens[0])]
+        entries = own.share(2, 1, 15)
+        tokens.append(int(own.step([Row(2, 15, prompt[15:])], [own.seat(2, 21)], entries).tokens[0]))
+        for i in range(3):
+            tokens += own.step([Row(1, 21 + i, [DRAWN]), Row(2, 21 + i, [DRAWN])]).tokens.tolist()
+        found.append(tokens)
+    assert found[0] == found[1] == found[2]
+    assert found[0][0::2] == found[0][1::2], "what is in the cache is what was computed"
+
+
 def test_a_row_with_many_new_pages_brings_its_whole_table(folder: Path) -> None:
     plain = Driver(load(folder, load_format="dummy", max_total_tokens=256))
     own = Driver(on_device(folder))
