@@ -1,6 +1,6 @@
 """What travels between the front process and a worker. msgpack-encoded, typed, never pickled.
 
-Front -> worker: Submit, Extend, Abort, Flush, Stop.   Worker -> front: Ready, Step, Flushed, Failed.
+Front -> worker: Submit, Extend, Resume, Abort, Flush, Stop.   Worker -> front: Ready, Step, Flushed, Failed.
 
 A sequence is a list of known tokens of which a prefix is computed. Everything that happens to it is the one primitive
 *these tokens are now known, compute them next*: a prompt (Submit), a chained text after a generation, forced text, a
@@ -56,6 +56,12 @@ class Extend(Struct, tag=True, array_like=True, frozen=True, gc=False):
     ahead: int = 0
 
 
+class Resume(Struct, tag=True, array_like=True, frozen=True, gc=False):
+    """What a sequence paused at is no stop string after all."""
+
+    id: int
+
+
 class Abort(Struct, tag=True, array_like=True, frozen=True, gc=False):
     """Forget a sequence: its client is gone, or the front found a stop string. No answer is sent."""
 
@@ -106,6 +112,7 @@ class Piece(Struct, array_like=True, gc=False):
     cached_tokens: int = 0  # prompt tokens served from the prefix cache (first piece only)
     replaced: int = 0
     jumped: int = 0
+    paused: bool = False  # these tokens seem to end with a stop string: nothing more comes before a Resume
     embedding: bytes = b""  # float32, of a server of embeddings: with its last piece
 
 
@@ -169,5 +176,5 @@ class Failed(Struct, tag=True, array_like=True, frozen=True, gc=False):
     setting: bool = False
 
 
-ToWorker = Submit | Extend | Abort | Flush | Stop
+ToWorker = Submit | Extend | Resume | Abort | Flush | Stop
 FromWorker = Ready | Step | Flushed | Failed

@@ -1,5 +1,7 @@
 """After a step: its tokens are filed, sequences end, prompt scores come together, pages return."""
 
+from collections.abc import Sequence
+
 from sglang.base.messages import Finish, Piece, Score
 from sglang.base.plan import Plan, Result
 from sglang.schedule.constrain import advance, look_ahead
@@ -37,6 +39,8 @@ def commit(state: State, plan: Plan, result: Result, now: float) -> list[Piece]:
                 piece.finish = Finish("length")
             elif seq.cursor is not None:
                 look_ahead(state, seq, piece)
+            elif seq.stop_texts and state.words is not None:
+                piece.paused = _stops(seq, state.words, token)
         elif does is FILLS:
             continue
         else:
@@ -48,7 +52,17 @@ def commit(state: State, plan: Plan, result: Result, now: float) -> list[Piece]:
         pieces.append(piece)
         if piece.finish is not None:
             pieces += end(state, seq, piece.finish, now)
+        elif piece.paused:
+            state.pause(seq)
     return pieces
+
+
+def _stops(seq: Seq, words: Sequence[bytes], token: int) -> bool:
+    """Whether what `token` says ends a stop string. The front, which has the text, judges: this saves it a step."""
+    text = seq.tail + words[token] if token < len(words) else seq.tail
+    found = any(stop in text for stop in seq.stop_texts)
+    seq.tail = b"" if found else text[max(0, len(text) - max(map(len, seq.stop_texts)) + 1) :]
+    return found
 
 
 def _prompt_scores(seq: Seq) -> list[Score]:

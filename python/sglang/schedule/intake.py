@@ -1,12 +1,14 @@
 """Messages -> changed state: new sequences, extended ones, and those nobody wants any more."""
 
-from sglang.base.messages import AT_END, Abort, Extend, Finish, Piece, Submit
+from sglang.base.messages import AT_END, Abort, Extend, Finish, Piece, Resume, Submit
 from sglang.grammar.rules import Cursor
 from sglang.schedule.constrain import look_ahead
 from sglang.schedule.state import Seq, State, Status
 
 
-def apply(state: State, message: Submit | Extend | Abort, now: float, cursor: Cursor | None = None) -> list[Piece]:
+def apply(
+    state: State, message: Submit | Extend | Resume | Abort, now: float, cursor: Cursor | None = None
+) -> list[Piece]:
     """File one message. cursor: at the beginning of the constraint that its sampling parameters name.
 
     Returns the refusal where there is one, or the text that the constraint begins with.
@@ -16,6 +18,13 @@ def apply(state: State, message: Submit | Extend | Abort, now: float, cursor: Cu
             return _submit(state, message, now, cursor)
         case Extend():
             return _extend(state, message, now, cursor)
+        case Resume():
+            seq = state.seqs.get(message.id)
+            if seq is not None and seq.paused:
+                seq.paused = False
+                state.rewind(seq, len(seq.tokens) - 1)
+                _go_on(state, seq, now)
+            return []
         case Abort():
             seq = state.seqs.get(message.id)
             if seq is not None:
@@ -90,7 +99,7 @@ def _extend(state: State, m: Extend, now: float, cursor: Cursor | None) -> list[
     if seq is None:
         return []  # ended meanwhile: refused, or aborted
     over = seq.status in (Status.HELD, Status.PARKED)
-    if m.keep == AT_END and not over:
+    if m.keep == AT_END and (not over or seq.paused):
         seq.after = m
         return []
     seq.after = None
@@ -104,16 +113,21 @@ def _extend(state: State, m: Extend, now: float, cursor: Cursor | None) -> list[
     seq.tokens[keep:] = m.tokens
     seq.begin(m.sampling, m.logprobs, m.hold, state.budget)
     if over:
-        state.held.pop(seq.id, None)
-        seq.since = now
-        if seq.slot >= 0:
-            seq.status = Status.RUNNING
-            state.running.append(seq)
-        else:
-            seq.status = Status.WAITING
-            state.waiting.append(seq)
+        _go_on(state, seq, now)
     seq.seated = False  # the sampler must hear of the new parameters
     return _constrain(state, seq, cursor, now)
+
+
+def _go_on(state: State, seq: Seq, now: float) -> None:
+    """A sequence that was held runs again, or waits to."""
+    state.held.pop(seq.id, None)
+    seq.since = now
+    if seq.slot >= 0:
+        seq.status = Status.RUNNING
+        state.running.append(seq)
+    else:
+        seq.status = Status.WAITING
+        state.waiting.append(seq)
 
 
 def _keep(state: State, seq: Seq, keep: int, m: Extend) -> None:

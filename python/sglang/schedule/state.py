@@ -7,7 +7,7 @@ also why a page may be handed on the moment its owner lets go: whatever still re
 
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -71,8 +71,9 @@ class Seq:
 
     __slots__ = (
         "_array", "after", "cached", "computed", "cursor", "epoch", "first", "flying", "hint", "hold", "id", "kept",
-        "last", "logprobs", "mask", "namespace", "node", "order", "pages", "placed", "prompt_scores", "resident",
-        "sampling", "scored", "seated", "shared", "since", "slot", "status", "stops", "tabled", "tokens",
+        "last", "logprobs", "mask", "namespace", "node", "order", "pages", "paused", "placed", "prompt_scores",
+        "resident", "sampling", "scored", "seated", "shared", "since", "slot", "status", "stop_texts", "stops",
+        "tabled", "tail", "tokens",
     )  # fmt: skip
 
     def __init__(self, id: int, namespace: str, order: int, now: float):
@@ -98,6 +99,7 @@ class Seq:
         self.resident: Resident | None = None  # its constraint on the device, held
         self.placed = False  # the device knows where in it the cursor is
         self.after: Extend | None = None  # how it goes on when its generation ends by itself
+        self.paused = False  # held until it is known whether its generation has ended
         self.kept = 0  # of a generation that has ended: known tokens that are text
 
     def begin(self, sampling: SamplingParams, logprobs: Logprobs | None, hold: bool, budget: Budget) -> None:
@@ -112,6 +114,9 @@ class Seq:
         self.last = self.first + max(0, min(sampling.max_new_tokens, room))  # length at which it must end
         eos = () if sampling.ignore_eos else budget.eos_ids
         self.stops = frozenset((*eos, *sampling.stop_token_ids))
+        self.stop_texts = [text.encode() for text in sampling.stop]
+        self.tail = b""  # what was generated last, as far as a stop string may begin in it
+        self.paused = False
         self.prompt_scores: list[Score] = []
         self.scored = logprobs is None or logprobs.start < 0  # prompt scores delivered or not wanted
         self.cached: int | None = None  # tokens the cache gave when it was first admitted
@@ -177,6 +182,7 @@ class State:
     count: Counters = field(default_factory=Counters)
     waited: list[float] = field(default_factory=list)  # seconds in the queue, of those admitted; whoever tells, clears
     jump: Jump | None = None  # how text that a constraint forces becomes tokens; None: token by token
+    words: Sequence[bytes] | None = None  # what each token says; None: only the front sees stop strings
     residents: Residents | None = None  # constraints that the device follows; None: masks are made here
 
     def __post_init__(self) -> None:
@@ -349,6 +355,14 @@ class State:
             return
         stop_token = isinstance(finish.matched, int) and not seq.sampling.no_stop_trim
         seq.kept = len(seq.tokens) - stop_token
+        self._hold(seq)
+
+    def pause(self, seq: Seq) -> None:
+        """Have a sequence wait for a Resume, or for what ends or extends it."""
+        seq.paused = True
+        self._hold(seq)
+
+    def _hold(self, seq: Seq) -> None:
         self._unlist(seq)
         self.unfollow(seq)
         seq.epoch += 1

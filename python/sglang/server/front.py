@@ -34,6 +34,7 @@ from sglang.base.messages import (
     Logprobs,
     Piece,
     Ready,
+    Resume,
     Score,
     Step,
     Submit,
@@ -173,8 +174,8 @@ class _Stream:
 
     __slots__ = (
         "began", "cached", "delta", "detokenizer", "ended", "group", "id", "index", "interval", "jumped", "last",
-        "new", "no_stop_trim", "pending", "pieces", "plain", "prompt_scores", "prompt_tokens", "queued", "request",
-        "sampling", "scores", "sent", "text", "tokens", "wanted",
+        "new", "no_stop_trim", "paused", "pending", "pieces", "plain", "prompt_scores", "prompt_tokens", "queued",
+        "request", "sampling", "scores", "sent", "text", "tokens", "wanted",
     )  # fmt: skip
 
     def __init__(
@@ -204,6 +205,7 @@ class _Stream:
         self.pending = 0  # tokens in `pieces`
         self.queued = False  # in group.ready
         self.ended = False  # the worker has forgotten it
+        self.paused = False  # the worker waits to hear whether it has ended
         self.sent = False  # an Output was made
         self.text = ""
         self.tokens: list[int] = []
@@ -253,6 +255,7 @@ class _Stream:
             if piece.cached_tokens:
                 self.cached = piece.cached_tokens
             finish = piece.finish
+            self.paused = piece.paused
             embedding = piece.embedding
         self.pieces.clear()
         self.pending = 0
@@ -454,6 +457,9 @@ class Front:
         if output is not None and output.finish is not None:
             stream.group.left -= 1
             self._end(stream, output, now)
+        elif stream.paused:
+            stream.paused = False
+            self._link.send(Resume(stream.id))
         return output
 
     def _fitting(self, tokens: list[int]) -> list[int]:

@@ -24,6 +24,7 @@ def build(config: ServerConfig, read: Callable[[], Lexicon]) -> tuple[schedule.S
     jumps = not config.disable_regex_jump_forward
 
     def learn(vocabulary: Vocabulary) -> None:
+        state.words = vocabulary.bytes
         first, rows = engine.learn(vocabulary.bytes, vocabulary.eos_ids)
         state.residents = Residents(first, rows) if rows else None
 

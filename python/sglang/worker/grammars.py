@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from typing import NamedTuple, TypeVar
 
 from sglang.base.errors import FieldError
-from sglang.base.messages import Abort, Extend, Finish, Piece, Submit
+from sglang.base.messages import Abort, Extend, Finish, Piece, Resume, Submit
 from sglang.grammar.compiler import Compiler
 from sglang.grammar.jump import Jumper
 from sglang.grammar.rules import Compiled, Cursor, Rules
@@ -75,13 +75,13 @@ class Grammars:
     def waiting(self) -> int:
         return len(self._held)
 
-    def keep(self, message: Constrained | Abort, pieces: list[Piece]) -> bool:
+    def keep(self, message: Constrained | Resume | Abort, pieces: list[Piece]) -> bool:
         """Whether `message` is kept here, or refused into `pieces`: then it is not to be filed yet, or at all."""
         if isinstance(message, Abort):
             self._held = [held for held in self._held if message.id not in names(held[0])]
             return False
-        rules = Rules.of(message.sampling)
-        if rules is None:
+        rules = None if isinstance(message, Resume) else Rules.of(message.sampling)
+        if rules is None or isinstance(message, Resume):
             return False
         if len(self._held) >= self._most:
             text = f"the queue is full ({self._most} requests wait for their constraints)"

@@ -18,6 +18,7 @@ from sglang.base.messages import (
     Logprobs,
     Piece,
     Ready,
+    Resume,
     Score,
     Stats,
     Step,
@@ -37,6 +38,7 @@ TO_WORKER: list[Any] = [
     Submit(1, [], SamplingParams()),
     Extend(3, 1, 2, [4], SAMPLING, None, False),
     Extend(5, 3, -1, [], SAMPLING, hold=True, ahead=4),
+    Resume(2),
     Abort(1),
     Flush(3),
     Stop(),
@@ -44,6 +46,7 @@ TO_WORKER: list[Any] = [
 FROM_WORKER: list[Any] = [
     Ready("llama", "L", "float32", "cpu", 10, 20, 30, 1, 4, 5, 6, 7, 0.5, (1, 2)),
     Step([Piece(1, [2], Finish("stop", 2), [SCORE], [Score(1, None), SCORE], 7), Piece(2, [])], Stats(running=1)),
+    Step([Piece(1, [2], paused=True)], Stats()),
     Step([Piece(1, [], Finish("abort", None, "why", 503))], Stats()),
     Step([Piece(1, [3], Finish("stop", "text"))], Stats(), [0.25, 3.0]),
     Flushed(3, True),

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from sglang import schedule
-from sglang.base.messages import Abort, Extend, Finish, Logprobs, Piece, Submit
+from sglang.base.messages import Abort, Extend, Finish, Logprobs, Piece, Resume, Submit
 from sglang.base.plan import Plan
 from sglang.base.sampling import SamplingParams
 
@@ -40,8 +40,8 @@ class Run:
         self.pieces: dict[int, list[Piece]] = {}
         self.plans: list[Plan] = []
 
-    def send(self, message: Submit | Extend | Abort) -> None:
-        if not isinstance(message, Abort):
+    def send(self, message: Submit | Extend | Resume | Abort) -> None:
+        if not isinstance(message, Resume | Abort):
             self.got[message.id] = []
             self.finish.pop(message.id, None)
         self._take(schedule.apply(self.state, message, self.now))

@@ -9,7 +9,7 @@ from server_doubles import EOS
 from test_front import settle, spell, started, step
 
 from sglang.base.link import Memory
-from sglang.base.messages import AT_END, Abort, Extend, Finish, FromWorker, Piece, Submit, ToWorker
+from sglang.base.messages import AT_END, Abort, Extend, Finish, FromWorker, Piece, Resume, Submit, ToWorker
 from sglang.server import segments
 from sglang.server.front import Front
 from sglang.server.native_types import ChainAnswer, GenerateRequest
@@ -175,5 +175,21 @@ def test_what_cannot_be_guessed_is_not_told(tokenizer: text.Tokenizer, first: An
         task = started_chain(front, first, between, second)
         assert len(await told(worker)) == 1
         task.cancel()
+
+    play(tokenizer, script)
+
+
+def test_a_worker_that_pauses_is_told_whether_it_was_a_stop_string(tokenizer: text.Tokenizer) -> None:
+    async def script(front: Front, worker: Worker) -> None:
+        task = started_chain(front, {"max_new_tokens": 9, "stop": ["four"]}, " five", {"max_new_tokens": 1})
+        submit, ahead = await told(worker)
+        assert isinstance(submit, Submit) and isinstance(ahead, Extend)
+        step(worker, Piece(submit.id, spell(tokenizer, " three"), paused=True))
+        assert await told(worker) == [Resume(submit.id)]
+        step(worker, Piece(submit.id, spell(tokenizer, " four"), paused=True))
+        [instead] = await told(worker)
+        assert isinstance(instead, Extend) and instead.keep == len(submit.tokens) + len(spell(tokenizer, " three"))
+        step(worker, Piece(instead.id, spell(tokenizer, " six"), Finish("length")))
+        assert (await task).text == " three  five six"
 
     play(tokenizer, script)
