@@ -99,7 +99,7 @@ class ThreadWorker:
         self._thread.start()
 
     def _run(self, config: ServerConfig) -> None:
-        from sglang.launch_worker import lexicon
+        from sglang.launch_worker import explain, lexicon
         from sglang.worker.build import build
         from sglang.worker.loop import last_words, serve
         from sglang.worker.report import Report
@@ -114,7 +114,7 @@ class ThreadWorker:
             finally:
                 grammars.close()
         except ConfigError as error:
-            last_words(self._far_link, str(error), setting=True)
+            last_words(self._far_link, explain(config, error), setting=True)
         except Exception as error:
             log.exception("the worker thread failed")
             self._reason = f"{type(error).__name__}: {error}"

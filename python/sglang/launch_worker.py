@@ -1,9 +1,10 @@
-"""python -m sglang.launch_worker ADDRESS: a worker process, with the words of its tokenizer."""
+"""python -m sglang.launch_worker ADDRESS: a worker process, with the words of its tokenizer and advice on memory."""
 
 import sys
 from typing import TYPE_CHECKING
 
 from sglang.base.config import ServerConfig
+from sglang.base.errors import ConfigError, NoRoom
 from sglang.worker.process import main
 
 if TYPE_CHECKING:
@@ -22,5 +23,17 @@ def lexicon(config: ServerConfig) -> "Lexicon":
     return Lexicon(words, tokenizer.special_ids, lambda text: tokenizer.encode(text, add_special_tokens=False))
 
 
+def explain(config: ServerConfig, error: ConfigError) -> str:
+    """What is wrong with a setting; where memory is too small, with flags that would help."""
+    if not isinstance(error, NoRoom):
+        return str(error)
+    from sglang.plan_memory import advice
+
+    try:
+        return f"{error}; {advice(config, error.free)}"
+    except Exception:  # the first cause is what must be told
+        return str(error)
+
+
 if __name__ == "__main__":
-    sys.exit(main(lexicon))
+    sys.exit(main(lexicon, explain))

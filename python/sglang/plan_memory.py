@@ -133,8 +133,10 @@ def split(place: str) -> bool:
     return bool(re.search(r"\.(qkv|out|gate_up|down|q_up|kv_b|experts)\.", place)) and not place.endswith(".bias")
 
 
-def remedies(planner: Planner, config: ServerConfig, ranks: int) -> Iterator[tuple[str, Need]]:
-    """Flags that would make the model fit, each by itself."""
+def remedies(
+    planner: Planner, config: ServerConfig, ranks: int, enough: int | None = None
+) -> Iterator[tuple[str, Need]]:
+    """Flags that would make the model fit, each by itself. enough: tokens; a text as long as the context by default."""
     now, plan = planner.need(config, ranks), planner.plan
     context = config.context_length or plan.context
     cuda = planner.device.type == "cuda"
@@ -161,9 +163,20 @@ def remedies(planner: Planner, config: ServerConfig, ranks: int) -> Iterator[tup
         if flag in done or not _taken(changed):
             continue
         need = planner.need(replace(changed, tp_size=1), count)
-        if need.fits(changed.context_length or context):
+        if need.fits(enough or changed.context_length or context):
             done.add(flag)  # the least of its kind is enough
             yield words, need
+
+
+def advice(config: ServerConfig, free: float) -> str:
+    """What to do where a start found `free` bytes too few. Raises ConfigError where nothing can be planned."""
+    from sglang.engine.pool import LEAST_TOKENS
+
+    planner = Planner(config, _device_type(config.device, None), free)
+    found = [words for words, _ in remedies(planner, config, 1, LEAST_TOKENS)]
+    if found:
+        return "any of these by itself would make it fit: " + ", ".join(found)
+    return f"no flag alone makes it fit; it takes {_gib(_least(planner, config, 1))}"
 
 
 def _taken(config: ServerConfig) -> bool:

@@ -26,5 +26,13 @@ class ConfigError(ValueError):
     """An impossible setting at start-up. One line that names the flag and a value that works; exit code 2."""
 
 
+class NoRoom(ConfigError):
+    """At start-up memory is too small; `free` bytes there were. `sglang.plan_memory` knows what flags would help."""
+
+    def __init__(self, message: str, free: float):
+        super().__init__(message)
+        self.free = free
+
+
 class WorkerDied(RuntimeError):
     """The worker process is gone; the message is its first cause."""

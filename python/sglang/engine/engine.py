@@ -17,13 +17,15 @@ from sglang.base.config import ServerConfig
 from sglang.base.errors import ConfigError
 from sglang.base.messages import Ready
 from sglang.base.plan import Plan, Result
+from sglang.engine.account import Account, check_room, less, room_for, short, unheld
 from sglang.engine.batch import Tables
 from sglang.engine.blueprint import Blueprint, draw_up, load_foreign
-from sglang.engine.pool import beside_of, chunk_of, grain_of, make_pool, slots_of
+from sglang.engine.pool import GIB, beside_of, chunk_of, default_fraction, grain_of, make_pool, slots_of
 from sglang.engine.pooling import Pooler
 from sglang.engine.sampler import SCORE_BLOCK, Masked, Sampler, next_positions, score_drawn, score_known
 from sglang.engine.seen import Seen, describe
 from sglang.kernels.staging import Landing, triton_works
+from sglang.layers.memory import free_bytes
 from sglang.models import config as hf
 from sglang.models.checkpoint import load
 from sglang.models.decoder import Model
@@ -88,6 +90,7 @@ class Engine:
             self._automata = automata.Automata(self.slots, spec.vocab, config.automata_memory_mib << 20, device)
         pool = make_pool(config, model, context)
         self.pages, self.page_size, self.kv_bytes = pool.pages, pool.page_size, pool.bytes
+        self._step_bytes = pool.step
         shape = Shape(spec.heads, spec.kv_heads, spec.head_dim, spec.scale, spec.value_dim if spec.latent else None)
         self._model = model
         longest = min(-(-context // pool.page_size), pool.pages)  # pages of one sequence
@@ -136,7 +139,8 @@ class Engine:
         if device.type == "cpu" and config.cpu_threads is not None:
             torch.set_num_threads(config.cpu_threads)
         with torch.inference_mode():
-            model, plan, parameters, became = _loaded(config, device, progress)
+            with room_for("the weights", device):
+                model, plan, parameters, became = _loaded(config, device, progress)
             spec = plan.spec
             loaded = time.monotonic()
             if became:
@@ -146,11 +150,17 @@ class Engine:
             if config.kv_cache_dtype != "auto" and not spec.latent:
                 scales = kv_scales(plan.folder, config.load_format, spec.layers)
             eos_ids = hf.eos_ids(plan.folder, plan.raw)
-            engine = cls(config, model, plan.context, eos_ids, device, plan.pooling, scales)
+            with room_for("keys and values and what sequences need besides", device):
+                engine = cls(config, model, plan.context, eos_ids, device, plan.pooling, scales)
         pooled = time.monotonic()
         log.info("start: weights %.1f s, memory for keys and values %.1f s", loaded - began, pooled - loaded)
         if plan.pooling is None:
-            engine.warm()
+            try:
+                engine.warm()
+            except RuntimeError as error:
+                if not short(error):
+                    raise
+                raise ConfigError(engine._advice(config)) from None
         engine.ready = Ready(
             model_type=str(plan.raw.get("model_type", "")),
             architecture=plan.raw["architectures"][0],
@@ -171,7 +181,26 @@ class Engine:
             embedding=spec.hidden if plan.pooling else 0,
             sampling=hf.sampling(plan.folder) if config.sampling_defaults == "model" else {},
         )
+        log.info("memory: %s", engine.account())
         return engine
+
+    def account(self) -> Account:
+        free, total = unheld(self._model.device)
+        ready, automata = self.ready, self._automata
+        constraints = 0 if automata is None else automata.nbytes
+        tokens = self.pages * self.page_size
+        return Account(ready.weight_bytes, self.kv_bytes, tokens, constraints, self._step_bytes, free, total)
+
+    def _advice(self, config: ServerConfig) -> str:
+        """Where the pool is there, and the first steps find no memory beside it."""
+        device = self._model.device
+        fraction = config.mem_fraction_static or default_fraction(device)
+        total = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else free_bytes(device)
+        found = [f"--mem-fraction-static {less(fraction, total):g}", f"--chunked-prefill-size {self.chunk_tokens // 2}"]
+        if self._graphs is not None:
+            found.append(f"--cuda-graph-max-bs {max(1, min(config.cuda_graph_max_bs or self.slots, self.slots) // 2)}")
+        left = f"--mem-fraction-static {fraction:g} leaves too little memory for the first steps"
+        return f"{left} beside {self.kv_bytes / GIB:.2f} GiB of keys and values: {', or '.join(found)} leaves more"
 
     def learn(self, tokens: Sequence[bytes], eos_ids: Sequence[int]) -> tuple[int, int]:
         """What each token says, for automata; nothing for special ones. The rows of the arena that are for these, as
@@ -275,7 +304,7 @@ class Engine:
             if any(one.prepare(wanted, met) for met in (True, False) for one in captures):
                 return SOON_S
         except torch.OutOfMemoryError:  # steps go on with what there is
-            log.warning("No memory is left for more graphs")
+            log.warning("No memory is left for more graphs; a lower --mem-fraction-static leaves some")
             for one in captures:
                 one.captures = False
         if (tiled := self._tiled) is not None:
@@ -331,6 +360,8 @@ def _loaded(config: ServerConfig, device: torch.device, progress: bool) -> tuple
     model = Model(plan.spec, plan.context, device, plan.dtype)
     became = quantize(model, plan.kind, plan.form)
     parameters = sum(t.numel() for t in model.places().values())
+    if plan.kind == "none":
+        check_room(parameters * plan.dtype.itemsize, "the weights", device)
     load(model, plan.family, plan.folder, config.load_format, progress, plan.form)
     return model, plan, parameters, became
 

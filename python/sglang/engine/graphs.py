@@ -310,7 +310,10 @@ class DecodeGraphs:
                 finally:
                     graph.capture_end()
         except torch.OutOfMemoryError:
-            log.warning("No memory is left for graphs of more decode steps: %d have theirs", len(self._captured))
+            log.warning(
+                "No memory is left for graphs of decode steps but %d; a lower --mem-fraction-static leaves some",
+                len(self._captured),
+            )
             self.captures = False
             return
         except RuntimeError as error:

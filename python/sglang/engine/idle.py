@@ -10,7 +10,7 @@ from torch import Tensor
 from sglang.attention.base import Feature, Look, Rows, TurningBackend
 
 log = logging.getLogger("sglang.engine")
-SPARE_BYTES = 2 << 30  # that what is prepared leaves for steps
+SPARE_BYTES, SPARE_SHARE = 2 << 30, 1 / 20  # that what is prepared leaves for steps: the smaller of both
 Wanted = Callable[[], bool]  # whether somebody has come
 
 
@@ -50,4 +50,7 @@ def never() -> bool:
 
 def roomy(device: torch.device, more: int = 0) -> bool:
     """Whether memory is left for steps, besides `more` bytes."""
-    return device.type != "cuda" or torch.cuda.mem_get_info(device)[0] >= SPARE_BYTES + more
+    if device.type != "cuda":
+        return True
+    free, total = torch.cuda.mem_get_info(device)
+    return free >= min(SPARE_BYTES, SPARE_SHARE * total) + more

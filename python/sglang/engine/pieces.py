@@ -253,7 +253,10 @@ class Pieces:
         except Interrupted:
             raise
         except torch.OutOfMemoryError:
-            log.warning("No memory is left for graphs of more steps with prompts: %d have theirs", len(self._captured))
+            log.warning(
+                "No memory is left for graphs of steps with prompts but %d; a lower --mem-fraction-static leaves some",
+                len(self._captured),
+            )
             self.captures = False
             return
         except Exception as error:  # whatever stops it, kernel by kernel it works

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sglang.attention.base import Feature, Look, Rows
 from sglang.base.config import ServerConfig
-from sglang.base.errors import ConfigError
+from sglang.base.errors import ConfigError, NoRoom
+from sglang.engine.account import room_for
 from sglang.layers.memory import free_bytes
 from sglang.models.decoder import Model
 from sglang.models.spec import Decoder
@@ -40,6 +41,7 @@ class Pool:
     values: list[Tensor]
     pages: int
     page_size: int
+    step: float = 0.0  # bytes of the largest step besides weights and pool, where it was measured
 
     @property
     def bytes(self) -> int:
@@ -78,7 +80,7 @@ def cell_bytes(spec: Decoder, dtype: torch.dtype) -> int:
 
 def make_pool(config: ServerConfig, model: Model, context: int) -> Pool:
     """Size and allocate the pool; weights must be loaded. Raises ConfigError naming the flag and a value that fits."""
-    spec, device, size = model.spec, model.device, config.page_size
+    spec, device, size, step = model.spec, model.device, config.page_size, 0.0
     dtype = kv_dtype(config, model.dtype)
     cell = cell_bytes(spec, dtype)
     if config.max_total_tokens is not None:
@@ -91,24 +93,26 @@ def make_pool(config: ServerConfig, model: Model, context: int) -> Pool:
         if tokens < size:
             raise ConfigError(f"--max-total-tokens {tokens} is less than a page; at least --page-size {size}")
     else:
-        room, whole = _room(config, model, context)
+        room, whole, step = _room(config, model, context)
         tokens = int(min(room // cell, slots_of(config, device) * context))
         least = max(size, min(context, LEAST_TOKENS))
         if tokens < least:
             fraction = config.mem_fraction_static or default_fraction(device)
             enough = fraction + (least * cell - room) / whole
-            advice = (
-                f"--mem-fraction-static {enough + 0.005:.2f} is enough" if enough < 0.995 else "the model is too big"
-            )
-            raise ConfigError(
+            says = (
                 f"--mem-fraction-static {fraction:g} leaves {max(room, 0) / GIB:.2f} GiB for keys and values, "
-                f"{least} tokens need {least * cell / GIB:.2f}: {advice} (or lower --chunked-prefill-size)"
+                f"{least} tokens need {least * cell / GIB:.2f}"
+            )
+            if enough >= 0.995:
+                raise NoRoom(says, free_bytes(device))
+            raise ConfigError(
+                f"{says}: --mem-fraction-static {enough + 0.005:.2f} is enough (or lower --chunked-prefill-size)"
             )
     pages = tokens // size
     shape = (pages * size, spec.kv_heads, spec.head_dim)
     keys = [_zeros(shape, device, dtype) for _ in range(spec.layers)]
     values = [k[..., : spec.value_dim] if spec.latent else _zeros(shape, device, dtype) for k in keys]
-    return Pool(keys, values, pages, size)
+    return Pool(keys, values, pages, size, step)
 
 
 def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -123,18 +127,19 @@ def default_fraction(device: torch.device) -> float:
     return CPU_FRACTION if device.type == "cpu" else CUDA_FRACTION
 
 
-def _room(config: ServerConfig, model: Model, context: int) -> tuple[float, float]:
-    """Bytes for keys and values, and the bytes that --mem-fraction-static is a share of."""
+def _room(config: ServerConfig, model: Model, context: int) -> tuple[float, float, float]:
+    """Bytes for keys and values, those that --mem-fraction-static is a share of, and of a step."""
     device = model.device
     fraction = config.mem_fraction_static or default_fraction(device)
     if device.type == "cpu":
         free = free_bytes(device)
-        return min(free * fraction, CPU_MOST if config.mem_fraction_static is None else free), free
+        return min(free * fraction, CPU_MOST if config.mem_fraction_static is None else free), free, 0.0
     slots, chunk = slots_of(config, device), chunk_of(config, context, device) + grain_of(config, device) // 2
-    passing = _step_bytes(model, chunk, min(slots, chunk)) + SAMPLER_TENSORS * 4 * model.spec.vocab * slots
+    with room_for(f"a step of {chunk} tokens beside the weights (a lower --chunked-prefill-size has less)", device):
+        passing = _step_bytes(model, chunk, min(slots, chunk)) + SAMPLER_TENSORS * 4 * model.spec.vocab * slots
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
-    return free - total * (1 - fraction) - passing, total
+    return free - total * (1 - fraction) - passing, total, passing
 
 
 class _Blind:

@@ -28,8 +28,8 @@ log = logging.getLogger("sglang.worker")
 COLLECT = (20_000, 10, 20)  # allocations between two collections of the young; of these, and so on
 
 
-def main(lexicon: Callable[[ServerConfig], "Lexicon"]) -> int:
-    """lexicon: reads the tokenizer's words, which constraints need."""
+def main(lexicon: Callable[[ServerConfig], "Lexicon"], explain: Callable[[ServerConfig, ConfigError], str]) -> int:
+    """lexicon: reads the tokenizer's words, which constraints need. explain: says what is wrong with a setting."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the front's: it stops us when its requests are done
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     address = sys.argv[1]
@@ -57,7 +57,7 @@ def main(lexicon: Callable[[ServerConfig], "Lexicon"]) -> int:
         serve(link, state, engine, report, overlap=not config.disable_overlap_schedule, grammars=grammars)
         return 0
     except ConfigError as error:
-        last_words(link, str(error), setting=True)
+        last_words(link, explain(config, error), setting=True)
         return 2
     except BaseException as error:
         traceback.print_exc()

@@ -247,7 +247,7 @@ def test_graphs_that_were_captured_serve_on_when_memory_is_out(small: Path, capl
     assert set(pieces._captured) == {16}
     assert pieces.fits(16) and not pieces.fits(17)
     assert [r.message for r in caplog.records] == [
-        "No memory is left for graphs of more steps with prompts: 1 have theirs"
+        "No memory is left for graphs of steps with prompts but 1; a lower --mem-fraction-static leaves some"
     ]
 
 
@@ -286,7 +286,9 @@ def test_whoever_prepares_without_memory_leaves_it(small: Path, caplog: pytest.L
     forward, own.engine._model.forward = own.engine._model.forward, refuse  # type: ignore[method-assign]
     assert own.engine.prepare() is None
     assert own.engine.prepare() is None
-    assert [r.message for r in caplog.records] == ["No memory is left for more graphs"]
+    assert [r.message for r in caplog.records] == [
+        "No memory is left for more graphs; a lower --mem-fraction-static leaves some"
+    ]
     own.engine._model.forward = forward  # type: ignore[method-assign]
     assert own.step([Row(0, 0, [5, 6, 7])], [own.seat(0, 3)]).tokens[0] >= 0
 
