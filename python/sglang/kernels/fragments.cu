@@ -52,8 +52,7 @@ DEVICE void store4(u32 to, float v) { asm volatile("st.shared.f32 [%0], %1;" ::"
 
 DEVICE void store4(u32 to, u32 v) { asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(v) : "memory"); }
 
-DEVICE void store16(u32 to, const void* from) {
-    Four v = *(const Four*)from;
+DEVICE void store16(u32 to, Four v) {
     asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
                  : "memory");
 }
@@ -170,7 +169,7 @@ DEVICE void matrices(u32 (&v)[4], u32 from) {
 }
 
 DEVICE void mma(float (&d)[4], const u32 (&a)[4], u32 b, u32 c) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+    asm("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
                  "{%8, %9}, {%0, %1, %2, %3};" : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "r"(c));
 }
@@ -192,6 +191,7 @@ template <int LEFT> DEVICE void wgmma_wait() {
 #endif
 #endif // EMULATED
 
+DEVICE float both(u32 a) { return wide((u16)a) + wide(a >> 16); }
 DEVICE u32 twice(float a) { return pair(a, a); }
 DEVICE u16 narrow(float a) { return (u16)twice(a); }
 
@@ -286,29 +286,23 @@ few(const u16* x, long long stride, const u8* w, const u16* bias, const u16* oth
     for (int d = 0; d < DEPTH; d++)
         if (d < mine) load(d, start(0), start(0) + behind);
     others_have_ended();
-    for (int i = threadIdx.x; i < M * K / 8; i += 32 * WARPS) {
-        const int m = i / (K / 8), k = i % (K / 8) * 8;
-        store16(rows + (m * (K + 8) + k) * 2, x + m * stride + k);
+    for (int start = 0; start < M * K / 8; start += 32 * WARPS) {
+        const int i = start + threadIdx.x, m = i / (K / 8), k = i % (K / 8) * 8;
+        const bool there = m < M;
+        const Four v = there ? *(const Four*)(x + m * stride + k) : Four{0, 0, 0, 0};
+        // Sums of x over a group, by which what codes are above is taken off.
+        float sum = both(v.x) + both(v.y) + both(v.z) + both(v.w);
+#pragma unroll
+        for (int with = 1; with < 16 / EACH; with *= 2) sum += __shfl_xor_sync(~0u, sum, with);
+        if (!there) continue;
+        store16(rows + (m * (K + 8) + k) * 2, v);
+        if (k % (128 / EACH) == 0) store4(totals + k / (128 / EACH) * 32 + m * 4, sum);
     }
     __syncthreads();
 
     // Of 8 rows those that x lacks are its last one, and go nowhere.
     const u32 own = rows + (min(lane % 8, M - 1) * (K + 8) + first * 128 + lane / 8 * 8) * 2;
     const u32 total = totals + first * EACH * 32 + lane % 4 * 8;
-    for (int p = 0; p < mine; p++) // sums of x over a group, by which what codes are above is taken off
-#pragma unroll
-        for (int e = 0; e < EACH; e++) {
-            const u32 one = FP16 ? 0x3c003c00u : 0x3f803f80u, ones[4] = {one, one, one, one};
-            float sum[4] = {0.f, 0.f, 0.f, 0.f};
-#pragma unroll
-            for (int c = e * (4 / EACH); c < (e + 1) * (4 / EACH); c++) {
-                u32 v[4];
-                matrices(v, own + (p * 128 + c * 32) * 2);
-                mma(sum, ones, v[0], v[1]), mma(sum, ones, v[2], v[3]);
-            }
-            if (row == 0) store4(total + (p * EACH + e) * 32, sum[0]), store4(total + (p * EACH + e) * 32 + 4, sum[1]);
-        }
-    __syncwarp();
     float gate = 0.f;
     for (int j = 0; j < count; j++) {
         float acc[4] = {0.f, 0.f, 0.f, 0.f};
@@ -322,7 +316,7 @@ few(const u16* x, long long stride, const u8* w, const u16* bias, const u16* oth
                 if (p + d < mine) {
 #pragma unroll
                     for (int e = 0; e < EACH; e++) {
-                        float part[4] = {0.f, 0.f, 0.f, 0.f};
+                        float part[4] = {0.f, 0.f, 0.f, 0.f}, odd[4] = {0.f, 0.f, 0.f, 0.f}; // two need not wait
 #pragma unroll
                         for (int c = e * (4 / EACH); c < (e + 1) * (4 / EACH); c++) { // 32 columns
                             u32 v[4];
@@ -332,16 +326,16 @@ few(const u16* x, long long stride, const u8* w, const u16* bias, const u16* oth
                                 const Four& four = codes[d][c / 2];
                                 u32 a[4];
                                 apart(a, c % 2 ? (s ? four.w : four.z) : (s ? four.y : four.x));
-                                mma(part, a, v[2 * s], v[2 * s + 1]);
+                                mma(s ? odd : part, a, v[2 * s], v[2 * s + 1]);
                             }
                         }
-                        const Two both = load8(total + ((p + d) * EACH + e) * 32);
-                        const float left = __uint_as_float(both.x), right = __uint_as_float(both.y);
+                        const Two pair = load8(total + ((p + d) * EACH + e) * 32);
+                        const float left = __uint_as_float(pair.x), right = __uint_as_float(pair.y);
                         const float low = zero(steps[d][e].x), high = zero(steps[d][e].y);
-                        acc[0] += (part[0] - low * left) * scale(steps[d][e].x);
-                        acc[1] += (part[1] - low * right) * scale(steps[d][e].x);
-                        acc[2] += (part[2] - high * left) * scale(steps[d][e].y);
-                        acc[3] += (part[3] - high * right) * scale(steps[d][e].y);
+                        acc[0] += (part[0] + odd[0] - low * left) * scale(steps[d][e].x);
+                        acc[1] += (part[1] + odd[1] - low * right) * scale(steps[d][e].x);
+                        acc[2] += (part[2] + odd[2] - high * left) * scale(steps[d][e].y);
+                        acc[3] += (part[3] + odd[3] - high * right) * scale(steps[d][e].y);
                     }
                 }
                 if (d < there) load(d, next, next_steps);

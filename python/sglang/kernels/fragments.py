@@ -103,7 +103,7 @@ class Many(NamedTuple):
 
 # By rows of the inputs: the first is taken. scripts/gpu_quant.py times the others beside it.
 FEW: tuple[Few, ...] = (
-    Few(8, 4, 2), Few(8, 2, 3), Few(8, 3, 3), Few(8, 1, 4), Few(4, 4, 5), Few(4, 2, 6), Few(16, 4, 1), Few(8, 7, 2),
+    Few(8, 2, 3), Few(8, 4, 2), Few(8, 1, 4), Few(16, 4, 1), Few(16, 1, 2), Few(8, 7, 2), Few(16, 2, 1),
 )  # fmt: skip
 MANY: dict[int, tuple[Many, ...]] = {
     8: (Many(8, 8, 2), Many(8, 5, 3)),

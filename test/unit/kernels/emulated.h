@@ -76,7 +76,7 @@ DEVICE u32 __byte_perm(u32 a, u32 b, u32 s) {
 DEVICE float load4(u32 at) { return read<float>(at); }
 DEVICE void store4(u32 at, float v) { memcpy(own_memory() + at, &v, 4); }
 DEVICE void store4(u32 at, u32 v) { memcpy(own_memory() + at, &v, 4); }
-DEVICE void store16(u32 at, const void* from) { if (at % 16) abort(); memcpy(own_memory() + at, from, 16); }
+DEVICE void store16(u32 at, Four v) { if (at % 16) abort(); memcpy(own_memory() + at, &v, 16); }
 DEVICE Four stream16(const u8* at) { if ((u64)at % 16) abort(); Four v; memcpy(&v, at, 16); return v; }
 DEVICE Two stream8(const u8* at) { Two v; memcpy(&v, at, 8); return v; }
 DEVICE u32 among(u32 a) { return (a & 0x000f000f) | MAGIC; }
@@ -138,6 +138,16 @@ DEVICE void more_registers() {}
 DEVICE void wgmma_begin() {}
 DEVICE void wgmma_end() {}
 template <int LEFT> void wgmma_wait() {}
+
+DEVICE float __shfl_xor_sync(u32, float v, int with) {
+    Warp& w = own_warp();
+    int lane = threadIdx.x % 32;
+    memcpy(&w.b[lane], &v, 4);
+    __syncwarp();
+    float other = __uint_as_float(w.b[lane ^ with]);
+    __syncwarp();
+    return other;
+}
 
 DEVICE void matrices(u32 (&v)[4], u32 from) {
     Warp& w = own_warp();
