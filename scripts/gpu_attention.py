@@ -138,7 +138,7 @@ def ready_flash(backend: TritonAttention, look: Look) -> FlashInfer:
 
 def _there(flash: FlashInfer, look: Look) -> FlashInfer:
     if look.window:
-        flash.__dict__["_kernel"] = "fa2"  # one module less to compile
+        flash.kernel = "fa2"  # one module less to compile
     if lacking := [module for module in flash.modules if module not in THERE]:
         raise RuntimeError(f"not compiled: {lacking}")
     flash._loaded.set()
@@ -309,7 +309,7 @@ def prompts(rows: list[dict[str, Any]]) -> None:
             first = _tried(lambda: flash.attend(job, q, pool, PLAIN, out) or True)
             torch.cuda.synchronize()
             if first:
-                row[f"flashinfer {name} kernel"] = flash._kernel
+                row[f"flashinfer {name} kernel"] = flash.kernel
                 rate(f"flashinfer {name}", lambda: flash.attend(job, q, pool, PLAIN, out))
                 torch.cuda.synchronize()
                 began = time.perf_counter()

@@ -9,6 +9,7 @@ the device reads later: it is not planned in again before that was done.
 
 import atexit
 import contextlib
+import copy
 import functools
 import importlib
 import importlib.util
@@ -40,6 +41,7 @@ log = logging.getLogger("sglang.attention")
 HEAD_DIMS = (64, 128, 256)
 WORKSPACE_BYTES = 128 << 20  # of partial results; all wrappers use it, one after another
 DECODES_BYTES = 384 << 20  # the same where there are decodes: 512 rows of 32 heads of 128 take 160 MiB
+PLAN_BYTES = 8 << 20
 MOST_PAGES = 16 << 20  # that the rows of a step can name
 LEAST_PAIRS = 1 << 23  # of a query and a key in a step, 4096 tokens alone: below, planning takes as long as is won
 BOUND = 0.02  # relative error of a trial
@@ -151,24 +153,22 @@ class FlashInfer:
         self.shape, self.dtype, self._pool, self.page_size = shape, dtype, pools[0], pools[0].page_size
         self.cells = pools[0].keys.dtype
         self.device = pools[0].table.device
+        self.kernel = kernel(self.dtype, self.cells, self.device)
         self.sights = list(dict.fromkeys(sight(look) for look in looks if able(look)))
         self._loaded = threading.Event()
         self._decodes, self._works = decodes, {"rows": True, "decodes": decodes}
         self._tried = False
         self._stager = Stager(self.device)
         self._turns = {"rows": 0, "decodes": 0}
+        self._wrappers: dict[tuple[str, Sight, int], _Wrapper] = {}
         self._fixed: dict[int, _Fixed] = {}
-
-    @functools.cached_property
-    def _kernel(self) -> str:
-        return kernel(self.dtype, self.cells, self.device)
 
     @property
     def modules(self) -> list[Module]:
         """The first ones first: those of decodes are compiled in a third of the time."""
         names = str(self.dtype)[6:], str(self.cells)[6:]
         found = [("fa2", one) for one in self.sights] if self._decodes else []
-        found += [(self._kernel, one) for one in self.sights]
+        found += [(self.kernel, one) for one in self.sights]
         return list(dict.fromkeys(Module(k, *names, self.shape.head_dim, w >= 0, c > 0) for k, (w, c) in found))
 
     def prepare(self) -> None:
@@ -187,7 +187,7 @@ class FlashInfer:
         except Exception as error:  # of nvcc, a linker, an import: whatever it is, our own kernels are there
             log.warning("FlashInfer cannot be used: %s", str(error).strip()[-500:])
             return
-        log.info("flashinfer=%s ready after %.1f s", self._kernel, time.monotonic() - began)
+        log.info("flashinfer=%s ready after %.1f s", self.kernel, time.monotonic() - began)
         self._loaded.set()
 
     def can(self, what: str) -> bool:
@@ -260,7 +260,7 @@ class FlashInfer:
         fixed, host = self._fixed[size], (_int32(page_ends), self._pages[:0], _int32(last))
         for s in self.sights:
             if s not in fixed.wrappers:
-                fixed.wrappers[s] = self._fixed_wrapper(fixed.page_ends)
+                fixed.wrappers[s] = self._fixed_wrapper(fixed.page_ends, s)
             fixed.wrappers[s].plan(*host, *self._sizes(), **self._more(s))
         return True
 
@@ -312,21 +312,31 @@ class FlashInfer:
         slots, pages = self._pool.table.shape
         return torch.zeros(min(slots * pages, MOST_PAGES), dtype=torch.int32, device=self.device)
 
-    @functools.cache  # noqa: B019 - there is one of us
     def _wrapper(self, what: str, s: Sight, turn: int) -> _Wrapper:
         """turn: of two, so that a step is planned while the last one's plan is still to be copied."""
-        module = importlib.import_module("flashinfer")
-        if what == "rows":
-            return _Wrapper(module.BatchPrefillWithPagedKVCacheWrapper(self._workspace, "NHD", backend=self._kernel))
-        return _Wrapper(module.BatchDecodeWithPagedKVCacheWrapper(self._workspace, "NHD", **DECODES))
+        key = what, s, turn
+        if key not in self._wrappers:
+            module = importlib.import_module("flashinfer")
+            if what == "rows":
+                one = module.BatchPrefillWithPagedKVCacheWrapper(self._workspace, "NHD", backend=self.kernel)
+            else:
+                one = module.BatchDecodeWithPagedKVCacheWrapper(self._workspace, "NHD", **DECODES)
+            self._wrappers[key] = _Wrapper(one)
+        return self._wrappers[key]
 
-    def _fixed_wrapper(self, page_ends: Tensor) -> _Wrapper:
+    @functools.cached_property
+    def _plans(self) -> dict[Sight, Tensor]:
+        """Where the plan of whichever graph is next is copied to."""
+        return {s: torch.zeros(PLAN_BYTES, dtype=torch.uint8, device=self.device) for s in self.sights}
+
+    def _fixed_wrapper(self, page_ends: Tensor, s: Sight) -> _Wrapper:
         module = importlib.import_module("flashinfer")
         one = module.BatchDecodeWithPagedKVCacheWrapper(
             self._workspace, "NHD", use_cuda_graph=True, paged_kv_indptr_buffer=page_ends,
             paged_kv_indices_buffer=self._pages, paged_kv_last_page_len_buffer=torch.zeros_like(page_ends[1:]),
             **DECODES,
         )  # fmt: skip
+        one.reset_workspace_buffer(self._workspace, self._plans[s])
         return _Wrapper(one)
 
 
@@ -394,7 +404,8 @@ def disagreement(one: FlashInfer, what: str) -> float:
     exactly = [t if t.itemsize == 1 else t.double() for t in cells]
     exact = TorchAttention(shape, exactly[:1], exactly[1:], [scales])
     exact.plan(rows)
-    own = FlashInfer(shape, [], dtype, [pool], True)
+    own = copy.copy(one)
+    own._pool = pool
     out, worst = torch.zeros(n, shape.heads, shape.head_dim, dtype=dtype, device=device), 0.0
     for window, cap in one.sights:
         look = Look(None if window < 0 else window + 1, softcap=cap or None)

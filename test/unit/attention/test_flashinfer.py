@@ -45,6 +45,9 @@ class Wrapper:
         self.fixed = paged_kv_indptr_buffer, paged_kv_indices_buffer, paged_kv_last_page_len_buffer
         self.graph = use_cuda_graph
 
+    def reset_workspace_buffer(self, workspace: Tensor, plans: Tensor) -> None:
+        assert workspace.dtype == plans.dtype == torch.uint8
+
     def _hold(self, ends: Tensor, pages: Tensor, last: Tensor, size: int, more: dict[str, Any]) -> None:
         for array in (ends, last):
             assert array.dtype == torch.int32 and array.device.type == "cpu"
