@@ -6,6 +6,7 @@
     python scripts/gpu_check.py long                      # attention of long rows by cuDNN and by tiles: both, timed
     python scripts/gpu_check.py graphs                    # steps of an 8B model: graphs on and off, time by batch
     python scripts/gpu_check.py loop                      # the device's pauses between steps; time by batch, by context
+    python scripts/gpu_check.py idle                      # what is prepared while nobody waits, and how soon it is left
     python scripts/gpu_check.py stream                    # what lies between products: one kernel, and step by step
     python scripts/gpu_check.py quant                     # products of 4 and 8 bits against float64, then their time
     python scripts/gpu_check.py moe                       # experts against float64, then their time beside the floor
@@ -87,6 +88,7 @@ NEAR_TIE = {"float32": 1e-3, "bfloat16": 0.3}
 
 # What must not change a text: flags of the engine, and the prompts to try them with. The shared ones begin alike for so
 # long that reading that once is worth it.
+EIGHT_BITS = {"kv_cache_dtype": "fp8_e4m3"}  # compared with themselves
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "no graphs": ("plain", {"disable_cuda_graph": True}),
     "no overlap": ("plain", {"disable_overlap_schedule": True}),
@@ -97,6 +99,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "attention by torch": ("plain", {"attention_backend": "torch"}),
     "shared prefix, no cascade": ("shared", {"disable_cascade_attention": True}),
     "shared prefix, no graphs": ("shared", {"disable_cuda_graph": True}),
+    "8 bits, no graphs": ("plain", {"disable_cuda_graph": True, **EIGHT_BITS}),
+    "8 bits, chunks of 16": ("plain", {"chunked_prefill_size": 16, **EIGHT_BITS}),
+    "8 bits, no prefix cache": ("plain", {"disable_radix_cache": True, **EIGHT_BITS}),
+    "8 bits, attention by torch": ("plain", {"attention_backend": "torch", **EIGHT_BITS}),
+    "8 bits, shared prefix, no cascade": ("shared", {"disable_cascade_attention": True, **EIGHT_BITS}),
 }
 
 
@@ -126,7 +133,9 @@ def demo(device: str = "cuda") -> dict[str, Any]:
     rows["float32"] = compare(expected["all"], run(device, "float32", "all")["all"], NEAR_TIE["float32"])
     base = run(device, "bfloat16", "all", "plain", "shared")
     rows["bfloat16"] = compare(expected["all"], base["all"], NEAR_TIE["bfloat16"])
+    rounded = run(device, "bfloat16", "plain", "shared", **EIGHT_BITS)
     for name, (which, flags) in VARIANTS.items():
+        wanted = (rounded if "kv_cache_dtype" in flags else base)[which]
         try:
             got = run(device, "bfloat16", which, **flags)[which]
         except Exception as error:  # the others are still worth knowing
@@ -138,7 +147,7 @@ def demo(device: str = "cuda") -> dict[str, Any]:
                 "broken": [repr(error)],
             }
             continue
-        rows[name] = compare(base[which], got, NEAR_TIE["bfloat16"])
+        rows[name] = compare(wanted, got, NEAR_TIE["bfloat16"])
         print(name, {key: rows[name][key] for key in ("same", "near_ties")}, len(rows[name]["broken"]), flush=True)
     print("\n| CUDA | same text | near-ties | worst log-probability difference | broken |\n|---|---|---|---|---|")
     for name, row in rows.items():
@@ -297,6 +306,15 @@ def loop() -> dict[str, Any]:
     return found
 
 
+def idle() -> dict[str, Any]:
+    import gpu_idle
+
+    found = gpu_idle.run()
+    for name in ("left", "times", "same", "captured"):
+        table(found[name])
+    return found
+
+
 def constraints() -> dict[str, Any]:
     import gpu_constraints
 
@@ -357,6 +375,7 @@ def main() -> int:
             "long",
             "graphs",
             "loop",
+            "idle",
             "stream",
             "quant",
             "moe",
@@ -408,6 +427,8 @@ def main() -> int:
             figures = constraints()
         case "loop":
             figures = loop()
+        case "idle":
+            figures = idle()
         case "graphs":
             figures = graphs()
         case "table":
