@@ -27,7 +27,7 @@ from sglang.grammar.vocab import Vocabulary
 Encode = Callable[[str], list[int]]  # without special tokens at the ends
 Follows = Callable[[bytes], bool]  # whether the constraint lets this come behind the forced text
 
-WINDOW = 64  # tokens drawn before that may be replaced: bounds what a jump costs
+WINDOW = 24  # tokens drawn before that may be replaced: bounds what a jump costs; a seam is seldom more than a few
 LEFT = 8  # tokens before the window that are shown to the tokenizer with it
 TAIL = 12  # tokens at the end that are tokenised again with continuations
 ENDING = 5  # tokens at the end on which it depends how many of them are certain, beside what may follow

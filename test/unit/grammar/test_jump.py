@@ -8,7 +8,7 @@ from grammar_tokenizers import KINDS, Kind, kind
 
 from sglang.base.errors import FieldError
 from sglang.grammar import automaton, regex
-from sglang.grammar.jump import Jumper
+from sglang.grammar.jump import WINDOW, Jumper
 from sglang.grammar.regular import RegularCompiled, RegularCursor
 from sglang.grammar.vocab import Vocabulary
 
@@ -198,7 +198,7 @@ def test_far_tokens_stay_as_they_were_drawn():
     drawn = [single[b] for b in b"word " * 60]
     jump = Jumper(one.vocabulary, one.encode).jump([], drawn, b"return self\n\nx", None)
     assert jump is not None
-    assert jump.keep >= len(drawn) - 64
+    assert jump.keep >= len(drawn) - WINDOW
 
 
 @pytest.mark.parametrize(
