@@ -17,7 +17,7 @@ HIDDEN, INTER, QKV = 4096, 14336, 6144  # of Llama 3 8B
 BF16 = torch.bfloat16
 EPS = 1e-5
 LAYERS = 3  # of weights in turn: 650 MB, of which a cache of 50 MB keeps nothing
-AHEADS = (0, 3, 4, 5, 6)
+AHEADS = (0, 2, 4, 8)
 ROWS = (1, 16, 64, 128)
 Form = tuple[int, float | None] | None
 
@@ -116,6 +116,7 @@ def warps() -> list[dict[str, Any]]:
         for name, sizes, call in (
             ("sum of 4, residual, norm, 8 bits", (4, 8, 16, 32),
              lambda n: stream.join(parts, None, x, norm=(weight, EPS), form=(1, None), warps=n)),
+            ("norm", (4, 8, 16, 32), lambda n: rms_norm(x, weight, EPS, early(rows), n)),
             ("gate, 8 bits", (8, 16, 32), lambda n: stream.opened(both, None, "silu", BF16, (1, None), n)),
         ):  # fmt: skip
             times = {f"{n} warps us": graph_us([lambda n=n: call(n)] * 30) for n in sizes}

@@ -25,7 +25,7 @@ def _rms(x, weight, out, x_row, x_head, hidden, eps, BLOCK: tl.constexpr, EARLY:
     tl.store(out + row * hidden + i, (v * scale * w).to(out.dtype.element_ty), mask=there)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, early: bool = False) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float, early: bool = False, warps: int | None = None) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension, in float32.
 
     x: [rows, hidden] or [rows, heads, hidden], its last dimension side by side; weight: [hidden]. early: see `matvec`.
@@ -34,7 +34,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, early: bool = False) -> Tens
     heads, x_head = (x.shape[1], x.stride(1)) if x.dim() == 3 else (1, 0)
     out = x.new_empty(x.shape)
     block = triton.next_power_of_2(hidden)
-    warps = min(max(block // 512, 1), 16)
+    warps = warps or min(max(block // 512, 1), 16)
     _rms[(rows, heads)](
         x, weight, out, x.stride(0), x_head, hidden, eps, BLOCK=block, EARLY=early, num_warps=warps, launch_pdl=early
     )

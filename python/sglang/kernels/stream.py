@@ -17,7 +17,7 @@ from sglang.kernels.matvec import early
 from sglang.kernels.pointwise import ACTS, act_of
 
 FP8 = torch.float8_e4m3fn
-FEW = 32  # rows: a row's gate is 14336 values long, and one program's work; for few, two kernels of many are faster
+FEW = 16  # rows: a row's gate is 14336 values long, and one program's work; for few, two kernels of many are faster
 TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 
 
@@ -130,7 +130,7 @@ def join(
         m, hidden, factor, 0.0 if post is None else post[1], 0.0 if norm is None else norm[1],
         SPLIT=splits, BIAS=bias is not None, POST=post is not None, SCALED=factor != 1, NORM=norm is not None,
         GROUP=0 if form is None else block if groups == 1 else hidden // groups, FIXED=fixed is not None, BLOCK=block,
-        EARLY=chained, num_warps=warps or min(max(block // 512, 1), 16), launch_pdl=chained,
+        EARLY=chained, num_warps=warps or min(max(block // 256, 1), 16), launch_pdl=chained,
     )  # fmt: skip
     return read, scales
 
@@ -194,6 +194,6 @@ def opened(
         parts, parts if bias is None else bias, codes, scales, 1.0 if fixed is None else fixed, m, half,
         SPLIT=splits, BIAS=bias is not None, ACT=ACTS[act], DTYPE=TYPES[dtype],
         GROUP=block if groups == 1 else half // groups, FIXED=fixed is not None, BLOCK=block,
-        EARLY=chained, num_warps=warps or min(max(block // 512, 1), 16), launch_pdl=chained,
+        EARLY=chained, num_warps=warps or min(max(block // 512, 1), 32), launch_pdl=chained,
     )  # fmt: skip
     return codes, scales

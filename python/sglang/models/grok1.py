@@ -1,17 +1,18 @@
 """Grok-1 as it was first published: a folder `ckpt-0` of pickled arrays, a file for each, numbered and without names.
 
-They are the leaves of a tree of parameters in the order of its sorted names, which `NAMES` gives; matrices are [inputs,
-outputs] in 8 bits, with a scale for each output and each group of inputs. Pickles are programs: these may call nothing
-but the three constructors below, which only note where numbers lie, and the numbers are read from the file itself.
+They are the leaves of a tree of parameters in the order of its sorted names, which `TOP` and `LAYER` give; matrices are
+[inputs, outputs] in 8 bits, with a scale for each output and each group of inputs. A pickle is a program. Nothing runs
+it: `_Steps` follows the few instructions that describe an array, calls nothing, and notes where the numbers lie.
 """
 
-import pickle
+import mmap
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +62,10 @@ LAYER = (
     "post_moe_norm",
     "moe_block.gate",
 )
-LARGE = 2**16  # bytes; less is read with the rest
+RECONSTRUCT = ("numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct")
+QUANTIZED = ("__main__ QuantizedWeight8bit", "model QuantizedWeight8bit")
+BFLOAT16 = "ml_dtypes bfloat16"
+KNOWN = {*RECONSTRUCT, *QUANTIZED, BFLOAT16, "numpy ndarray", "numpy dtype"}
 
 
 @dataclass(frozen=True)
@@ -71,113 +75,160 @@ class _Noted:
     kind: str
     shape: tuple[int, ...]
     start: int
-    raw: bytes
 
     def read(self, file: Path, expert: int | None) -> Tensor:
         """Of one of them, where the first dimension is experts."""
         dtype = {"i1": torch.int8, "f4": torch.float32, "bfloat16": torch.bfloat16}[self.kind]
         shape, at = (self.shape, 0) if expert is None else (self.shape[1:], expert)
         size = prod(shape) * dtype.itemsize
-        if self.raw:
-            found = np.frombuffer(self.raw, np.uint8, size, at * size).copy()
-        else:
-            found = np.fromfile(file, np.uint8, size, offset=self.start + at * size)
+        found = np.fromfile(file, np.uint8, size, offset=self.start + at * size)
         return torch.from_numpy(found).view(dtype).view(shape)
 
 
-class _Skimmed:
-    """A file whose long strings of bytes are passed over."""
+@dataclass
+class _Name:
+    """Of something that a pickle would import."""
 
-    def __init__(self, file: BinaryIO, size: int):
-        self._file, self._size = file, size
-        self._last: tuple[int, int] | None = None  # start and size
+    text: str
 
-    def read(self, n: int = -1) -> bytes:
-        return self._file.read(n)
 
-    def readline(self) -> bytes:
-        return self._file.readline()
+@dataclass
+class _Made:
+    """What a pickle would call with what, and then give a state."""
 
-    def readinto(self, into: bytearray) -> int:
-        if len(into) < LARGE:
-            return self._file.readinto(into)  # type: ignore[attr-defined]
-        start = self._file.tell()
-        if start + len(into) > self._size:
+    by: Any
+    args: Any
+    state: Any = None
+
+
+@dataclass(frozen=True)
+class _Bytes:
+    start: int
+    size: int
+
+
+class _Steps:
+    """The instructions of a pickle (protocols 3 and 4), one after another, on a stack of values that are only kept."""
+
+    def __init__(self, raw: mmap.mmap):
+        self._raw, self._at = raw, 0
+        self._stack: list[Any] = []
+        self._memo: dict[int, Any] = {}
+
+    def value(self) -> Any:
+        """What the pickle describes. Raises ValueError, struct.error, IndexError, KeyError, TypeError."""
+        while (code := self._bytes(1)) != b".":
+            self._step(code)
+        return self._stack.pop()
+
+    def _bytes(self, size: int) -> bytes:
+        found = self._raw[self._at : self._at + size]
+        if len(found) != size:
             raise ValueError("it is cut off")
-        self._last = start, len(into)
-        self._file.seek(len(into), 1)
-        return len(into)
+        self._at += size
+        return found
 
-    def taken(self, size: int) -> int:
-        """Where the last one began, which had that size."""
-        start, found = self._last or (0, -1)
-        self._last = None
-        if found != size:
-            raise ValueError("an array whose numbers are elsewhere")
-        return start
+    def _number(self, kind: str) -> int:
+        (found,) = struct.unpack("<" + kind, self._bytes(struct.calcsize("<" + kind)))
+        return found
 
+    def _line(self) -> str:
+        end = self._raw.find(b"\n", self._at)
+        return self._bytes(end + 1 - self._at)[:-1].decode() if end >= 0 else ""
 
-class _Reader(pickle.Unpickler):
-    def __init__(self, file: _Skimmed):
-        super().__init__(file)  # type: ignore[arg-type]
-        skimmed = file
+    def _last(self, count: int) -> tuple[Any, ...]:
+        found = tuple(self._stack.pop() for _ in range(count))
+        return found[::-1]
 
-        class Dtype:
-            """numpy.dtype: of a short name, or of a type by its name."""
+    def _since_mark(self) -> list[Any]:
+        at = len(self._stack) - 1 - self._stack[::-1].index(_Steps)
+        found = self._stack[at + 1 :]
+        del self._stack[at:]
+        return found
 
-            def __init__(self, kind: Any, *rest: Any):
-                self.kind = kind if isinstance(kind, str) else "bfloat16" if kind is Bfloat16 else repr(kind)
-
-            def __setstate__(self, state: Any) -> None: ...
-
-        class Bfloat16: ...
-
-        class Ndarray: ...
-
-        class Array:
-            noted: _Noted
-
-            def __init__(self, *rest: Any): ...
-
-            def __setstate__(self, state: Any) -> None:
-                _, shape, dtype, columns_first, raw = state
-                size, start = prod(shape) * {"i1": 1, "f4": 4, "bfloat16": 2}[dtype.kind], 0
-                if columns_first or len(raw) != size:
-                    raise ValueError("an array that is not as it was published")
-                if len(raw) >= LARGE:
-                    start, raw = skimmed.taken(size), b""
-                self.noted = _Noted(dtype.kind, tuple(shape), start, bytes(raw))
-
-        class Quantized:
-            def __init__(self, *rest: Any): ...
-
-        self._known: dict[tuple[str, str], type] = {
-            ("numpy.core.multiarray", "_reconstruct"): Array,
-            ("numpy._core.multiarray", "_reconstruct"): Array,
-            ("numpy", "ndarray"): Ndarray,
-            ("numpy", "dtype"): Dtype,
-            ("__main__", "QuantizedWeight8bit"): Quantized,
-            ("model", "QuantizedWeight8bit"): Quantized,
-            ("ml_dtypes", "bfloat16"): Bfloat16,
-        }
-        self._array, self._quantized = Array, Quantized
-
-    def find_class(self, module: str, name: str) -> Any:
-        known = self._known.get((module, name))
-        if known is None:
+    def _name(self, module: str, name: str) -> _Name:
+        if f"{module} {name}" not in KNOWN:
             raise ValueError(f"it asks for {module}.{name}, which no array needs")
-        return known
+        return _Name(f"{module} {name}")
 
-    def arrays(self) -> list[_Noted]:
-        """The one of a plain array; of a quantised one weight and scales."""
-        found = self.load()
-        if isinstance(found, self._quantized):
-            parts = [getattr(found, name, None) for name in ("weight", "scales")]
-        else:
-            parts = [found]
-        if not all(isinstance(part, self._array) and hasattr(part, "noted") for part in parts):
-            raise ValueError("it holds no array")
-        return [part.noted for part in parts]  # type: ignore[union-attr]
+    def _step(self, code: bytes) -> None:
+        push = self._stack.append
+        match code:
+            case b"\x80":  # the protocol
+                self._number("B")
+            case b"\x95":  # how much comes next
+                self._number("Q")
+            case b"\x94":
+                self._memo[len(self._memo)] = self._stack[-1]
+            case b"q" | b"r":
+                self._memo[self._number("B" if code == b"q" else "I")] = self._stack[-1]
+            case b"h" | b"j":
+                push(self._memo[self._number("B" if code == b"h" else "I")])
+            case b"\x8c" | b"X":
+                push(self._bytes(self._number("B" if code == b"\x8c" else "I")).decode())
+            case b"C" | b"B" | b"\x8e":
+                size = self._number({b"C": "B", b"B": "I", b"\x8e": "Q"}[code])
+                if self._at + size > len(self._raw):
+                    raise ValueError("it is cut off")
+                push(_Bytes(self._at, size))
+                self._at += size
+            case b"K" | b"M" | b"J":
+                push(self._number({b"K": "B", b"M": "H", b"J": "i"}[code]))
+            case b"\x8a":
+                push(int.from_bytes(self._bytes(self._number("B")), "little", signed=True))
+            case b"N" | b"\x88" | b"\x89":
+                push({b"N": None, b"\x88": True, b"\x89": False}[code])
+            case b"(":
+                push(_Steps)
+            case b")":
+                push(())
+            case b"\x85" | b"\x86" | b"\x87":
+                push(self._last(code[0] - 0x84))
+            case b"t":
+                push(tuple(self._since_mark()))
+            case b"}":
+                push({})
+            case b"s":
+                key, value = self._last(2)
+                self._stack[-1][key] = value
+            case b"u":
+                items = self._since_mark()
+                self._stack[-1].update(zip(items[::2], items[1::2], strict=True))
+            case b"c":
+                push(self._name(self._line(), self._line()))
+            case b"\x93":
+                push(self._name(*self._last(2)))
+            case b"R" | b"\x81":
+                push(_Made(*self._last(2)))
+            case b"b":
+                made, state = self._last(2)
+                made.state = state
+                push(made)
+            case _:
+                raise ValueError(f"instruction {code!r}, which no array needs")
+
+
+def _noted(value: Any) -> list[_Noted]:
+    """The one of a plain array; of a quantised one weight and scales."""
+    match value:
+        case _Made(_Name(name), _, {"weight": weight, "scales": scales}) if name in QUANTIZED:
+            return [_array(weight), _array(scales)]
+    return [_array(value)]
+
+
+def _array(value: Any) -> _Noted:
+    match value:
+        case _Made(_Name(name), _, (_, tuple(shape), dtype, False, _Bytes(start, size))) if name in RECONSTRUCT:
+            match dtype:
+                case _Made(_Name("numpy dtype"), ("f4" | "i1" as kind, *_)):
+                    pass
+                case _Made(_Name("numpy dtype"), (_Name("ml_dtypes bfloat16"), *_)):
+                    kind = "bfloat16"
+                case _:
+                    raise ValueError("numbers of another type")
+            if size == prod(shape) * {"i1": 1, "f4": 4, "bfloat16": 2}[kind]:
+                return _Noted(kind, shape, start)
+    raise ValueError("it holds no array as they were published")
 
 
 def first_of(folder: Path) -> Path | None:
@@ -197,9 +248,9 @@ def _opened(first: Path) -> dict[str, tuple[Path, list[_Noted], int | None]]:
     for number, name in enumerate(names):
         file = first.parent / f"tensor{number:05d}_000"
         try:
-            with open(file, "rb") as opened:
-                noted = _Reader(_Skimmed(opened, file.stat().st_size)).arrays()
-        except Exception as error:  # unpickling raises whatever it likes
+            with open(file, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as raw:
+                noted = _noted(_Steps(raw).value())
+        except (OSError, ValueError, struct.error, LookupError, TypeError, AttributeError) as error:
             raise ConfigError(f"{file}: not an array of Grok-1 ({error})") from None
         experts = range(noted[0].shape[0]) if "*" in name else [None]
         end = ".scale" if name.endswith("norm") and name not in TOP else ".weight"
