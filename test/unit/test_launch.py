@@ -47,6 +47,7 @@ def test_a_host_that_is_not_ours_is_a_setting() -> None:
         (["--quantization", "awq"], "--quantization awq"),
         (["--ssl-keyfile", "/nowhere/key", "--ssl-certfile", "/nowhere/cert"], "--ssl-certfile /nowhere/cert"),
         (["--device", "cpu", "--attention-backend", "triton"], "--attention-backend triton"),
+        (["--device", "cpu", "--attention-backend", "flashinfer"], "--attention-backend flashinfer"),
     ],
 )
 def test_a_wrong_setting_is_one_line_and_code_2(flags: list[str], says: str) -> None:

@@ -17,7 +17,7 @@ REFUSED = {
     "--disable-log-stats": "use --log-level warning",
     "--disaggregation-mode": "prompts and decodes run in one server",
     "--enable-dp-attention": "",
-    "--enable-flashinfer": "see --attention-backend",
+    "--enable-flashinfer": "it is used where it is installed; see --attention-backend",
     "--enable-hierarchical-cache": "the prefix cache is in device memory only",
     "--enable-lora": "",
     "--enable-torch-compile": "",
