@@ -7,10 +7,12 @@ Two servers are started: one as it is, one with --disable-radix-cache. Each of e
     unfused   over the first server, one request for each gen
     plain     over the second server, one request for each gen: neither cache nor fusion
 
-with an empty cache before each. Shown: the median wall time, how many times faster `ours` is, and how much of what the
-prompts have in common came from the cache. `--shape 0.5b` serves random weights in the shape of a model of half a
-billion parameters in place of the demo model. `--overhead` measures the interpreter alone, over a backend that answers
-at once: microseconds per primitive, and 10,000 programs in a batch.
+with an empty cache before each. Shown: the median wall time, how many times faster `ours` is, how much of what the
+prompts have in common came from the cache, and what does not depend on who else uses the machine: the steps that the
+first server took, and the processor time of the process that asks. Every gen has a fixed number of tokens, so that all
+ways have the same to do. `--shape 0.5b` serves random weights in the shape of a model of half a billion parameters in
+place of the demo model; another model is served by its flags. `--overhead` measures the interpreter alone, over a
+backend that answers at once: microseconds per primitive, and 10,000 programs in a batch.
 """
 
 import argparse
@@ -252,6 +254,9 @@ class Counting(sgl.RuntimeEndpoint):
     def begin(self) -> None:
         self.prompts, self.computed = [], 0
 
+    def steps(self) -> int:
+        return self.get_server_info()["internal_states"][0]["steps"]
+
     def shared(self) -> tuple[int, float]:
         """Tokens that prompts have in common with others before, and the share of them that was not computed."""
         tokens = httpx.post(self.base_url + "/tokenize", json={"prompt": self.prompts}, timeout=60).json()["tokens"]
@@ -313,14 +318,19 @@ def measure(size: Size, kinds: Sequence[str], flags: Sequence[str]) -> list[dict
             times: dict[str, list[float]] = {way: [] for way in ways}
             texts: dict[str, list[str]] = {}
             common, served = 0, 1.0
+            steps: dict[str, int] = {}
+            cpu: dict[str, list[float]] = {way: [] for way in ways}
             for i in range(size.rounds):
                 for way in order[i % 4 :] + order[: i % 4]:
                     backend, batched = ways[way]
                     ours.flush_cache()
                     ours.begin()
+                    steps_before, cpu_before = ours.steps(), time.process_time()
                     began = time.perf_counter()
                     states = KINDS[kind](backend, i, size.programs, batched)
                     took = time.perf_counter() - began
+                    cpu[way].append(time.process_time() - cpu_before)
+                    steps[way] = ours.steps() - steps_before
                     for state in states:
                         if (error := state.error()) is not None:
                             raise SystemExit(f"{kind}, {way}: {error}")
@@ -335,6 +345,8 @@ def measure(size: Size, kinds: Sequence[str], flags: Sequence[str]) -> list[dict
                 "over client": median["client"] / median["ours"],
                 "over unfused": median["unfused"] / median["ours"],
                 "over plain": median["plain"] / median["ours"],
+                **{f"steps, {way}": steps[way] for way in ("ours", "client")},
+                **{f"cpu, {way} (ms)": 1e3 * statistics.median(cpu[way]) for way in ("ours", "client", "unfused")},
                 "shared tokens": common,
                 "from cache": 100 * served,
                 "same text": all(texts[way] == texts["ours"] for way in ways),

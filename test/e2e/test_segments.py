@@ -125,6 +125,18 @@ def test_a_chain_computes_nothing_twice(engine: Engine) -> None:
     assert meta["completion_tokens"] == sum(p["meta_info"]["completion_tokens"] for p in answer["segments"])
 
 
+def test_a_chain_takes_a_step_for_each_token_and_none_besides(engine: Engine) -> None:
+    """What follows a gen is computed with the step that draws the next token; what lies behind a stop string, never."""
+    for segments in (CHAINS["stop strings"], CHAINS["no text between"], CHAINS["stop strings"][:2]):
+        before = engine.get_server_info()["internal_states"][0]
+        answer = engine.generate(segments=segments)
+        assert in_use(engine) == 0
+        after = engine.get_server_info()["internal_states"][0]
+        said = sum(part["meta_info"]["completion_tokens"] for part in answer["segments"])
+        assert after["generated_tokens"] - before["generated_tokens"] == said + 1, "one is in_use's"
+        assert after["steps"] - before["steps"] == said + 1
+
+
 def test_a_stream_of_a_chain_names_its_segments(engine: Engine) -> None:
     segments = CHAINS["a select between"]
     *parts, whole = list(engine.generate(segments=segments, stream=True))

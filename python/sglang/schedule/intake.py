@@ -102,7 +102,6 @@ def _extend(state: State, m: Extend, now: float, cursor: Cursor | None) -> list[
     if m.keep == AT_END and (not over or seq.paused):
         seq.after = m
         return []
-    seq.after = None
     state.rename(seq, m.id)
     keep = seq.kept if m.keep == AT_END else min(m.keep, len(seq.tokens))
     if (reason := _too_long(state, keep + len(m.tokens))) is not None:
