@@ -113,6 +113,7 @@ def _choose(
     TOP_GROUPS: tl.constexpr,
     GROUP_BY: tl.constexpr,
     GATED: tl.constexpr,
+    MORE: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_S: tl.constexpr,
@@ -177,27 +178,34 @@ def _choose(
     elif NORM == 3:
         powers = tl.where(weight > 0, tl.exp2(norm * tl.log2(weight)), 0.0)
         weight /= tl.maximum(tl.exp2(tl.log2(tl.sum(powers, 0)) / norm), 1e-20)
-    place = token * TOP_K + slot
-    tl.store(weights + place, weight * scale, mask=slot < TOP_K)
+    weight *= scale
     # Numbers that are none compare as they like, and must not send anybody to weights that are not there.
-    tl.store(ids + place, tl.minimum(chosen, COUNT - 1), mask=slot < TOP_K)
-    if GATED:
-        gate = tl.load(logits + token * row + COUNT).to(tl.float32)
-        tl.store(gates + token, tl.sigmoid(gate))
+    chosen = tl.minimum(chosen, COUNT - 1)
+    if GATED or MORE:
+        gate = tl.sigmoid(tl.load(logits + token * row + COUNT).to(tl.float32)) if GATED else 1.0
+        if MORE:
+            chosen = tl.where(slot < TOP_K, chosen, COUNT + slot - TOP_K)
+            weight = tl.where(slot < TOP_K, weight, gate)
+        else:
+            tl.store(gates + token, gate)
+    place = token * (TOP_K + MORE) + slot
+    tl.store(weights + place, weight, mask=slot < TOP_K + MORE)
+    tl.store(ids + place, chosen, mask=slot < TOP_K + MORE)
 
 
 def choose(
-    rule: Rule, logits: Tensor, correction: Tensor | None = None, gated: bool = False
+    rule: Rule, logits: Tensor, correction: Tensor | None = None, gated: bool = False, more: int = 0
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """What `layers.moe.route` says. logits: [tokens, experts], side by side; correction: [experts], float32.
 
     Returns weights (float32) and ids (int32), [tokens, top_k]. gated: one more column holds a gate's logit; its
-    sigmoid is the third result, float32 [tokens].
+    sigmoid is the third result, float32 [tokens]. more: every token takes as many experts besides, behind the others,
+    with that gate, or 1, as their weight; then there is no third result.
     """
-    tokens = logits.shape[0]
-    weights = torch.empty(tokens, rule.top_k, dtype=torch.float32, device=logits.device)
-    ids = torch.empty(tokens, rule.top_k, dtype=torch.int32, device=logits.device)
-    gates = weights.new_empty(tokens) if gated else None
+    tokens, width = logits.shape[0], rule.top_k + more
+    weights = torch.empty(tokens, width, dtype=torch.float32, device=logits.device)
+    ids = torch.empty(tokens, width, dtype=torch.int32, device=logits.device)
+    gates = weights.new_empty(tokens) if gated and not more else None
     chained = early(tokens)
     norm = 0 if rule.norm is None else int(rule.norm) if rule.norm in (1, 2) else 3
     _choose[(tokens,)](
@@ -205,9 +213,9 @@ def choose(
         logits.stride(0), rule.softcap or 1.0, float(rule.norm or 1.0), float(rule.scale),
         COUNT=rule.count, TOP_K=rule.top_k, SIGMOID=rule.score == "sigmoid", CAPPED=rule.softcap is not None,
         CORRECTED=correction is not None, NORM=norm, GROUPS=rule.groups, TOP_GROUPS=rule.top_groups,
-        GROUP_BY=rule.group_by, GATED=gated, BLOCK=triton.next_power_of_2(rule.count),
+        GROUP_BY=rule.group_by, GATED=gated, MORE=more, BLOCK=triton.next_power_of_2(rule.count),
         BLOCK_G=triton.next_power_of_2(rule.groups), BLOCK_S=triton.next_power_of_2(rule.count // rule.groups),
-        BLOCK_K=triton.next_power_of_2(rule.top_k), EARLY=chained, num_warps=1, launch_pdl=chained,
+        BLOCK_K=triton.next_power_of_2(width), EARLY=chained, num_warps=1, launch_pdl=chained,
     )  # fmt: skip
     return weights, ids, gates
 

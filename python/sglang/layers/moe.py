@@ -15,7 +15,7 @@ from torch import Tensor
 from sglang.kernels.staging import triton_works
 from sglang.layers.linear import Act, Linear
 from sglang.layers.mlp import Mlp
-from sglang.quant.dense import ACTS, packing_works
+from sglang.quant.dense import ACTS, Dense, packing_works
 from sglang.quant.stacked import Stacked
 
 GROUPED = (torch.bfloat16,)  # types that torch multiplies group by group on CUDA devices, where our kernels do not work
@@ -80,9 +80,11 @@ class ExpertMlp:
         limit: float | None,
         device: torch.device,
         dtype: torch.dtype,
+        more: int = 0,
     ):
-        self.gate_up = Stacked(count, {"gate": inter, "up": inter}, hidden, bias, device, dtype)
-        self.down = Stacked(count, {"down": hidden}, inter, bias, device, dtype)
+        """more: experts that nobody chooses, behind the others: see `MoE`."""
+        self.gate_up = Stacked(count, {"gate": inter, "up": inter}, hidden, bias, device, dtype, more)
+        self.down = Stacked(count, {"down": hidden}, inter, bias, device, dtype, more)
         self._device, self._dtype = device, dtype
         self._act: Act = act
         self._limit = limit
@@ -161,7 +163,7 @@ class ExpertMlp:
     ) -> Tensor:
         """The same by our kernels, + shared (times gates, float32 [tokens]) + other, which is overwritten.
 
-        ids: int32. All others: as in `__call__`, side by side.
+        ids: int32; those from the count of experts on are of the `more`. All others: as in `__call__`, side by side.
         """
         from sglang.kernels import experts as kernels
 
@@ -218,8 +220,17 @@ def fused_works(dtype: torch.dtype) -> bool:
     return experts.works(dtype)
 
 
+# Rows of a step in which the part that all tokens take is computed as experts that all choose: one pass reads all
+# weights then. For more rows its own products are faster.
+MERGED_MOST = 64
+MERGES = ("cuda",)  # devices where it is
+
+
 class MoE:
-    """Router, experts, and the part all tokens take. Places: router, correction, experts.*, shared.*, shared_gate."""
+    """Router, experts, and the part all tokens take. Places: router, correction, experts.*, shared.*, shared_gate.
+
+    Where that part is as wide as a number of experts, its weights lie behind theirs, piece by piece.
+    """
 
     def __init__(
         self,
@@ -244,7 +255,11 @@ class MoE:
         self.router, self.shared_gate = self._scores[:n], self._scores[n:] if shared_gate else None
         self.router_bias = None if self._scores_bias is None else self._scores_bias[:n]
         self.correction = torch.empty(routing.count, device=device, dtype=torch.float32) if routing.correction else None
-        self.experts = ExpertMlp(routing.count, hidden, inter, act, bias, limit, device, dtype)
+        alike = device.type in MERGES and shared % inter == 0 and not bias and limit is None
+        pieces = shared // inter if alike else 0
+        self.experts = ExpertMlp(routing.count, hidden, inter, act, bias, limit, device, dtype, pieces)
+        self._pieces = 0  # of the shared part that lie there
+        self._act: Act = act
         self.shared = Mlp(hidden, shared, act, True, False, device, dtype) if shared else None
 
     def places(self, prefix: str) -> dict[str, Tensor]:
@@ -259,8 +274,20 @@ class MoE:
         return found | self.experts.places(f"{prefix}.experts")
 
     def finish(self) -> None:
-        """All places are filled; those of `linears` are finished by themselves."""
+        """All places are filled; those of `linears` are finished by themselves, before."""
         self.experts.finish()
+        if self.shared is None or not self.experts.fused:
+            return
+        opens, closes, count = self.experts.gate_up, self.experts.down, self._routing.count
+        own, last = self.shared.gate_up.store, self.shared.down.store
+        if opens.more == 0 or any(one.codes is not None for one in (opens, closes)):
+            return
+        if not (isinstance(own, Dense) and isinstance(last, Dense)):
+            return
+        self._pieces = n = opens.more
+        opens.weight[count:].unflatten(1, (2, -1)).copy_(own.weight.unflatten(0, (2, n, -1)).transpose(0, 1))
+        closes.weight[count:].copy_(last.weight.unflatten(1, (n, -1)).transpose(0, 1))
+        own.weight = last.weight = torch.empty(0)
 
     def linears(self) -> dict[str, Linear]:
         return {} if self.shared is None else {f"shared.{name}": one for name, one in self.shared.linears().items()}
@@ -290,6 +317,23 @@ class MoE:
         from sglang.kernels import routing
 
         logits = routing.scores(x, self._scores, self._scores_bias)
-        weights, ids, gates = routing.choose(self._routing, logits, self.correction, self.shared_gate is not None)
-        shared = None if self.shared is None else self.shared(x)
+        more = self._pieces if len(x) <= MERGED_MOST else 0
+        gated = self.shared_gate is not None
+        weights, ids, gates = routing.choose(self._routing, logits, self.correction, gated, more)
+        shared = None if self.shared is None or more else self._shared(x)
         return self.experts.sums(x, weights, ids, self._routing.weigh_inputs, shared, gates, other)
+
+    def _shared(self, x: Tensor) -> Tensor:
+        assert self.shared is not None
+        if not self._pieces:
+            return self.shared(x)
+        from sglang.kernels.pointwise import gate
+
+        count = self._routing.count
+        opens, closes = self.experts.gate_up.weight[count:], self.experts.down.weight[count:]
+        inner = gate(F.linear(x, opens.flatten(0, 1)).view(len(x) * self._pieces, -1), self._act)
+        inner = inner.view(len(x), self._pieces, -1)
+        out = F.linear(inner[:, 0], closes[0])
+        for i in range(1, self._pieces):
+            out = out.addmm_(inner[:, i], closes[i].t())
+        return out

@@ -17,11 +17,20 @@ class Stacked:
 
     Weights are places that are filled, unless `narrow` was called: then there are takers, and the first weight decides
     whether all are kept as 8-bit floating point, with a scale a row or a scale a row and 128 columns.
+    more: room for as many others, behind them, where the weights stay as they are.
     """
 
     def __init__(
-        self, count: int, parts: dict[str, int], inputs: int, bias: bool, device: torch.device, dtype: torch.dtype
+        self,
+        count: int,
+        parts: dict[str, int],
+        inputs: int,
+        bias: bool,
+        device: torch.device,
+        dtype: torch.dtype,
+        more: int = 0,
     ):
+        self.more = more
         self.count, self.parts, self.inputs, self.dtype = count, parts, inputs, dtype
         self.rows = sum(parts.values())
         self.bias = torch.empty(count, self.rows, device=device, dtype=dtype) if bias else None
@@ -33,8 +42,8 @@ class Stacked:
 
     @cached_property
     def weight(self) -> Tensor:
-        """[experts, rows, inputs]; memory is taken when it is first asked for."""
-        return torch.empty(self.count, self.rows, self.inputs, device=self._device, dtype=self.dtype)
+        """[experts + more, rows, inputs]; memory is taken when it is first asked for."""
+        return torch.empty(self.count + self.more, self.rows, self.inputs, device=self._device, dtype=self.dtype)
 
     def narrow(self, kind: str | None, seen: "Counter[str]") -> None:
         """Take weights of 8 bits as they are. kind: fp8 to round others to; None: they stay. seen: as in `late.Late`.

@@ -131,26 +131,32 @@ def test_shared_experts_are_added_through_their_gate() -> None:
     assert torch.allclose(gated.plus(x, x), gated(x) + x)
 
 
-@pytest.mark.parametrize("kind", ["shared, gate", "shared, correction", "bias"])
-def test_what_the_kernels_do_is_what_torch_does(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "shared"),
+    [("shared, gate", 24), ("shared, gate", 48), ("shared", 16), ("shared, correction", 24), ("bias", 0)],
+)
+def test_what_the_kernels_do_is_what_torch_does(kind: str, shared: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In Triton's interpreter, as on a device: scores, choice, experts, the shared part and what is added to."""
     pytest.importorskip("triton")
     routing = (
         Routing(6, 2, score="sigmoid", correction=True) if "correction" in kind else Routing(6, 2, bias=kind == "bias")
     )
-    shared = 24 if "shared" in kind else 0
     limit = 0.5 if kind == "bias" else None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    monkeypatch.setattr("sglang.layers.moe.MERGES", ("cpu", "cuda"))
+    monkeypatch.setattr("sglang.layers.moe.MERGED_MOST", 3)
     m = filled(MoE(32, routing, 16, shared, "gate" in kind, "silu", kind == "bias", limit, device, torch.float32))
     for name, linear in m.linears().items():
         filled(linear, name)
-        linear.finish()
-    for tokens in (1, 5):
-        x, other = (torch.randn(tokens, 32, generator=torch.Generator().manual_seed(n)).to(device) for n in (5, 6))
-        m.experts.fused = False
-        wanted = m(x)
-        m.experts.fused = True
-        assert m.capturable
+    some = [
+        [torch.randn(tokens, 32, generator=torch.Generator().manual_seed(n)).to(device) for n in (5, 6)]
+        for tokens in (1, 3, 5)
+    ]
+    expected = [m(x) for x, _ in some]
+    monkeypatch.setattr(ExpertMlp, "finish", lambda self: setattr(self, "fused", True))
+    m.finish()
+    assert m.capturable and m._pieces == (shared // 16 if shared % 16 == 0 else 0)
+    for (x, other), wanted in zip(some, expected, strict=True):
         assert torch.allclose(m(x), wanted, atol=1e-5)
         assert torch.allclose(m.plus(x, other.clone()), wanted + other, atol=1e-5)
 
