@@ -267,24 +267,26 @@ few(const u16* x, long long stride, const u8* w, const u16* bias, const u16* oth
     const int count = ((int)((long long)items * (blockIdx.x + 1) / gridDim.x) - from) * TILES;
     const int half = N / 32; // tiles of 16 rows before the second half
 
+    const u32 behind = 1024 + row * 8 - lane * 16; // where a lane's steps are
     // A warp's pieces of a tile come in rounds of DEPTH; those of the next round are on their way.
     Four codes[DEPTH][2];
     Two steps[DEPTH][EACH];
-    auto load = [&](int d, const u8* at, const u8* at_steps) {
-        codes[d][0] = stream16(at + d * STEP), codes[d][1] = stream16(at + d * STEP + 512);
+    auto load = [&](int d, u32 at) {
+        const u8* own = w + at;
+        const u8* own_steps = w + (at + behind);
+        codes[d][0] = stream16(own + d * STEP), codes[d][1] = stream16(own + d * STEP + 512);
 #pragma unroll
-        for (int e = 0; e < EACH; e++) steps[d][e] = stream8(at_steps + d * STEP + e * 64);
+        for (int e = 0; e < EACH; e++) steps[d][e] = stream8(own_steps + d * STEP + e * 64);
     };
     auto tile_of = [&](int j) { return GATED ? (j % 2 ? half : 0) + from + j / 2 : from + j; };
     auto start = [&](int j) {
         const int tile = tile_of(j);
-        return w + ((long long)(tile / 8 * pieces + first) * 8 + tile % 8) * SIZE + lane * 16;
+        return (u32)((tile / 8 * pieces + first) * 8 + tile % 8) * SIZE + lane * 16;
     };
-    const int behind = 1024 + row * 8 - lane * 16; // where a lane's steps are
     others_may_start();
 #pragma unroll
     for (int d = 0; d < DEPTH; d++)
-        if (d < mine) load(d, start(0), start(0) + behind);
+        if (d < mine) load(d, start(0));
     others_have_ended();
     for (int start = 0; start < M * K / 8; start += 32 * WARPS) {
         const int i = start + threadIdx.x, m = i / (K / 8), k = i % (K / 8) * 8;
@@ -308,8 +310,7 @@ few(const u16* x, long long stride, const u8* w, const u16* bias, const u16* oth
         float acc[4] = {0.f, 0.f, 0.f, 0.f};
         for (int p = 0; p < mine; p += DEPTH) {
             const bool last = p + DEPTH >= mine;
-            const u8* next = last ? start(min(j + 1, count - 1)) : start(j) + (p + DEPTH) * STEP;
-            const u8* next_steps = next + behind;
+            const u32 next = last ? start(min(j + 1, count - 1)) : start(j) + (p + DEPTH) * STEP;
             const int there = last ? (j + 1 < count ? mine : 0) : mine - p - DEPTH;
 #pragma unroll
             for (int d = 0; d < DEPTH; d++) {
@@ -338,7 +339,7 @@ few(const u16* x, long long stride, const u8* w, const u16* bias, const u16* oth
                         acc[3] += (part[3] + odd[3] - high * right) * scale(steps[d][e].y);
                     }
                 }
-                if (d < there) load(d, next, next_steps);
+                if (d < there) load(d, next);
             }
         }
         const u32 place = sums + j % 2 * WARPS * 512; // [warp][8 of x][16 of the weight]

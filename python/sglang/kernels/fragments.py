@@ -103,7 +103,8 @@ class Many(NamedTuple):
 
 # By rows of the inputs: the first is taken. scripts/gpu_quant.py times the others beside it.
 FEW: tuple[Few, ...] = (
-    Few(8, 2, 3), Few(8, 4, 2), Few(8, 1, 4), Few(16, 4, 1), Few(16, 1, 2), Few(8, 7, 2), Few(16, 2, 1),
+    Few(8, 2, 4), Few(8, 2, 3), Few(8, 3, 3), Few(8, 1, 5), Few(8, 1, 4), Few(8, 4, 2), Few(16, 4, 1), Few(16, 2, 1),
+    Few(16, 1, 2),
 )  # fmt: skip
 MANY: dict[int, tuple[Many, ...]] = {
     8: (Many(8, 8, 2), Many(8, 5, 3)),
@@ -196,7 +197,8 @@ def multiply(
 def chosen(m: int, w: Fragments, act: str | None) -> Few | Many:
     few = FEW[0]
     pairs = act is None or w.rows % (2 * ROWS) == 0
-    return few if m <= FEWEST and pairs and few.shared(m, w) * few.blocks <= MEMORY else tiles_of(m)[0]
+    pairs &= w.bytes < 2**32
+    return few if m <= FEWEST and pairs and few.shared(m, w) * 2 <= MEMORY else tiles_of(m)[0]
 
 
 def _few(x: Tensor, w: Fragments, bias: Tensor | None, other: Tensor | None, act: str | None, tile: Few) -> Tensor:
