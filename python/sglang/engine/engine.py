@@ -299,6 +299,10 @@ class Engine:
 
         How long there must be none for what is left to do; None: nothing is.
         """
+        tiled = self._tiled
+        for shape in tiled.long_rows.met if tiled is not None else ():
+            self._seen.note("long", shape)
+        self._seen.save()
         captures = [one for one in (self._pieces, self._graphs) if one is not None]
         try:
             if any(one.prepare(wanted, met) for met in (True, False) for one in captures):
@@ -307,13 +311,9 @@ class Engine:
             log.warning("No memory is left for more graphs; a lower --mem-fraction-static leaves some")
             for one in captures:
                 one.captures = False
-        if (tiled := self._tiled) is not None:
-            if tiled.long_rows.missing and (quiet_s < LATER_S or tiled.plan_one()):
-                return LATER_S
-            for shape in tiled.long_rows.met:
-                self._seen.note("long", shape)
-        self._seen.save()
-        return None
+        if tiled is None or not tiled.long_rows.missing:
+            return None
+        return LATER_S if quiet_s < LATER_S or tiled.plan_one() else None
 
     @torch.inference_mode()
     def warm(self) -> None:
@@ -339,6 +339,8 @@ class Engine:
             automata.rehearse()
 
         warmup.warm(self.launch, plans, fills, captures, self._model.dtype, rehearse)
+        if isinstance(self._attention, TritonAttention):
+            self._attention.repeats = True
         try:
             for plan in held:
                 self.launch(plan).wait()

@@ -17,6 +17,7 @@ pytest.importorskip("triton")
 from sglang.attention.triton import TritonAttention
 from sglang.engine.engine import SOON_S
 from sglang.engine.graphs import _Captured, _Kind, sizes
+from sglang.engine.seen import Seen
 
 
 @pytest.fixture(scope="module")
@@ -175,12 +176,13 @@ def test_sizes_grow_with_little_padding() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what would be captured is noted instead")
 def test_kinds_that_were_met_are_captured_first_and_larger_ones_serve_meanwhile(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     own = Driver(on_device(folder))
     graphs = own.engine._graphs
     assert graphs is not None
     graphs.captures = True
+    graphs._seen = own.engine._seen = Seen({"model": "a"}, tmp_path)
     run: list[_Kind] = []
     step = graphs._step
     monkeypatch.setattr(graphs, "_step", lambda kind, wanted=None: run.append(kind) or step(kind, wanted))
@@ -201,6 +203,7 @@ def test_kinds_that_were_met_are_captured_first_and_larger_ones_serve_meanwhile(
         graphs._seen.note("decodes", met)
     for _ in range(12):
         assert own.engine.prepare() == SOON_S
+        assert Seen({"model": "a"}, tmp_path).first("decodes") == graphs._seen.first("decodes"), "not kept at once"
     # No state follows tokens yet, so nothing is held.
     assert list(graphs._captured) == run == [
         _Kind(4, True, False, True), _Kind(2, False, False, False),
