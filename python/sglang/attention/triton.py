@@ -8,7 +8,7 @@ finds each step's rows in them.
 
 import logging
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from sglang.attention.base import Feature, Ints, Look, Rows, Scales, Shape
 from sglang.attention.flashinfer import FlashInfer, Job, able, kernel
 from sglang.attention.long import LongRows, Row
 from sglang.kernels import attention as kernels
+from sglang.kernels.again import Again
 from sglang.kernels.cells import file_cells
 from sglang.kernels.matvec import early
 from sglang.kernels.staging import Stager
@@ -42,6 +43,12 @@ class _Step:
     short: int = 0  # tiles of rows that are not long: the first
     flash: Job | None = None  # rows that FlashInfer computes
     flash_decodes: Job | int | None = None  # the same of decodes; of a graph: how many
+    again: dict[tuple[Any, ...], Again] = field(default_factory=dict)  # launches of layers that look alike
+
+    @property
+    def ours(self) -> bool:
+        """No row is computed by others' kernels."""
+        return not self.long and self.flash is None and self.flash_decodes is None
 
 
 class TritonAttention:
@@ -78,6 +85,7 @@ class TritonAttention:
         self._long = LongRows(shape, self._dtype, table.device)
         self.flash: FlashInfer | None = None
         self.shares = self._height > 0  # whether keys that decodes have in common are read once
+        self.repeats = False  # launches of a layer are those of the layer before; not while kernels are only compiled
 
     def use_flashinfer(self, looks: list[Look], decodes: bool) -> None:
         """Once it is there: for decodes too, or else only for rows of several tokens, if it is faster than we are.
@@ -200,7 +208,9 @@ class TritonAttention:
 
         out: [tokens, heads * head_dim], contiguous.
         """
-        self._attend(q, k, v, turn, layer, look, out)
+        got = self._attend(q, k, v, turn, layer, look, out)
+        if got.data_ptr() != out.data_ptr():
+            out.copy_(got)
 
     def _attend(
         self,
@@ -216,11 +226,40 @@ class TritonAttention:
         assert step is not None, "plan() first"
         n = step.tokens
         chained = into is None and early(n)  # what runs before and after those of a piece does not start early
-        file_cells(q[:n], k[:n], v[:n], turn, pool, step.slots, step.positions, chained)
         if into is not None:
             out = into.view(q.shape)
         else:
             out = q.new_empty(q.shape) if n == len(q) else q.new_zeros(q.shape)
+        if not self.repeats or not step.ours:
+            return self._launch(q, k, v, turn, pool, look, out, chained)
+        changing = [q, k, v, pool.keys, pool.values, out, *(() if look.sinks is None else (look.sinks,))]
+        alike = (
+            look.window, look.chunk, look.softcap, look.sinks is None, pool.k_scale, pool.v_scale, chained, q.shape,
+            q.stride(), k.stride(), v.stride(), None if turn is None else (turn[0].data_ptr(), turn[1].data_ptr()),
+        )  # fmt: skip
+        again = step.again.get(alike)
+        if again is not None and again.repeat(changing):
+            return out.view(len(q), -1)
+        again = step.again[alike] = Again(changing)
+        with again.noted():
+            return self._launch(q, k, v, turn, pool, look, out, chained)
+
+    def _launch(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        turn: tuple[Tensor, Tensor] | None,
+        pool: kernels.Pool,
+        look: Look,
+        out: Tensor,
+        chained: bool,
+    ) -> Tensor:
+        """What it returns is `out`, or takes its place."""
+        step = self._step
+        assert step is not None
+        n = step.tokens
+        file_cells(q[:n], k[:n], v[:n], turn, pool, step.slots, step.positions, chained)
         score = kernels.Score(self._shape.scale, look.window or 0, look.chunk or 0, look.softcap or 0.0, look.sinks)
         if step.decodes is not None and not self._decoded(q, pool, look, out):
             shared = None if look.window or look.chunk else step.shared
@@ -239,8 +278,7 @@ class TritonAttention:
                 return out.view(len(q), -1)
             if step.long and plain and (done := self._attend_long(q, pool, out)) is not None:
                 tiles = tiles[: step.short]
-                if done is not out:
-                    out = done if into is None else out.copy_(done)
+                out = done
             if len(tiles):
                 kernels.extend(q, pool, score, tiles, out, step.longest)
         return out.view(len(q), -1)

@@ -15,6 +15,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from sglang.kernels.again import launch
+
 MOST_SPLITS = 64
 MERGES = (4, 16, 64, 128)  # parts that a merge has room for: few, because each is a kernel to compile
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -500,7 +502,9 @@ def decode(
         norms = torch.empty(rows, heads, width, dtype=torch.float32, device=q.device)
     sinks = out if score.sinks is None else score.sinks
     block_d = triton.next_power_of_2(dim)
-    _decode[(rows, kv, splits)](
+    launch(
+        _decode,
+        (rows, kv, splits),
         q, pool.keys, pool.values, out, parts, norms, sinks, slots, positions, places,
         shared.own if shared else slots, pool.table,
         q.stride(0), pool.table.stride(0), score.scale * pool.k_scale, pool.v_scale, score.cap, splits, width,
@@ -512,7 +516,9 @@ def decode(
     )  # fmt: skip
     if shared:
         s = shared_tuning(dim, q.dtype)
-        _shared[(len(shared.tiles), kv)](
+        launch(
+            _shared,
+            (len(shared.tiles), kv),
             q, pool.keys, pool.values, parts, norms, shared.tiles, shared.members, places, pool.table,
             q.stride(0), pool.table.stride(0), score.scale * pool.k_scale, score.cap, splits, width,
             GROUP=heads // kv, KV=kv, DIM=dim, PAGE=pool.page_size, CAPPED=score.cap != 0, PRECISION=_precision(q),
@@ -521,7 +527,9 @@ def decode(
         )  # fmt: skip
     if parted:
         block_s = merge_room(width)
-        _merge[(rows, heads)](
+        launch(
+            _merge,
+            (rows, heads),
             parts, norms, out, sinks, places, shared.used if shared else slots, pool.v_scale, splits,
             width,
             HEADS=heads, DIM=dim, SINKS=score.sinks is not None, SHARED=shared is not None,
@@ -542,7 +550,9 @@ def extend(
     kv = pool.keys.shape[1]
     pack = packed(heads, kv)
     t = tuning or extend_tuning(dim, q.dtype, longest * pack)
-    _extend[(heads // pack, len(tiles))](
+    launch(
+        _extend,
+        (heads // pack, len(tiles)),
         q, pool.keys, pool.values, out, out if score.sinks is None else score.sinks, tiles, pool.table,
         q.stride(0), pool.table.stride(0), score.scale * pool.k_scale, pool.v_scale, score.cap,
         HEADS=heads, KV=kv, DIM=dim, PAGE=pool.page_size, WINDOW=score.window, CHUNK=score.chunk, CAPPED=score.cap != 0,
