@@ -239,10 +239,14 @@ def decodes(rows: list[dict[str, Any]]) -> None:
             row |= _rate(f"triton {name}", ours(), bytes_)
             if name == "e4m3":
                 tunings = [
-                    own.Tuning(1, *t)
-                    for t in ((64, 4, 2), (64, 4, 4), (128, 4, 3), (128, 8, 3), (32, 4, 4), (64, 8, 3))
+                    own.Tuning(1, *t) for t in ((64, 4, 5), (128, 8, 3), (32, 4, 4), (32, 4, 6), (32, 4, 8), (64, 8, 4))
                 ]
                 found = {t: us for t in tunings if (us := _tried(lambda: ours(t))) is not None}
+                print(
+                    row["decodes"],
+                    *(f"{t.keys} {t.warps} {t.stages}: {us:.1f} us" for t, us in found.items()),
+                    sep="; ",
+                )
                 best = min(found, key=lambda t: found[t])
                 row |= {"e4m3 best us": found[best], "e4m3 best": f"{best.keys} {best.warps} {best.stages}"}
             if name == "e5m2" or not THERE:
