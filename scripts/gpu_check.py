@@ -5,6 +5,7 @@
     python scripts/gpu_check.py attention                 # ours on 16 and 8 bits, FlashInfer's: against float64, timed
     python scripts/gpu_check.py long                      # attention of long rows by cuDNN and by tiles: both, timed
     python scripts/gpu_check.py graphs                    # steps of an 8B model: graphs on and off, time by batch
+    python scripts/gpu_check.py profile                   # kernels of steps of that model, by their time
     python scripts/gpu_check.py loop                      # the device's pauses between steps; time by batch, by context
     python scripts/gpu_check.py idle                      # what is prepared while nobody waits, and how soon it is left
     python scripts/gpu_check.py stream                    # what lies between products: one kernel, and step by step
@@ -292,8 +293,16 @@ def graphs() -> dict[str, Any]:
     import gpu_steps
 
     found = gpu_steps.run()
-    for name in ("profile", "prefills", "steps"):
+    for name in ("prefills", "steps"):
         table(found[name])
+    return found
+
+
+def profile() -> dict[str, Any]:
+    import gpu_steps
+
+    found = gpu_steps.profile()
+    table(found["profile"])
     return found
 
 
@@ -374,6 +383,7 @@ def main() -> int:
             "attention",
             "long",
             "graphs",
+            "profile",
             "loop",
             "idle",
             "stream",
@@ -425,6 +435,8 @@ def main() -> int:
             figures = moe()
         case "constraints":
             figures = constraints()
+        case "profile":
+            figures = profile()
         case "loop":
             figures = loop()
         case "idle":
