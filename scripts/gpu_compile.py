@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "0"
@@ -108,7 +109,19 @@ def loads_before_the_wait(ptx: str) -> int:
 
 def kernels(compiler: Compiler) -> None:
     from sglang.kernels import attention as own
-    from sglang.kernels import automata, cells, enter, fp8, int4, long, matvec, pointwise, sample, stream
+    from sglang.kernels import (
+        automata,
+        cells,
+        enter,
+        experts,
+        fp8,
+        int4,
+        long,
+        matvec,
+        pointwise,
+        routing,
+        sample,
+    )  # fmt: skip, stream
 
     matvec._capable = lambda: True  # type: ignore[assignment]
     int4._asm = lambda: True  # type: ignore[assignment]
@@ -184,6 +197,23 @@ def kernels(compiler: Compiler) -> None:
                 stream.opened(some(1, rows, 2 * inter), None, "silu", bf16, (groups, None))
     for post, factor in (((some(hidden), 1e-5), 1.0), (None, 0.5)):
         stream.join(some(1, 1, hidden), None, some(1, hidden), post, factor, (some(hidden), 1e-5))
+    rule = SimpleNamespace(count=60, top_k=4, score="softmax", norm=None, scale=1.0, groups=1, top_groups=1, group_by=1,
+                           softcap=None)  # fmt: skip
+    for dtype, groups in ((bf16, 0), (fp8.FP8, 1), (fp8.FP8, 16)):
+        # Of Qwen1.5-MoE-A2.7B, all experts in one's memory.
+        stacks = [
+            experts.Stack(
+                some(1, rows, inputs, dtype=dtype).expand(60, -1, -1), None,
+                some(60, min(groups, inputs // 128), rows, dtype=torch.float32) if groups else None,
+            )
+            for rows, inputs in ((2816, 2048), (2048, 1408))
+        ]  # fmt: skip
+        for rows in (1, 16, 256, 1024, 8192):
+            compiler.of(f"experts, {rows} rows")
+            x = some(rows, 2048)
+            logits = routing.scores(x, some(61, 2048), None) if rows <= routing.FEW else some(rows, 61)
+            weights, ids, gates = routing.choose(rule, logits, None, True)
+            experts.forward(x, weights, ids, *stacks, experts.Gate("silu"), tail=experts.Tail(x, gates, x))
     for longest in (2, 64, 128):
         compiler.of(f"rows of {longest}")
         q = some(256, heads + 2 * kv, dim)[:, :heads]
