@@ -121,7 +121,8 @@ def kernels(compiler: Compiler) -> None:
         pointwise,
         routing,
         sample,
-    )  # fmt: skip, stream
+        stream,
+    )
 
     matvec._capable = lambda: True  # type: ignore[assignment]
     int4._asm = lambda: True  # type: ignore[assignment]
