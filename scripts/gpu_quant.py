@@ -49,49 +49,30 @@ def numerics() -> list[dict[str, Any]]:
         codes = torch.randint(0, 16, (n, k), device=DEVICE, dtype=torch.uint8)
         zeros = torch.randint(0, 16, (n, k // size), device=DEVICE).float()
         scales = torch.rand(n, k // size, device=DEVICE) * 0.01 + 0.01
-        weight = (codes.double() - zeros.double().repeat_interleave(size, 1)) * scales.double().repeat_interleave(
-            size, 1
-        )
+        spread = [t.double().repeat_interleave(size, 1) for t in (zeros, scales)]
+        weight = (codes.double() - spread[0]) * spread[1]
         words, pieces = (make(codes, scales, zeros, size) for make in (int4.laid_out, fragments.laid_out))
-        error = far(fragments.written_out(pieces, dtype), weight)
-        add(f"fragments written out, groups of {size}", n, error, 3e-3)
+        name = f"groups of {size}, {str(dtype)[6:]}"
+        add(f"written out, {name}", n, far(fragments.written_out(pieces, dtype), weight), 3e-3)
         for rows in (*ROWS, 300) if size == 128 and dtype == BF16 else (1, 64):
-            x = torch.randn(rows, k, device=DEVICE).to(dtype)
-            bound = 6e-3 if dtype == BF16 else 1e-3
-            if rows in (1, 64, 256) and size == 128 and dtype == BF16:
-                add(
-                    f"int4, groups of {size}, bfloat16",
-                    rows,
-                    far(int4.multiply(x, words), x.double() @ weight.T),
-                    bound,
+            x, bias, other = (torch.randn(*s, device=DEVICE).to(dtype) for s in ((rows, k), (n,), (rows, n)))
+            wide = x.double() @ weight.T
+            more = wide + bias.double()
+            gated = F.silu(more[:, : n // 2]) * more[:, n // 2 :]
+            cases = {
+                f"int4, {name}": lambda: far(int4.multiply(x, words), wide),
+                f"fragments, {name}": lambda: far(fragments.multiply(x, pieces), wide),
+                f"fragments, {name}, gate": lambda: far(fragments.multiply(x, pieces, bias, None, "silu"), gated),
+                f"fragments, {name}, residual": lambda: far(
+                    fragments.multiply(x, pieces, bias, other.clone()), more + other.double()
+                ),
+            }
+            for tile in tried(rows, k) if size == 128 and dtype == BF16 else ():
+                cases[f"fragments, {name}, {tile}"] = lambda tile=tile: far(
+                    fragments.multiply(x, pieces, tile=tile), wide
                 )
-            fitting = [t for t in fragments.FEW if rows <= fragments.FEWEST] + [
-                t for tiles in fragments.MANY.values() for t in tiles if size == 128 and dtype == BF16
-            ]
-            for tile in [None, *dict.fromkeys(fitting)]:
-                name = f"fragments, {tile}, groups of {size}, {str(dtype)[6:]}"
-                attempt(
-                    add, name, rows, bound, lambda: far(fragments.multiply(x, pieces, tile=tile), x.double() @ weight.T)
-                )
-            bias, other = torch.randn(n, device=DEVICE).to(dtype), torch.randn(rows, n, device=DEVICE).to(dtype)
-            wide = x.double() @ weight.T + bias.double()
-            gated = F.silu(wide[:, : n // 2]) * wide[:, n // 2 :]
-            name = f"fragments, {size}, {str(dtype)[6:]}"
-            attempt(
-                add,
-                name + ", bias, gate",
-                rows,
-                bound,
-                lambda: far(fragments.multiply(x, pieces, bias, None, "silu"), gated),
-            )
-            wide = wide + other.double()
-            attempt(
-                add,
-                name + ", bias, residual",
-                rows,
-                bound,
-                lambda: far(fragments.multiply(x, pieces, bias, other), wide),
-            )
+            for case, error in cases.items():
+                attempt(add, case, rows, 6e-3 if dtype == BF16 else 1e-3, error)
     for groups in (1, 16):
         weight, scales = random_fp8(1088, 2048, groups)
         wide = weight.double() * scales.double().T.repeat_interleave(2048 // groups, 1)
@@ -103,6 +84,13 @@ def numerics() -> list[dict[str, Any]]:
             got = fp8.multiply(codes, own, weight, scales, BF16)
             add(f"fp8, {groups} scales a row", rows, far(got, given @ wide.T), 6e-3)
     return found
+
+
+def tried(rows: int, inputs: int) -> list[fragments.Few | fragments.Many]:
+    """Tiles that make sense for so many rows."""
+    few = fragments.FEW if rows <= fragments.FEWEST and rows * inputs <= 2**15 else ()
+    many = [t for some in fragments.MANY.values() for t in some if rows / 2 <= t.rows < max(2 * rows, 17)]
+    return list(dict.fromkeys([*few, *many]))
 
 
 def attempt(add: Callable[..., None], name: str, rows: int, bound: float, measure: Callable[[], float]) -> None:
@@ -165,14 +153,12 @@ def tiles(until: float) -> list[dict[str, Any]]:
                 share = 100 * words[0].bytes / us / READ_TB_S / 1e6
                 found.append({"shape": name, "rows": rows, "how": how, "us": us, "share %": share})
 
-            few = fragments.FEW if rows <= fragments.FEWEST and rows * k <= 2**15 else ()
-            many = [t for some in fragments.MANY.values() for t in some if rows / 2 <= t.rows < max(2 * rows, 17)]
-            for tile in dict.fromkeys([*few, *many]):
+            for tile in tried(rows, k):
                 if time.monotonic() > until:
                     return found
                 measure(str(tile), lambda w: fragments.multiply(x, w, tile=tile))
             if rows == 1 and name == "gate_up":
-                for tile in few:
+                for tile in fragments.FEW:
                     measure(f"{tile}, gated", lambda w: fragments.multiply(x, w, act="silu", tile=tile))
         for rows in (512, 1024, 2048) if name in ("gate_up", "o") else ():
             x = torch.randn(rows, k, device=DEVICE, dtype=BF16)

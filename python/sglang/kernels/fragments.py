@@ -122,7 +122,7 @@ def tiles_of(m: int) -> tuple[Many, ...]:
 
 @functools.cache
 def _text() -> str:
-    return Path(__file__).with_suffix(".cu").read_text()
+    return "".join(Path(__file__).with_name(name).read_text() for name in ("hopper.cu", "fragments.cu"))
 
 
 def _source(**numbers: object) -> str:

@@ -1,4 +1,4 @@
-// The instructions that fragments.cu uses, on a CPU: a block's threads are fibers that take turns where they wait, and
+// The instructions of hopper.cu, on a CPU: a block's threads are fibers that take turns where they wait, and
 // what is fetched comes late, in any order. Sums are in float32 as they come; nothing is said about time.
 
 #include <algorithm>
@@ -79,7 +79,7 @@ DEVICE void store4(u32 at, u32 v) { memcpy(own_memory() + at, &v, 4); }
 DEVICE void store16(u32 at, Four v) { if (at % 16) abort(); memcpy(own_memory() + at, &v, 16); }
 DEVICE Four stream16(const u8* at) { if ((u64)at % 16) abort(); Four v; memcpy(&v, at, 16); return v; }
 DEVICE Two stream8(const u8* at) { Two v; memcpy(&v, at, 8); return v; }
-DEVICE u32 among(u32 a) { return (a & 0x000f000f) | MAGIC; }
+DEVICE u32 among(u32 a, u32 bits) { return (a & 0x000f000f) | bits; }
 DEVICE float __uint_as_float(u32 v) { float f; memcpy(&f, &v, 4); return f; }
 #define __expf expf
 
