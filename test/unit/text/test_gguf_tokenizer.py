@@ -17,7 +17,7 @@ from sglang.base.config import DEMO_MODEL, ServerConfig
 from sglang.base.errors import ConfigError
 from sglang.launch import ThreadWorker
 from sglang.offline import Engine
-from sglang.text.gguf import CUTS
+from sglang.text.gguf import COMPOSED, CUTS
 from sglang.text.tokenizer import load
 
 TEXTS = [
@@ -209,3 +209,26 @@ def test_what_cannot_be_read_is_named_and_what_to_do(keys: dict[str, Any], words
     with pytest.raises(ConfigError) as caught:
         load(str(saved(tmp_path / "x.gguf", keys)))
     assert words in str(caught.value) and "--tokenizer-path" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def same_as_llama_cpp(path: Path, texts: list[str]) -> None:
+    llama_cpp: Any = pytest.importorskip("llama_cpp", reason="llama-cpp-python is the reference here")
+    ours, theirs = load(str(path)), llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
+    for text in texts:
+        expected = theirs.tokenize(text.encode(), add_bos=False, special=True)
+        assert ours.encode(text, add_special_tokens=False) == expected, text
+
+
+@pytest.mark.parametrize("pre", CUTS)
+def test_texts_are_cut_as_llama_cpp_cuts_them(pre: str, tmp_path: Path) -> None:
+    file = trained(tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False))
+    # It never composes characters, which the tokenizers of some models do.
+    texts = [text for text in TEXTS if pre not in COMPOSED or text.isascii()]
+    same_as_llama_cpp(merged(tmp_path, file, pre, **{"ggml.bos_token_id": 0, "ggml.eos_token_id": 0}), texts)
+
+
+@pytest.mark.parametrize("dummy", [True, False])
+def test_scored_pieces_are_joined_as_llama_cpp_joins_them(dummy: bool, tmp_path: Path) -> None:
+    own = {} if dummy else {"user_defined_symbols": ["▁▁", "▁▁▁▁", "<start_of_turn>"]}
+    path, _ = pieces(tmp_path, add_dummy_prefix=dummy, **own)
+    same_as_llama_cpp(path, [*TEXTS, "a<start_of_turn>  b    c"])
