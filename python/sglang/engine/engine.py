@@ -339,7 +339,7 @@ class Engine:
             automata.rehearse()
 
         warmup.warm(self.launch, plans, fills, captures, self._model.dtype, rehearse)
-        if isinstance(self._attention, TritonAttention):
+        if not isinstance(self._attention, TorchAttention):
             self._attention.repeats = True
         try:
             for plan in held:
