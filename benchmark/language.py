@@ -214,13 +214,15 @@ class OneByOne(sgl.BaseBackend):
                     model="default", prompt=s.text_ + choice, max_tokens=0, temperature=0, echo=True, logprobs=1
                 )
             found = answer.choices[0].logprobs
-            assert found is not None and found.token_logprobs and found.text_offset
-            reach = [
-                lp
-                for lp, at in zip(found.token_logprobs, found.text_offset, strict=True)
-                if at >= len(s.text_) and lp is not None
-            ]
-            scores.append(sum(reach) / max(len(reach), 1))
+            assert found is not None and found.tokens and found.token_logprobs
+            reach: list[float] = []
+            left = len(choice)  # of its characters; the prompt and the choice may meet inside of a token
+            for token, logprob in zip(reversed(found.tokens), reversed(found.token_logprobs), strict=True):
+                if left <= 0 or logprob is None:
+                    break
+                reach.append(logprob)
+                left -= len(token)
+            scores.append(sum(reach) / len(reach))
         return sgl.ChoicesDecision(choices[scores.index(max(scores))], {})
 
 
@@ -349,7 +351,8 @@ def measure(size: Size, kinds: Sequence[str], flags: Sequence[str]) -> list[dict
                 **{f"cpu, {way} (ms)": 1e3 * statistics.median(cpu[way]) for way in ("ours", "client", "unfused")},
                 "shared tokens": common,
                 "from cache": 100 * served,
-                "same text": all(texts[way] == texts["ours"] for way in ways),
+                "same text": texts["client"] == texts["unfused"] == texts["ours"],
+                "plain too": texts["plain"] == texts["ours"],
             }
             rows.append(row)
             print(
