@@ -145,14 +145,15 @@ def tiles(until: float) -> list[dict[str, Any]]:
     for name in ("gate_up", "o", "qkv", "down"):
         n, k = SHAPES[name]
         words = turn(n * k // 2, lambda: random_fragments(n, k))
+        rows = 0
+
+        def measure(how: str, call: Callable[[Any], torch.Tensor]) -> None:
+            us = timed([lambda w=w: call(w) for w in words])
+            share = 100 * words[0].bytes / us / READ_TB_S / 1e6
+            found.append({"shape": name, "rows": rows, "how": how, "us": us, "share %": share})
+
         for rows in ROWS:
             x = torch.randn(rows, k, device=DEVICE, dtype=BF16)
-
-            def measure(how: str, call: Callable[[Any], torch.Tensor]) -> None:
-                us = timed([lambda w=w: call(w) for w in words])
-                share = 100 * words[0].bytes / us / READ_TB_S / 1e6
-                found.append({"shape": name, "rows": rows, "how": how, "us": us, "share %": share})
-
             for tile in tried(rows, k):
                 if time.monotonic() > until:
                     return found

@@ -96,6 +96,25 @@ def test_a_lane_of_a_warp_finds_what_the_matrix_units_want_of_it() -> None:
             assert found >> (4 * nibble) & 15 == codes[row + 8 * up, column + 8 * right + odd]
 
 
+def test_a_few_rows_are_kept_whole_where_they_fit() -> None:
+    w, long = (fragments.Fragments(torch.empty(0), 4096, inputs, 1) for inputs in (4096, 14336))
+    assert all(isinstance(fragments.chosen(m, w, None), fragments.Few) for m in (1, fragments.FEWEST))
+    assert isinstance(fragments.chosen(1, long, None), fragments.Few)
+    assert fragments.chosen(8, long, None) == fragments.MANY[8][0]
+    assert fragments.chosen(9, w, "silu") == fragments.MANY[16][0] and fragments.chosen(256, w, None).rows == 256
+    odd = fragments.Fragments(torch.empty(0), 4112, 4096, 1)  # its halves are no whole pieces
+    assert (
+        fragments.chosen(1, odd, "silu") == fragments.MANY[8][0] and fragments.chosen(1, odd, None) == fragments.FEW[0]
+    )
+
+
+def test_tiles_fit_into_the_memory_of_a_processor() -> None:
+    for each in (1, 2, 4):
+        w = fragments.Fragments(torch.empty(0), 4096, 4096, each)
+        assert all(tile.shared(w) <= fragments.MEMORY for tiles in fragments.MANY.values() for tile in tiles)
+        assert all(tile.shared(1, w) <= fragments.MEMORY for tile in fragments.FEW)
+
+
 def library(folder: Path, source: str, go: str) -> Callable[..., int]:
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
