@@ -4,6 +4,7 @@ import json
 import re
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -144,7 +145,10 @@ def test_jumped_tokens_are_counted(served: Any) -> None:
     assert served.metric("sglang:jump_forward_tokens_total") - before == jumped
 
 
-def test_without_jumps_the_text_is_the_same_where_the_tokens_are_canonical(served: Any, start_server: Any) -> None:
+def test_without_jumps_the_text_is_the_same_where_the_tokens_are_canonical(
+    served: Any, start_server: Any, tmp_path: Path
+) -> None:
+    """And what this server compiles is on disk behind it."""
     patterns = [
         r'\{"a": [0-9]{1,3}, "b": "(left|right)"\}',
         r"[A-Z][a-z]+ is (big|small)\.",
@@ -153,8 +157,9 @@ def test_without_jumps_the_text_is_the_same_where_the_tokens_are_canonical(serve
     ]
     params = [{"regex": p, "temperature": 0, "max_new_tokens": 40} for p in patterns]
     texts = ["The capital of France is"] * len(params)
-    with start_server("--disable-jump-forward") as plain:
+    with start_server("--disable-jump-forward", "--grammar-cache-dir", str(tmp_path / "kept")) as plain:
         answers = generate(plain, texts, params)
+    assert len(list((tmp_path / "kept").iterdir())) == len(set(patterns))
     same = 0
     for answer, jumping in zip(answers, generate(served, texts, params), strict=True):
         meta = answer["meta_info"]
