@@ -14,7 +14,7 @@ from torch import Tensor
 from sglang.attention.base import AttentionBackend, Look, Scales, Shape, require
 from sglang.attention.torch_native import TorchAttention
 from sglang.base.config import ServerConfig
-from sglang.base.errors import ConfigError
+from sglang.base.errors import ConfigError, NoRoom
 from sglang.base.messages import Ready
 from sglang.base.plan import Plan, Result
 from sglang.engine.account import Account, check_room, less, room_for, short, unheld
@@ -138,6 +138,15 @@ class Engine:
         device = _device(config.device)
         if device.type == "cpu" and config.cpu_threads is not None:
             torch.set_num_threads(config.cpu_threads)
+        free = free_bytes(device)
+        try:
+            return cls._load(config, progress, device, began)
+        except NoRoom as error:
+            error.free = free  # of which weights may have been taken when it was raised
+            raise
+
+    @classmethod
+    def _load(cls, config: ServerConfig, progress: bool, device: torch.device, began: float) -> "Engine":
         with torch.inference_mode():
             with room_for("the weights", device):
                 model, plan, parameters, became = _loaded(config, device, progress)
@@ -339,8 +348,8 @@ class Engine:
             automata.rehearse()
 
         warmup.warm(self.launch, plans, fills, captures, self._model.dtype, rehearse)
-        if not isinstance(self._attention, TorchAttention):
-            self._attention.repeats = True
+        if self._tiled is not None:
+            self._tiled.repeats = True
         try:
             for plan in held:
                 self.launch(plan).wait()

@@ -93,6 +93,15 @@ def test_a_pool_that_does_not_fit_is_refused_with_flags_that_fit(folder: Path, m
     assert Engine.load(config_of(folder, mem_fraction_static=float(fraction)), progress=False).pages >= 16
 
 
+def test_advice_counts_what_was_free_before_the_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit(monkeypatch, 0.06 * GIB)
+    monkeypatch.setattr(pool, "free_bytes", lambda device: 10_000.0)
+    with pytest.raises(NoRoom, match=r"--mem-fraction-static 0\.5 leaves 0\.00 GiB") as refusal:
+        Engine.load(config_of(folder), progress=False)
+    assert refusal.value.free == 0.06 * GIB
+    assert "; any of these by itself would make it fit: --context-length " in explain(config_of(folder), refusal.value)
+
+
 def test_nothing_helps_where_nothing_is_free(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit(monkeypatch, 1000.0)
     assert refused(config_of(folder)).endswith("no flag alone makes it fit; it takes 1.00 GiB")
