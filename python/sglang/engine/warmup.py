@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sglang.engine")
 LONG = (128, 2)  # tokens of a row
-FILLS = (2048, 1024, 512, 256, 128, 64)  # tokens of steps to capture; the largest first, the others use its memory
+LEAST_FILL = 64  # tokens of a step that is captured at the start; smaller ones are, when they are met
 FEW = 128  # rows that are enough to have in common what is shared
 
 
@@ -71,8 +71,12 @@ def plans(slots: int, kv_heads: int, pages: int, page_size: int, context: int, s
 
 
 def fills(pages: int, page_size: int, context: int) -> list[Plan]:
-    """Steps of the most usual numbers of tokens, as far as they fit."""
-    return [_plan(1, 0, tokens, page_size) for tokens in FILLS if tokens < min(pages * page_size, context)]
+    """Steps of the numbers of tokens that are captured, as far as they fit: half a second in all, and whoever met one
+    later would wait for it. The largest first, the others use its memory."""
+    from sglang.engine.pieces import SIZES
+
+    most = min(pages * page_size, context)
+    return [_plan(1, 0, tokens, page_size) for tokens in reversed(SIZES) if LEAST_FILL <= tokens < most]
 
 
 def held(plans: list[Plan]) -> list[Plan]:
