@@ -5,8 +5,8 @@ and is launched for those of the step; all the rest depends on the number of tok
 where the model attends: each piece is a graph, which reads what attention left in a buffer that never moves.
 
 Numbers are rounded up to a few; what is left is padding, computed with the others, filed nowhere. To capture one takes
-about as long as a stream may pause, so it is done at the start (`warmup.fills`), and of small numbers while nobody waits
-(`prepare`), first of those that were met; until then the next larger one serves, unless it is twice the number.
+about as long as a stream may pause, so it is done at the start (`warmup.fills`), and of small numbers while nobody
+waits (`prepare`), first of those that were met; until then the next larger one serves, unless it is twice the number.
 """
 
 import functools
