@@ -195,7 +195,8 @@ def kernels(compiler: Compiler) -> None:
             for splits, held in ((1, bf16), (2, torch.float32), (4, torch.float32)):
                 parts, norm = some(splits, rows, hidden, dtype=held), (some(hidden), 1e-5)
                 stream.join(parts, None, x, norm=norm, form=(groups, None))
-                stream.opened(some(1, rows, 2 * inter), None, "silu", bf16, (groups, None))
+                wide = 1 if groups == 1 else inter // fp8.COLUMNS
+                stream.opened(some(1, rows, 2 * inter), None, "silu", bf16, (wide, None))
     for post, factor in (((some(hidden), 1e-5), 1.0), (None, 0.5)):
         stream.join(some(1, 1, hidden), None, some(1, hidden), post, factor, (some(hidden), 1e-5))
     rule = SimpleNamespace(count=60, top_k=4, score="softmax", norm=None, scale=1.0, groups=1, top_groups=1, group_by=1,
