@@ -82,6 +82,7 @@ ALIASES = {
     "max_tokens": "max_new_tokens",
     "max_completion_tokens": "max_new_tokens",
 }
+KNOWN = frozenset(SamplingParams.__struct_fields__)
 UNSUPPORTED = ("stop_regex", "custom_params", "stream_interval")  # known to SGLang, not built here yet
 
 
@@ -95,7 +96,6 @@ def parse_sampling(raw: Any, path: str = "sampling_params") -> SamplingParams:
         return SamplingParams()
     if not isinstance(raw, dict):
         raise FieldError(path, f"{path} must be an object, got {type(raw).__name__}")
-    known = {f.name for f in msgspec.structs.fields(SamplingParams)}
     values: dict[str, Any] = {}
     spelled: dict[str, str] = {}  # field -> path of the key it came from
     for key, value in raw.items():
@@ -104,9 +104,9 @@ def parse_sampling(raw: Any, path: str = "sampling_params") -> SamplingParams:
         if key in UNSUPPORTED:
             raise FieldError(_at(path, key), f"{_at(path, key)} is not supported by this server")
         name = ALIASES.get(key, key)
-        if name not in known:
+        if name not in KNOWN:
             at = _at(path, str(key)[:SHOWN_CHARS])
-            raise FieldError(at, f"unknown key {at}; known keys: {', '.join(sorted(known | set(ALIASES)))}")
+            raise FieldError(at, f"unknown key {at}; known keys: {', '.join(sorted(KNOWN | set(ALIASES)))}")
         if name in spelled:
             raise FieldError(_at(path, key), f"{_at(path, key)} and {spelled[name]} are the same: send one of them")
         if name in ("stop", "stop_token_ids", "choices") and isinstance(value, str | int) and value is not True:
@@ -128,10 +128,10 @@ def parse_sampling(raw: Any, path: str = "sampling_params") -> SamplingParams:
 
 def check_sampling(params: SamplingParams, path: str = "sampling_params") -> SamplingParams:
     """The same checks for parameters built in Python. Returns `params`."""
-    for field in msgspec.structs.fields(SamplingParams):
-        value = getattr(params, field.name)
+    for name in SamplingParams.__struct_fields__:
+        value = getattr(params, name)
         if value is not None:
-            _check_range(field.name, value, _at(path, field.name))
+            _check_range(name, value, _at(path, name))
     _check_lists(params, path, {})
     return params
 

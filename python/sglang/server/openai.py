@@ -379,9 +379,10 @@ def _prompts(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]
     """A text, texts, token ids or lists of them -> one entry per prompt."""
     if isinstance(prompt, str):
         return [prompt]
-    if prompt and all(isinstance(p, str) for p in prompt):
-        return prompt  # pyright: ignore[reportReturnType]  # all() has looked at every element
-    if any(isinstance(p, str) for p in prompt):
+    kinds = set(map(type, prompt))
+    if kinds == {str}:
+        return prompt  # pyright: ignore[reportReturnType]  # every element is of that kind
+    if str in kinds:
         raise FieldError("prompt", "prompt must hold texts or token ids, not a mixture")
     return [*id_lists("prompt", prompt)[0]]  # pyright: ignore[reportArgumentType]
 
