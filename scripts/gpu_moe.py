@@ -152,7 +152,7 @@ def numerics() -> list[dict[str, Any]]:
         count, hidden, inter = 12, 1024, 384
         x, opens, closes = some(64, hidden), Stack(some(count, 2 * inter, hidden)), Stack(some(count, hidden, inter))
         weights, ids, _ = routing.choose(Routing(count, 3), torch.randn(64, count, device=DEVICE))
-        tiles = kernels.tiles_of(64, 192, count, (opens, closes))
+        tiles = kernels.tiles_of(192, count, (opens, closes))
         whole = kernels.forward(x, weights, ids, opens, closes, Gate("silu"), tiles=tiles, few=0)
         part = kernels.forward(x[7:30], weights[7:30], ids[7:30], opens, closes, Gate("silu"), tiles=tiles, few=0)
         return float((whole[7:30] != part).sum())

@@ -27,7 +27,7 @@ from sglang.kernels.routing import Sorted
 log = logging.getLogger("sglang.kernels")
 LIMITED = 3  # beside ACTS: GPT-OSS's gate
 UNROLLED = 4  # steps along a row of few tokens, whose loads are all on their way at once
-FEW = 2  # tokens whose experts are read pair by pair
+FEW = 1  # tokens whose experts are read pair by pair; several may have one in common
 
 
 class Stack(NamedTuple):
@@ -363,25 +363,32 @@ class Tile(NamedTuple):
     together: int = 8
 
 
-# By pairs of an expert on average: tiles of gate and up, and of down, of 16-bit types. scripts/gpu_moe.py times others.
+# By pairs of an expert on average: tiles of gate and up, and of down, of 16-bit types; measured on an H200, where
+# scripts/gpu_moe.py times others beside them.
 TILES: dict[float, tuple[Tile, Tile]] = {
     10: (Tile(16, 64, 128, 4, 3), Tile(16, 64, 128, 4, 4)),
-    24: (Tile(32, 64, 128, 4, 3), Tile(32, 64, 128, 4, 4)),
-    100: (Tile(64, 64, 128, 4, 3), Tile(64, 128, 64, 4, 4)),
-    float("inf"): (Tile(128, 128, 64, 8, 3), Tile(128, 256, 64, 8, 3)),
+    24: (Tile(32, 64, 64, 4, 4), Tile(32, 64, 128, 4, 3)),
+    66: (Tile(64, 64, 128, 4, 3), Tile(64, 64, 128, 4, 3)),
+    128: (Tile(128, 64, 64, 4, 3), Tile(128, 128, 64, 4, 3)),
+    float("inf"): (Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 4, 3)),
 }
+DEEP = 4096  # inputs of down from which so wide a tile is faster for many pairs
+DEEP_TILE = Tile(128, 256, 64, 8, 3)
 
 
-def tiles_of(tokens: int, ids: int, experts: int, stacks: tuple[Stack, Stack]) -> tuple[Tile, Tile]:
-    """tokens, ids, experts: how many there are. stacks: gate and up, down."""
-    tiles = next(pair for most, pair in TILES.items() if ids / experts <= most)
-    return fitted(tiles[0], stacks[0], tokens), fitted(tiles[1], stacks[1], tokens)
+def tiles_of(ids: int, experts: int, stacks: tuple[Stack, Stack]) -> tuple[Tile, Tile]:
+    """ids, experts: how many there are. stacks: gate and up, down."""
+    most = next(most for most in TILES if ids / experts <= most)
+    opens, closes = TILES[most]
+    if most > 128 and stacks[1].weight.shape[2] >= DEEP:
+        closes = DEEP_TILE
+    return fitted(opens, stacks[0]), fitted(closes, stacks[1])
 
 
-def fitted(tile: Tile, stack: Stack, tokens: int) -> Tile:
+def fitted(tile: Tile, stack: Stack) -> Tile:
     """The tile for the weight's type: as many bytes of columns, and what scales need."""
-    if stack.groups > 1:
-        return tile._replace(block_k=fp8.COLUMNS, block_n=min(tile.block_n, 128))
+    if stack.groups > 1:  # what a step adds is scaled by itself: there must be registers for it
+        return tile._replace(block_k=fp8.COLUMNS, block_n=64, warps=8 if tile.block_m == 128 else tile.warps, stages=3)
     if stack.weight.dtype == torch.float32:
         return tile._replace(block_m=min(tile.block_m, 32), block_n=min(tile.block_n, 64), block_k=32, stages=2)
     inputs = stack.weight.shape[2]
@@ -415,7 +422,7 @@ def forward(
         return _pair_by_pair(x, weights, ids, opens, closes, gate, weigh_inputs, first, tail)
     count, top_k = opens.weight.shape[0], ids.shape[1]
     hidden, inter = closes.weight.shape[1:]
-    one, two = tiles or tiles_of(tokens, ids.numel(), count, (opens, closes))
+    one, two = tiles or tiles_of(ids.numel(), count, (opens, closes))
     given = routing.sort(ids, count, one.block_m, first)
     codes, x_scales = _rounded(x, opens)
     inner = x.new_empty(ids.numel(), inter)

@@ -18,7 +18,10 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from sglang.kernels.matvec import early
 
-FEW = 16  # tokens whose scores a kernel of ours computes; cuBLAS splits the columns of so small a product into two
+# Scores that a kernel of ours computes, which reads the weights once a token; cuBLAS takes three times as long for so
+# small a product.
+FEW = 64  # tokens
+READS = 32 << 20  # bytes
 
 
 class Rule(Protocol):
@@ -79,7 +82,7 @@ def _score(
 def scores(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x: [tokens, hidden], a row side by side; weight: [n, hidden]. Returns [tokens, n] of the weight's type."""
     tokens, hidden = x.shape
-    if tokens > FEW:
+    if tokens > FEW or (tokens > 1 and tokens * weight.numel() * weight.itemsize > READS):
         return F.linear(x.to(weight.dtype), weight, bias)
     rows = weight.shape[0]
     out = torch.empty(tokens, rows, dtype=weight.dtype, device=x.device)

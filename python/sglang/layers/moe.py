@@ -249,10 +249,11 @@ class MoE:
         # Where a bias decides between experts of nearly equal score, 8 bits are too few.
         exact = torch.float32 if routing.correction else dtype
         n = routing.count
-        # The shared part's gate is one more row: one product computes both.
-        self._scores = torch.empty(n + shared_gate, hidden, device=device, dtype=exact)
-        self._scores_bias = torch.zeros(n + shared_gate, device=device, dtype=dtype) if routing.bias else None
-        self.router, self.shared_gate = self._scores[:n], self._scores[n:] if shared_gate else None
+        # The shared part's gate is one more row: one product computes both. Odd numbers of rows cost cuBLAS a lot.
+        rows = -(-(n + shared_gate) // 16) * 16
+        self._scores = torch.zeros(rows, hidden, device=device, dtype=exact)
+        self._scores_bias = torch.zeros(rows, device=device, dtype=dtype) if routing.bias else None
+        self.router, self.shared_gate = self._scores[:n], self._scores[n : n + 1] if shared_gate else None
         self.router_bias = None if self._scores_bias is None else self._scores_bias[:n]
         self.correction = torch.empty(routing.count, device=device, dtype=torch.float32) if routing.correction else None
         alike = device.type in MERGES and shared % inter == 0 and not bias and limit is None
@@ -305,7 +306,7 @@ class MoE:
         out = self.experts(x, weights, ids, self._routing.weigh_inputs)
         if self.shared is None:
             return out
-        shared = self.shared(x)
+        shared = self._shared(x)
         if self.shared_gate is not None:
             shared = shared * F.linear(x.to(self.shared_gate.dtype), self.shared_gate).sigmoid().to(x.dtype)
         return out.add_(shared)

@@ -259,12 +259,12 @@ def test_8_bits(groups: int, tokens: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, fp8.FP8], ids=str)
-@pytest.mark.parametrize(("tokens", "ids"), [(3, 6), (64, 256), (1000, 4000), (8192, 32768)])
-def test_tiles_are_powers_of_two_that_fit_the_columns(dtype: torch.dtype, tokens: int, ids: int) -> None:
+@pytest.mark.parametrize("ids", [6, 256, 1200, 4000, 7000, 32768])
+def test_tiles_are_powers_of_two_that_fit_the_columns(dtype: torch.dtype, ids: int) -> None:
     both = (
         Stack(torch.empty(60, 2816, 2048, dtype=dtype, device="meta")),
         Stack(torch.empty(60, 2048, 1408, dtype=dtype, device="meta")),
     )
-    for tile, stack in zip(experts.tiles_of(tokens, ids, 60, both), both, strict=True):
+    for tile, stack in zip(experts.tiles_of(ids, 60, both), both, strict=True):
         assert all(n & (n - 1) == 0 for n in tile[:3])
         assert stack.weight.shape[2] % tile.block_k == 0
