@@ -188,6 +188,8 @@ few(const u16* x, long long stride, const u8* w, const u16* bias, const u16* oth
 // for the block that began the tile, which comes to its end later, and adds them up in order.
 #define X_BYTES (ROWS * 256)
 #define W_BYTES (8 * SIZE)
+#define AT_ONCE (ROWS < 64 ? ROWS / 8 : 8) // of the sums of a block
+#define WIDE (ROWS < 32 ? 8 / AT_ONCE : 1) // blocks
 
 extern "C" __global__ void __launch_bounds__(ROWS > 128 ? 384 : 288, RESIDENT)
 many(const __grid_constant__ Map map, const u8* w, const u16* bias, const u16* other, u16* out, Sums* sums, u32* flags,
@@ -274,16 +276,25 @@ many(const __grid_constant__ Map map, const u8* w, const u16* bias, const u16* o
             if (threadIdx.x == 0) signal(flags + blockIdx.x);
             continue;
         }
-        for (int b = blockIdx.x + 1; share(b) < (tile + 1) * pieces; b++) {
-            if (threadIdx.x == 0) wait_signal(flags + b);
-            multipliers_here();
-            const Sums* more = sums + (long long)b * ROWS * 32 + threadIdx.x;
+        int others = 0; // blocks that left sums of this tile
+        while (share(blockIdx.x + 1 + others) < (tile + 1) * pieces) others++;
+        if ((int)threadIdx.x < others) wait_signal(flags + blockIdx.x + 1 + threadIdx.x);
+        multipliers_here();
+        const Sums* theirs = sums + (long long)(blockIdx.x + 1) * ROWS * 32 + threadIdx.x;
+        for (int b = 0; b < others; b += WIDE)
 #pragma unroll
-            for (int j = 0; j < ROWS / 8; j++) {
-                const Sums y = fresh16(more + j * 256);
-                acc[j][0] += y.of[0], acc[j][1] += y.of[1], acc[j][2] += y.of[2], acc[j][3] += y.of[3];
+            for (int j = 0; j < ROWS / 8; j += AT_ONCE) { // many loads are on their way together
+                Sums more[WIDE][AT_ONCE];
+#pragma unroll
+                for (int i = 0; i < WIDE * AT_ONCE; i++)
+                    if (b + i / AT_ONCE < others)
+                        more[i / AT_ONCE][i % AT_ONCE] =
+                            fresh16(theirs + (b + i / AT_ONCE) * ROWS * 32 + (j + i % AT_ONCE) * 256);
+#pragma unroll
+                for (int i = 0; i < WIDE * AT_ONCE * 4; i++)
+                    if (b + i / (AT_ONCE * 4) < others)
+                        acc[j + i / 4 % AT_ONCE][i % 4] += more[i / (AT_ONCE * 4)][i / 4 % AT_ONCE].of[i % 4];
             }
-        }
         // A lane has 2 of x by rows n and n + 8 of the weight; it reads and writes 2 of the weight side by side.
         const int n = tile % tiles * 128 + warp * 16 + lane / 4, to = n - lane / 4 + lane % 4 * 2;
         const float more[2] = {bias && n < N ? wide(bias[n]) : 0.f, bias && n + 8 < N ? wide(bias[n + 8]) : 0.f};

@@ -1,8 +1,8 @@
-"""Products with weights of 4 bits in groups of columns, for 1 to 256 rows, on Hopper's matrix units (fragments.cu).
+"""Products with weights of 4 bits in groups of columns, for 1 to 1024 rows, on Hopper's matrix units (fragments.cu).
 
 A weight is laid out once as the matrix units want it: a piece is 16 rows by 128 columns, 1024 bytes of codes and the
 steps of its groups behind them, so that one copy brings all that a warp needs. `few` serves up to 8 rows: a block's
-warps share the columns of 16 rows, and what follows a product is done where it ends. `many` serves up to 256.
+warps share the columns of 16 rows, and what follows a product is done where it ends. `many` serves up to 1024.
 """
 
 import ctypes
@@ -28,7 +28,7 @@ ARCH = "sm_90a"
 ROWS, COLUMNS = 16, 128  # of a piece
 TILE = 128  # rows of the weight: pieces that lie together
 MULTIPLE = 2  # of rows: they are written two at a time
-FEWEST, MOST = 8, 256  # rows of inputs: of `few`, and of `many`; for more, the weight is written out
+FEWEST, MOST = 8, 1024  # rows of inputs: of `few`, and of `many`; for more, the weight is written out
 MEMORY = 227 * 1024  # of a block, at most
 
 
@@ -102,16 +102,13 @@ class Many(NamedTuple):
 
 
 # By rows of the inputs: the first is taken. scripts/gpu_quant.py times the others beside it.
-FEW: tuple[Few, ...] = (
-    Few(8, 2, 4), Few(8, 2, 3), Few(8, 3, 3), Few(8, 1, 5), Few(8, 1, 4), Few(8, 4, 2), Few(16, 4, 1), Few(16, 2, 1),
-    Few(16, 1, 2),
-)  # fmt: skip
+FEW: tuple[Few, ...] = (Few(16, 1, 2), Few(8, 1, 4), Few(16, 2, 1))
 MANY: dict[int, tuple[Many, ...]] = {
-    8: (Many(8, 8, 2), Many(8, 5, 3)),
-    16: (Many(16, 8, 2), Many(16, 5, 3)),
-    32: (Many(32, 6, 2), Many(32, 4, 3)),
-    64: (Many(64, 4, 2), Many(64, 8, 1)),
-    128: (Many(128, 5, 1), Many(64, 4, 2)),
+    8: (Many(8, 8, 2),),
+    16: (Many(16, 8, 2),),
+    32: (Many(32, 6, 2),),
+    64: (Many(64, 8, 1),),
+    128: (Many(128, 5, 1),),
     MOST: (Many(256, 3, 1), Many(128, 5, 1)),
 }
 
