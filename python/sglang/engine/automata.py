@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sglang.base.plan import DEAD, FREE, Load, Plan
+from sglang.engine.idle import waits_for_device
 from sglang.kernels import automata as kernels
 from sglang.kernels.automata import Arena, Held, Spelling
 from sglang.kernels.staging import Stager
@@ -49,11 +50,11 @@ class Automata:
 
         May be called in a thread of its own, before the first plan with a Load.
         """
-        spelling = spell(tokens, eos_ids, self._vocab, self._device)
         if self.rows == self.first:
             return False
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), waits_for_device:
+                spelling = spell(tokens, eos_ids, self._vocab, self._device)
                 self.rehearse(spelling)
         except Exception as error:  # whatever a compiler throws
             log.warning("Automata are not followed on the device, their masks come from the host: %s", error)

@@ -26,7 +26,7 @@ from sglang.attention.triton import TritonAttention
 from sglang.base.plan import FREE, Plan
 from sglang.engine.automata import Automata
 from sglang.engine.batch import Tables
-from sglang.engine.idle import Interrupted, Wanted, Yielding, never, roomy
+from sglang.engine.idle import Interrupted, Wanted, Yielding, alone, never, roomy
 from sglang.engine.sampler import Sampler, next_positions
 from sglang.engine.seen import Met, Seen
 from sglang.kernels import attention as kernels
@@ -298,6 +298,11 @@ class DecodeGraphs:
         return logits
 
     def _capture(self, kind: _Kind, wanted: Wanted | None = None) -> None:
+        with alone() as can:
+            if can:
+                self._capture_alone(kind, wanted)
+
+    def _capture_alone(self, kind: _Kind, wanted: Wanted | None) -> None:
         """Not torch.cuda.graph: that waits for the device and empties caches, in the middle of serving."""
         assert self._stream is not None
         graph = torch.cuda.CUDAGraph()

@@ -1,7 +1,9 @@
 """Work for later steps, done while there is no step, and left the moment somebody comes."""
 
+import contextlib
 import logging
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 import torch
@@ -12,6 +14,9 @@ from sglang.attention.base import Feature, Look, Rows, TurningBackend
 log = logging.getLogger("sglang.engine")
 SPARE_BYTES, SPARE_SHARE = 2 << 30, 1 / 20  # that what is prepared leaves for steps: the smaller of both
 Wanted = Callable[[], bool]  # whether somebody has come
+ALONE_S = 0.005  # that a capture waits for other threads; then it is left to another time
+# Held by whoever captures, and by other threads that wait for the device: it permits no two of these at a time.
+waits_for_device = threading.Lock()
 
 
 class Interrupted(Exception):
@@ -42,6 +47,17 @@ class Yielding:
     def _look_up(self) -> None:
         if self._wanted():
             raise Interrupted
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[bool]:
+    """For a capture: whether no other thread waits for the device, and none will meanwhile."""
+    got = waits_for_device.acquire(timeout=ALONE_S)
+    try:
+        yield got
+    finally:
+        if got:
+            waits_for_device.release()
 
 
 def never() -> bool:

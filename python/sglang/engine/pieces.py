@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sglang.attention.base import Feature, Look, Rows
 from sglang.attention.triton import TritonAttention
-from sglang.engine.idle import Interrupted, Wanted, Yielding, never, roomy
+from sglang.engine.idle import Interrupted, Wanted, Yielding, alone, never, roomy
 from sglang.engine.seen import Seen
 from sglang.models.decoder import Model
 
@@ -242,6 +242,11 @@ class Pieces:
         return hidden
 
     def _capture(self, size: int, wanted: Wanted = never) -> None:
+        with alone() as can:
+            if can:
+                self._capture_alone(size, wanted)
+
+    def _capture_alone(self, size: int, wanted: Wanted) -> None:
         cutter = _Cutter(self._graph, self._out)
         try:
             cutter.begin()

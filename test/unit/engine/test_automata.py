@@ -13,7 +13,9 @@ from sglang import schedule
 from sglang.base.messages import Logprobs, Piece, Submit
 from sglang.base.plan import FREE, Plan
 from sglang.base.sampling import SamplingParams
+from sglang.engine.automata import Automata
 from sglang.engine.engine import Engine, Flight
+from sglang.engine.idle import waits_for_device
 from sglang.grammar import automaton, regex
 from sglang.grammar.jump import Jumper
 from sglang.grammar.regular import RegularCompiled
@@ -194,3 +196,15 @@ def test_draws_that_cannot_be_held_by_kernels_are_held_by_torch(folder: Path) ->
         one.ask(1, None, 4)
         one.run()
     assert loop.got == plain.got
+
+
+def test_captures_wait_while_a_thread_learns_tokens(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for the device, which a capture elsewhere does not permit, and would not survive."""
+    held: list[bool] = []
+    rehearse = Automata.rehearse
+    monkeypatch.setattr(Automata, "rehearse", lambda *given: held.append(waits_for_device.locked()) or rehearse(*given))
+    engine = on_device(folder)
+    first, rows = engine.learn(VOCABULARY.bytes, VOCABULARY.eos_ids)
+    assert rows > 0 and first == engine.slots
+    assert held == [True]
+    assert not waits_for_device.locked()

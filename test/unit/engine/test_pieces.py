@@ -18,6 +18,7 @@ import itertools
 from triton.runtime.interpreter import GridExecutor
 
 from sglang.attention.triton import TritonAttention
+from sglang.engine import idle
 from sglang.engine.engine import SOON_S
 from sglang.engine.pieces import SIZES, Pieces
 from sglang.engine.seen import Seen
@@ -272,6 +273,19 @@ def test_a_step_that_finds_no_memory_takes_that_of_graphs(small: Path, caplog: p
     found = own.step([Row(6, 100, [DRAWN])])
     plain.step([Row(6, 0, list(range(100)))], [plain.seat(6, 100)])
     assert found.tokens.tolist() == plain.step([Row(6, 100, [DRAWN])]).tokens.tolist()
+
+
+def test_nothing_is_captured_while_another_thread_waits_for_the_device(small: Path) -> None:
+    own = cut(small)
+    pieces = own.engine._pieces
+    assert pieces is not None
+    with idle.waits_for_device:
+        own.step([Row(0, 0, [5, 6, 7])], [own.seat(0, 3)])
+        assert own.engine.prepare() == own.engine.prepare() == SOON_S
+    assert not pieces._captured and pieces.captures
+    own.engine.prepare()
+    assert set(pieces._captured) == {16}
+    assert not idle.waits_for_device.locked()
 
 
 def test_whoever_prepares_without_memory_leaves_it(small: Path, caplog: pytest.LogCaptureFixture) -> None:
