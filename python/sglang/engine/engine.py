@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sglang.engine")
 # How long there must be no step before graphs are captured, which is soon left, and before cuDNN plans, which is not.
-SOON_S, LATER_S = 0.05, 1.0
+SOON_S, LATER_S = 0.02, 1.0
 
 
 class Flight:

@@ -1,12 +1,12 @@
-"""When the device may prepare for later steps: once nobody has come for a while, and in the gaps of a load never.
+"""When the device may prepare for later steps: once nobody has come for a while, and in the gaps of a load seldom.
 
-What is prepared cannot always be left at once, so somebody who comes may wait for it. Where that happens the pause that
-must come first is doubled, and where nobody came it shrinks again: under requests one by one it is soon longer than
-their gaps.
+What is prepared is left when somebody comes, some of it not at once, and begun again later. Where that happens the
+pause that must come first is doubled, and where nobody came it shrinks again: under requests one by one it is soon
+longer than most of their gaps.
 """
 
-LEAST_S = 0.05  # gaps of a load of 20 requests a second
-MOST_S = 5.0
+LEAST_S = 0.02  # gaps of a load of 50 requests a second
+MOST_S = 0.5  # most of what is prepared is left at once: a longer pause would cost more than it saves
 
 
 class Quiet:
