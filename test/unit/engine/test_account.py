@@ -119,6 +119,7 @@ def test_whatever_finds_no_memory_is_one_line(folder: Path, monkeypatch: pytest.
         assert "GiB of memory are too little for keys and values and what" in refused(config_of(folder))
     with monkeypatch.context() as patched:
         patched.setattr(Engine, "warm", full)
+        limit(patched, 20 * GIB)
         told = refused(config_of(folder, max_total_tokens=64, mem_fraction_static=0.6))
         assert told.startswith("--mem-fraction-static 0.6 leaves too little memory for the first steps beside 0.00 GiB")
         assert told.endswith("--mem-fraction-static 0.5, or --chunked-prefill-size 256 leaves more")
