@@ -52,11 +52,21 @@ class Flight:
         """rows: [S], those that draw; drawn: [S], on the device."""
         self._result = result
         self._rows = rows
-        self._drawn, self._arrived = (drawn, None) if landing is None else landing.bring(drawn)
+        self._drawn, self._begun, self._ended = (drawn, None, None) if landing is None else landing.bring(drawn)
+
+    def done(self) -> bool:
+        return self._ended is None or self._ended.query()
+
+    @property
+    def took_s(self) -> float | None:
+        """Of the device, once the step was waited for. None: it is not known, and nobody waits."""
+        if self._begun is None or self._ended is None:
+            return None
+        return self._begun.elapsed_time(self._ended) / 1000
 
     def wait(self) -> Result:
-        if self._arrived is not None:
-            self._arrived.synchronize()
+        if self._ended is not None:
+            self._ended.synchronize()
         self._result.tokens[self._rows] = self._drawn.numpy()
         return self._result
 
@@ -240,6 +250,8 @@ class Engine:
         return dropped > 0
 
     def _launch(self, plan: Plan) -> Flight:
+        if self._landing is not None:
+            self._landing.begin()
         for seat in plan.seats:
             self._sampler.seat(seat)
         places = self._automata.places(plan) if self._automata is not None else None

@@ -79,17 +79,29 @@ def _views(whole: Tensor, arrays: Sequence[NDArray[np.integer]], places: list[in
 
 
 class Landing:
-    """Device -> host: where a step's tokens come down. Buffers are used in turn; at most RING are awaited at once."""
+    """Device -> host: where a step's tokens come down, and when. Buffers are used in turn; at most RING are awaited at
+    once."""
 
     def __init__(self, most: int, device: torch.device):
-        self._ring = [(torch.empty(most, dtype=torch.int64, pin_memory=True), torch.cuda.Event()) for _ in range(RING)]
+        self._ring = [
+            (torch.empty(most, dtype=torch.int64, pin_memory=True), _timed_event(), _timed_event()) for _ in range(RING)
+        ]
         self._at = 0
 
-    def bring(self, tensor: Tensor) -> tuple[Tensor, torch.cuda.Event]:
-        """Start copying an int64 tensor [n]; its values are in the first once the second has happened."""
+    def begin(self) -> None:
+        """Before a step is launched."""
         self._at = (self._at + 1) % RING
-        host, event = self._ring[self._at]
+        self._ring[self._at][1].record()
+
+    def bring(self, tensor: Tensor) -> tuple[Tensor, torch.cuda.Event, torch.cuda.Event]:
+        """Start copying an int64 tensor [n], the last of a step: its values are in the first that is returned once the
+        third has happened. The second: the step's begin on the device."""
+        host, begun, ended = self._ring[self._at]
         part = host[: len(tensor)]
         part.copy_(tensor, non_blocking=True)
-        event.record()
-        return part, event
+        ended.record()
+        return part, begun, ended
+
+
+def _timed_event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)

@@ -20,10 +20,18 @@ from sglang.worker.quiet import Quiet
 from sglang.worker.report import Report
 
 RESOLUTION_S = 0.001  # of the wait for a message
+LOOK_S = 0.003  # between two looks whether a step has ended that was thought to take longer
 COMPILING_S = 0.001  # between two looks whether a constraint is compiled, where nothing else is to be done
 
 
 class Flight(Protocol):
+    @property
+    def took_s(self) -> float | None:
+        """Seconds of the device, after `wait`; None where a launch is all there is."""
+        ...
+
+    def done(self) -> bool: ...
+
     def wait(self) -> Result: ...
 
 
@@ -85,8 +93,8 @@ def serve(
                     continue
         else:
             messages += link.receive((COMPILING_S if compiling else None) if waiting else 0.0)
-        while flying is not None and (spare := pace.spare(clock())) >= RESOLUTION_S:
-            messages += link.receive(spare)
+        while flying is not None and not flying[1].done() and (spare := pace.spare(clock())) >= RESOLUTION_S:
+            messages += link.receive(min(spare, LOOK_S))
         now = clock()
         pieces: list[Piece] = []
         for message in messages:
@@ -105,16 +113,17 @@ def serve(
         landed, flying = flying, None
         stalled = plan is None and landed is None
         if plan is not None:
+            late = landed is None or landed[1].done()
+            pace.planned(plan, now, clock(), late)
             flying = (plan, device.launch(plan))
             unprepared = 0.0 if device.overlap else None  # it may have shown what to be ready for
-            pace.launched(plan, now, clock(), alone=landed is None)
             if not overlap:
                 landed, flying = flying, None
         if landed is not None:
             done, flight = landed
             began = clock()
             result = flight.wait()
-            pace.landed(done, flying[0] if flying is not None else None, clock() - began, clock())
+            pace.landed(done, flight.took_s, flying[0] if flying is not None else None, began, clock())
             pieces += schedule.commit(state, done, result, clock())
             report.step(done, state, clock())
         if pieces or messages or landed is not None:

@@ -83,8 +83,13 @@ class FakeEngine:
 
 
 class Landed:
+    took_s = None
+
     def __init__(self, result: Result):
         self._result = result
+
+    def done(self) -> bool:
+        return True
 
     def wait(self) -> Result:
         return self._result

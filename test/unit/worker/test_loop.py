@@ -51,8 +51,13 @@ class Device(FakeEngine):
 
 
 class Noted:
+    took_s = None
+
     def __init__(self, landed: Landed, order: list[str], n: int):
         self._landed, self._order, self._n = landed, order, n
+
+    def done(self) -> bool:
+        return self._landed.done()
 
     def wait(self) -> Result:
         self._order.append(f"wait {self._n}")

@@ -24,48 +24,55 @@ def plan(rows: int, prompt: int = 0) -> Plan:
 class Run:
     """The loop's own order: wait as the pace says, plan and launch, wait for the step before."""
 
-    def __init__(self, took: Callable[[Plan], float], host: float):
-        self.took, self.host = took, host
-        self.hosts: dict[int, float] = {}  # of steps whose launch takes longer
+    LOOK = 0.003
+
+    def __init__(self, took: Callable[[Plan], float], host: float, launch: float = 0.0005):
+        """took: of the device; host: of planning; launch: from a plan to the first kernels, and again to the last."""
+        self.took, self.host, self.launch = took, host, launch
+        self.hosts: dict[int, float] = {}  # of steps whose launch takes longer, and they with it
         self.pace = Pace()
         self.now = self.ends = 0.0
-        self.flying: Plan | None = None
+        self.flying: tuple[Plan, float] | None = None
         self.gaps: list[float] = []
         self.spares: list[float] = []
 
     def step(self, plan: Plan) -> None:
-        spare = 0.0
-        if self.flying is not None:
-            spare = max(0.0, self.pace.spare(self.now))
-            self.now += spare
+        spared = 0.0
+        while self.flying is not None and self.now < self.ends and (spare := self.pace.spare(self.now)) > 0:
+            waited = min(spare, self.LOOK)
+            self.now, spared = self.now + waited, spared + waited
         began = self.now
-        self.now += self.hosts.get(len(self.gaps), self.host)
-        self.gaps.append(max(0.0, self.now - self.ends))
-        self.spares.append(spare)
-        before, self.flying = self.flying, plan
-        before_ends = self.ends
-        self.ends = max(self.now, self.ends) + self.took(plan)
-        self.pace.launched(plan, began, self.now, alone=before is None)
+        self.now += self.host
+        before = self.flying
+        self.pace.planned(plan, began, self.now, late=before is None or self.now >= self.ends)
+        slow = self.hosts.get(len(self.gaps), 0.0)
+        begins = max(self.now + self.launch, self.ends)
+        self.gaps.append(begins - self.ends)
+        self.spares.append(spared)
+        before_ends, took = self.ends, max(self.took(plan), slow)
+        self.ends, self.flying = begins + took, (plan, took)
+        self.now += 2 * self.launch + slow
         if before is not None:
-            waited = max(0.0, before_ends - self.now)
-            self.now += waited
-            self.pace.landed(before, plan, waited, self.now)
+            waiting = self.now
+            self.now = max(self.now, before_ends)
+            self.pace.landed(before[0], before[1], plan, waiting, self.now)
 
 
 @pytest.mark.parametrize("host", [0.0002, 0.001, 0.004])
-def test_most_of_a_step_is_spare_and_the_device_does_not_wait(host: float) -> None:
-    run = Run(lambda plan: 0.015, host)
+@pytest.mark.parametrize("launch", [0.0002, 0.001, 0.004])
+def test_most_of_a_step_is_spare_and_the_device_waits_little(host: float, launch: float) -> None:
+    run = Run(lambda plan: 0.015, host, launch)
     for _ in range(400):
         run.step(plan(64))
-    assert sum(run.gaps[100:]) / 300 < 0.0002, "the device waited"
-    assert np.mean(run.spares[100:]) > 0.7 * (0.015 - host) - 0.002
+    assert sum(run.gaps[100:]) / 300 < max(0.0001, launch - 0.001)
+    assert np.mean(run.spares[100:]) > 0.015 - host - 2 * launch - 0.002
 
 
-def test_a_host_slower_than_the_device_is_not_told_to_wait_for_ever() -> None:
+def test_a_host_slower_than_the_device_is_not_told_to_wait() -> None:
     run = Run(lambda plan: 0.004, host=0.006)
     for _ in range(400):
         run.step(plan(64))
-    assert np.mean(run.spares[100:]) < 0.0005, "what the host does not have it cannot spare"
+    assert sum(run.spares[10:]) == 0
 
 
 def test_steps_of_all_kinds_leave_few_gaps() -> None:
@@ -74,14 +81,14 @@ def test_steps_of_all_kinds_leave_few_gaps() -> None:
     for _ in range(1000):
         run.step(plan(dice.randrange(30, 60), dice.choice([0, 0, 300, 700, 2000])))
     total = sum(run.gaps[200:])
-    assert total < 0.01 * (run.now - 0.0), f"{total} s of {run.now}"
+    assert total < 0.01 * run.now, f"{total} s of {run.now}"
     assert np.mean(run.spares[200:]) > 0.004
 
 
 def test_a_kind_that_was_never_seen_is_planned_for_at_once() -> None:
     pace = Pace()
-    pace.launched(plan(8), 1.0, 1.001, alone=True)
-    assert pace.spare(1.0) <= 0
+    pace.planned(plan(8), 1.0, 1.001, late=True)
+    assert pace.spare(1.001) <= 0
 
 
 @pytest.mark.parametrize("slow_device", [False, True])
@@ -91,5 +98,5 @@ def test_a_step_that_took_seconds_once_is_not_waited_for_again(slow_device: bool
     run.hosts = {} if slow_device else dict.fromkeys((20, 21, 22, 23), 2.0)
     for _ in range(60):
         run.step(plan(64))
-    assert sum(run.gaps[24:]) < (2.1 if slow_device else 0.1)
+    assert sum(run.gaps[24:]) < 0.02
     assert np.mean(run.spares[40:]) > 0.005
