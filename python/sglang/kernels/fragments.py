@@ -29,6 +29,8 @@ ROWS, COLUMNS = 16, 128  # of a piece
 TILE = 128  # rows of the weight: pieces that lie together
 MULTIPLE = 2  # of rows: they are written two at a time
 FEWEST, MOST = 8, 1024  # rows of inputs: of `few`, and of `many`; for more, the weight is written out
+NARROW = 256  # the same of `many` where a weight has less than ENOUGH tiles of rows, fewer than a Hopper's processors:
+ENOUGH = 128  # then blocks share tiles, and to add up what others left takes the longer the larger a tile is
 MEMORY = 227 * 1024  # of a block, at most
 
 
@@ -48,6 +50,10 @@ class Fragments:
     @property
     def bytes(self) -> int:
         return self.pieces.numel()
+
+    @property
+    def narrow(self) -> bool:
+        return self.rows < ENOUGH * TILE
 
 
 def laid_out(codes: Tensor, scales: Tensor, zeros: Tensor, size: int) -> Fragments:
@@ -109,7 +115,7 @@ MANY: dict[int, tuple[Many, ...]] = {
     32: (Many(32, 6, 2),),
     64: (Many(64, 8, 1),),
     128: (Many(128, 5, 1),),
-    MOST: (Many(256, 3, 1), Many(128, 5, 1)),
+    MOST: (Many(256, 3, 1), Many(128, 5, 1)),  # the second for narrow weights
 }
 
 
@@ -183,7 +189,7 @@ def multiply(
     other: [n, rows], added in place and returned.
     """
     m = x.shape[0]
-    if m > MOST and tile is None:
+    if tile is None and m > (NARROW if w.narrow else MOST):
         return ended(F.linear(x, written_out(w, x.dtype))[None], bias, other, act, x.dtype)
     tile = tile or chosen(m, w, act)
     if x.stride(1) != 1 or x.stride(0) % 8 or x.data_ptr() % 16:
@@ -195,7 +201,9 @@ def chosen(m: int, w: Fragments, act: str | None) -> Few | Many:
     few = FEW[0]
     pairs = act is None or w.rows % (2 * ROWS) == 0
     pairs &= w.bytes < 2**32
-    return few if m <= FEWEST and pairs and few.shared(m, w) * 2 <= MEMORY else tiles_of(m)[0]
+    if m <= FEWEST and pairs and few.shared(m, w) * 2 <= MEMORY:
+        return few
+    return tiles_of(m)[-1 if w.narrow else 0]
 
 
 def _few(x: Tensor, w: Fragments, bias: Tensor | None, other: Tensor | None, act: str | None, tile: Few) -> Tensor:

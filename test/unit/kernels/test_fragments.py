@@ -101,7 +101,9 @@ def test_a_few_rows_are_kept_whole_where_they_fit() -> None:
     assert all(isinstance(fragments.chosen(m, w, None), fragments.Few) for m in (1, fragments.FEWEST))
     assert isinstance(fragments.chosen(1, long, None), fragments.Few)
     assert fragments.chosen(8, long, None) == fragments.MANY[8][0]
-    assert fragments.chosen(9, w, "silu") == fragments.MANY[16][0] and fragments.chosen(300, w, None).rows == 256
+    assert fragments.chosen(9, w, "silu") == fragments.MANY[16][0] and fragments.chosen(200, w, None).rows == 128
+    wide = fragments.Fragments(torch.empty(0), 28672, 4096, 1)
+    assert fragments.chosen(200, wide, None).rows == fragments.chosen(300, wide, None).rows == 256
     odd = fragments.Fragments(torch.empty(0), 4112, 4096, 1)  # its halves are no whole pieces
     assert (
         fragments.chosen(1, odd, "silu") == fragments.MANY[8][0] and fragments.chosen(1, odd, None) == fragments.FEW[0]
