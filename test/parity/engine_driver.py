@@ -107,10 +107,18 @@ def load(folder: Path, device: str = "cpu", **flags: Any) -> Engine:
 class Copied:
     """A Landing without pinned memory: steps in flight do not share theirs."""
 
+    def begin(self) -> None: ...
+
     def bring(self, tensor: torch.Tensor) -> Any:
-        return tensor.clone(), self
+        return tensor.clone(), self, self
 
     def synchronize(self) -> None: ...
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, end: Any) -> float:
+        return 1.0
 
 
 def on_device(folder: Path, **flags: Any) -> Engine:

@@ -359,7 +359,11 @@ class Engine:
                 self.launch(plan)
             automata.rehearse()
 
+        if self._pieces is not None:
+            self._pieces.exact = True
         warmup.warm(self.launch, plans, fills, captures, self._model.dtype, rehearse)
+        if self._pieces is not None:
+            self._pieces.exact = False
         if self._tiled is not None:
             self._tiled.repeats = True
         try:

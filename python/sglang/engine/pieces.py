@@ -10,6 +10,7 @@ waits (`prepare`), first of those that were met; until then the next larger one 
 """
 
 import functools
+import itertools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -184,14 +185,17 @@ class Pieces:
         self._out = torch.zeros(most, spec.heads * spec.head_dim, dtype=model.dtype, device=model.device)
         self._captured: dict[int, tuple[list[_Piece], Tensor]] = {}
         self.captures = True
+        self.exact = False  # no larger number serves: every one that runs is captured
 
     def fits(self, tokens: int) -> bool:
         return (self.captures or self._serving(tokens) is not None) and tokens <= SIZES[-1]
 
     def _serving(self, tokens: int) -> int | None:
         """The number that a step of `tokens` is computed as by graphs that there are."""
-        larger = (s for s in SIZES if s >= tokens and s in self._captured and (s < 2 * tokens or s <= CHEAP))
-        return next(larger, None)
+        larger = (s for s in SIZES if s >= tokens)
+        if self.exact:
+            larger = itertools.islice(larger, 1)
+        return next((s for s in larger if s in self._captured and (s < 2 * tokens or s <= CHEAP)), None)
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """`Model.forward` of the step that attention has planned. Its result is overwritten by the next call."""

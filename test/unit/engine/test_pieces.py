@@ -18,7 +18,7 @@ import itertools
 from triton.runtime.interpreter import GridExecutor
 
 from sglang.attention.triton import TritonAttention
-from sglang.engine import idle
+from sglang.engine import idle, warmup
 from sglang.engine.engine import SOON_S
 from sglang.engine.pieces import SIZES, Pieces
 from sglang.engine.seen import Seen
@@ -191,6 +191,22 @@ def test_a_number_that_another_would_double_is_captured(small: Path) -> None:
         own.step([Row(slot, 0, [5 + i % 40 for i in range(n)])], [own.seat(slot, n)])
     assert {64, 128} <= set(pieces._captured)
     assert 96 not in pieces._captured
+
+
+def test_at_the_start_every_number_is_captured_though_a_larger_one_could_serve(small: Path) -> None:
+    own = cut(small)
+    pieces = own.engine._pieces
+    assert pieces is not None
+    pieces.exact = True
+    fills = warmup.fills(own.engine.pages, own.engine.page_size, own.engine.context_length)
+    wanted = [len(plan.tokens) for plan in fills]
+    most = min(own.engine.pages, own.engine.context_length)
+    assert wanted == [n for n in reversed(SIZES) if 64 <= n < most] and len(wanted) > 2
+    for plan in fills:
+        own.engine.launch(plan).wait()
+    assert sorted(pieces._captured) == sorted(wanted)
+    pieces.exact = False
+    assert pieces._serving(70) == 96 and pieces._serving(5) == 64
 
 
 def test_what_was_met_is_captured_before_what_was_not(small: Path, tmp_path: Path) -> None:
