@@ -201,12 +201,12 @@ def test_at_the_start_every_number_is_captured_though_a_larger_one_could_serve(s
     fills = warmup.fills(own.engine.pages, own.engine.page_size, own.engine.context_length)
     wanted = [len(plan.tokens) for plan in fills]
     most = min(own.engine.pages, own.engine.context_length)
-    assert wanted == [n for n in reversed(SIZES) if 64 <= n < most] and len(wanted) > 2
+    assert wanted == [n for n in reversed(SIZES) if 64 <= n < most] and len(wanted) > 1
     for plan in fills:
         own.engine.launch(plan).wait()
     assert sorted(pieces._captured) == sorted(wanted)
     pieces.exact = False
-    assert pieces._serving(70) == 96 and pieces._serving(5) == 64
+    assert pieces._serving(70) == 96 and pieces._serving(50) == 64
 
 
 def test_what_was_met_is_captured_before_what_was_not(small: Path, tmp_path: Path) -> None:
