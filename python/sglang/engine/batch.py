@@ -1,6 +1,6 @@
 """Plan -> the tensors of a step."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,13 +31,15 @@ class Tables:
     device_pages: the page tables again, on a CUDA device, where kernels walk them.
     """
 
-    def __init__(self, slots: int, pages_per_seq: int, page_size: int, device: torch.device, cheapest: Sequence[int]):
-        """cheapest[n]: rows to compute where n are asked for; counts beyond the list stand for themselves."""
+    def __init__(
+        self, slots: int, pages_per_seq: int, page_size: int, device: torch.device, padded: Callable[[int], int]
+    ):
+        """padded: rows to compute where so many are asked for."""
         self.pages = np.zeros((slots, pages_per_seq), np.int32)
         self.last = torch.zeros(slots, dtype=torch.int64, device=device)
         self.page_size = page_size
         self._device = device
-        self._cheapest = cheapest
+        self._padded = padded
         self.device_pages: Tensor | None = None
         if device.type == "cuda":
             self.device_pages = torch.zeros(slots, pages_per_seq, dtype=torch.int32, device=device)
@@ -96,9 +98,6 @@ class Tables:
         rows = Rows(plan.slots, plan.starts, plan.counts, self.pages, self.page_size)
         sampled = staged[4] if len(last) < total else None
         return Batch(tokens, staged[1], rows, offsets, sampled_rows, sampled, staged[5])
-
-    def _padded(self, n: int) -> int:
-        return self._cheapest[n] if n < len(self._cheapest) else n
 
     def _to_device(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array.astype(np.int64)).to(self._device, non_blocking=True)

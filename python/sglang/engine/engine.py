@@ -105,7 +105,7 @@ class Engine:
         self._model = model
         longest = min(-(-context // pool.page_size), pool.pages)  # pages of one sequence
         model.reach(min(context, longest * pool.page_size))
-        self._tables = Tables(self.slots, longest, pool.page_size, device, model.routes.cheapest)
+        self._tables = Tables(self.slots, longest, pool.page_size, device, model.routes.padded)
         self._sampler = Sampler(self.slots, spec.vocab, eos_ids, device)
         self._landing = Landing(self.slots, device) if device.type == "cuda" else None
         self._attention: AttentionBackend

@@ -211,10 +211,22 @@ PROBE_BYTES = 64 * 2**20  # more than a last-level cache keeps
 
 @dataclass(frozen=True)
 class Routes:
-    """What is fastest here. cheapest[n]: rows to compute where n are asked for. single: one row goes plain."""
+    """What is fastest here. cheapest[n]: rows to compute where n are asked for. single: one row goes plain.
+
+    rounds: more rows than `cheapest` tells of are rounded up to one of few numbers. oneDNN compiles a kernel for each
+    number of rows that it meets and keeps it, more than half a MiB for each shape of a map.
+    """
 
     cheapest: tuple[int, ...] = tuple(range(PADDED_TO + 1))
     single: bool = False
+    rounds: bool = False
+
+    def padded(self, n: int) -> int:
+        """Rows to compute where n are asked for."""
+        if n < len(self.cheapest):
+            return self.cheapest[n]
+        grain = 1 << max(0, n.bit_length() - 5) if self.rounds else 1  # at most a sixteenth is padding
+        return -(-n // grain) * grain
 
 
 @torch.inference_mode()
@@ -226,7 +238,7 @@ def measure(stores: list[Dense]) -> Routes:
     """
     enough = next((n for n, size in enumerate(accumulate(s.bytes for s in stores), 1) if size >= PROBE_BYTES), None)
     if enough is None or not stores[0].packed:
-        return Routes()
+        return Routes(rounds=bool(stores) and stores[0].packed)
     stores = stores[:enough]
     plain = stores[0]._single
     rows = range(1, PADDED_TO + 1)
@@ -249,4 +261,4 @@ def measure(stores: list[Dense]) -> Routes:
     single = cost[0] < cost[cheapest[1]]
     if single:
         cheapest[1] = 1
-    return Routes(tuple(cheapest), single)
+    return Routes(tuple(cheapest), single, rounds=True)
