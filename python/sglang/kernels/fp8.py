@@ -1,4 +1,4 @@
-# pyright: reportCallIssue=false, reportIndexIssue=false, reportPossiblyUnboundVariable=false
+# pyright: reportCallIssue=false, reportIndexIssue=false, reportPossiblyUnboundVariable=false, reportArgumentType=false
 # pyright: reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
 # Launch options and compile-time branches are beyond the types of Triton's decorators.
 """Products of 8-bit floating point: inputs rounded with a scale a row in one pass, and scales applied to the sums.
