@@ -18,8 +18,8 @@ serve: $(VENV)/.installed  ## install what is needed, then serve the demo model
 	@echo
 	@$(PY) -m sglang.launch_server --port $(PORT)
 
-test: $(VENV)/.dev  ## everything that needs no GPU
-	$(PY) -m pytest -n auto -m "not gpu and not slow" -q test
+test: $(VENV)/.dev  ## everything that needs no GPU; what Hypothesis draws is the same each time (not so in test-slow)
+	$(PY) -m pytest -n auto -m "not gpu and not slow" --hypothesis-profile=ci -q test
 
 test-gpu: $(VENV)/.dev  ## what needs a CUDA device
 	$(PY) -m pytest -m gpu -q test

@@ -2,8 +2,13 @@
 
 import glob
 import os
+import signal
 
 import pytest
+
+# A shell starts what it puts in the background deaf to Ctrl-C, which processes inherit; some tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tests run side by side, a process per core: with more threads each they would wait for each other's.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

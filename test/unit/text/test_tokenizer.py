@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from text_kinds import BYTES, LOCAL, MAKERS, SPECIAL, ids_of, raw_of, save, tokenizer_of
 from tokenizers import processors
@@ -62,6 +62,7 @@ def test_the_bytes_of_tokens_joined_are_the_text(data: st.DataObject, kind: str)
     tokenizer = tokenizer_of(kind)
     text = data.draw(st.text(max_size=20))
     ids = tokenizer.encode(text, add_special_tokens=False)
+    assume(tokenizer.special_ids.isdisjoint(ids))  # a text that names one, which has no bytes
     joined = b"".join(tokenizer.token_bytes(id) for id in ids).decode()
     assert joined == (f" {text}" if kind == "llama" and text else text)
 
