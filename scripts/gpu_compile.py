@@ -114,6 +114,7 @@ def kernels(compiler: Compiler) -> None:
         cells,
         enter,
         experts,
+        experts_stack,
         fp8,
         int4,
         long,
@@ -204,7 +205,7 @@ def kernels(compiler: Compiler) -> None:
     for dtype, groups in ((bf16, 0), (fp8.FP8, 1), (fp8.FP8, 16)):
         # Of Qwen1.5-MoE-A2.7B, all experts in one's memory.
         stacks = [
-            experts.Stack(
+            experts_stack.Stack(
                 some(1, rows, inputs, dtype=dtype).expand(60, -1, -1), None,
                 some(60, min(groups, inputs // 128), rows, dtype=torch.float32) if groups else None,
             )
@@ -215,7 +216,7 @@ def kernels(compiler: Compiler) -> None:
             x = some(rows, 2048)
             logits = routing.scores(x, some(61, 2048), None) if rows <= routing.FEW else some(rows, 61)
             weights, ids, gates = routing.choose(rule, logits, None, True)
-            experts.forward(x, weights, ids, *stacks, experts.Gate("silu"), tail=experts.Tail(x, gates, x))
+            experts.forward(x, weights, ids, *stacks, experts_stack.Gate("silu"), tail=experts_stack.Tail(x, gates, x))
     for longest in (2, 64, 128):
         compiler.of(f"rows of {longest}")
         q = some(256, heads + 2 * kv, dim)[:, :heads]

@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from gpu_kernels import READ_TB_S, graph_us
 
 from sglang.kernels import experts as kernels
-from sglang.kernels import fp8, routing
+from sglang.kernels import experts_pairs, experts_trial, fp8, routing
 from sglang.kernels.compiling import compile_ahead
-from sglang.kernels.experts import Gate, Stack, Tail, Tile
+from sglang.kernels.experts_blocks import grouped
+from sglang.kernels.experts_stack import Gate, Stack, Tail
+from sglang.kernels.experts_tiles import Tile, tiles_of
 from sglang.layers.moe import MoE, Routing, route
 from sglang.quant.stacked import Stacked
 
@@ -152,7 +154,7 @@ def numerics() -> list[dict[str, Any]]:
         count, hidden, inter = 12, 1024, 384
         x, opens, closes = some(64, hidden), Stack(some(count, 2 * inter, hidden)), Stack(some(count, hidden, inter))
         weights, ids, _ = routing.choose(Routing(count, 3), torch.randn(64, count, device=DEVICE))
-        tiles = kernels.tiles_of(192, count, (opens, closes))
+        tiles = tiles_of(192, count, (opens, closes))
         whole = kernels.forward(x, weights, ids, opens, closes, Gate("silu"), tiles=tiles, few=0)
         part = kernels.forward(x[7:30], weights[7:30], ids[7:30], opens, closes, Gate("silu"), tiles=tiles, few=0)
         return float((whole[7:30] != part).sum())
@@ -288,16 +290,16 @@ def ones(name: str, layer: Layer) -> Iterator[Case]:
     """One token: rows of a program, columns of a step, warps."""
     x = layer.inputs(1)
     weights, ids = drawn(layer.rule, 1)
-    plain = kernels.tuning
+    plain = experts_pairs.tuning
     first = ((1, 2048, 4), (2, 1024, 4), (2, 2048, 8), (1, 1024, 2), (4, 512, 4))
     last = ((2, 512, 4), (1, 512, 4), (2, 1024, 4), (1, 1024, 2), (4, 256, 4), (2, 2048, 8))
 
     def under(choice: tuple[int, int, int], opens: bool, m: MoE) -> None:
-        kernels.tuning = lambda inputs, o=True: choice if o == opens else plain(inputs, o)  # type: ignore[assignment]
+        experts_pairs.tuning = lambda inputs, o=True: choice if o == opens else plain(inputs, o)  # type: ignore[assignment]
         try:
             m.experts.sums(x, weights, ids, False)
         finally:
-            kernels.tuning = plain
+            experts_pairs.tuning = plain
 
     def case(opens: bool, choice: tuple[int, int, int]) -> Case:
         row = {"layer": name, "product": "gate, up" if opens else "down", "tile": words(choice)}
@@ -333,9 +335,7 @@ def tiles(name: str, layer: Layer) -> Iterator[Case]:
         row = {"layer": name, "rows": rows, "product": "gate, up" if opens else "down", "tile": words(tile)}
         stacks = [Stack((m.experts.gate_up if opens else m.experts.down).weight) for m in layer.layers]
         calls = [
-            lambda s=s: kernels._grouped(
-                read, read, s, given, weights, out, Gate("silu"), layer.top_k, opens, False, tile
-            )
+            lambda s=s: grouped(read, read, s, given, weights, out, Gate("silu"), layer.top_k, opens, False, tile)
             for s in stacks
         ]
         return Case("tiles", row, {"us": calls}, gb, tflop)
@@ -398,7 +398,7 @@ def run() -> dict[str, Any]:
     torch.manual_seed(0)
     tables: dict[str, list[dict[str, Any]]] = {}
     with torch.inference_mode():
-        works = {str(d)[6:]: kernels.works(d) for d in (BF16, fp8.FP8)}
+        works = {str(d)[6:]: experts_trial.works(d) for d in (BF16, fp8.FP8)}
         say(f"works: {works}")
         compile_ahead(numerics)
         tables["checks"] = numerics()

@@ -215,9 +215,9 @@ class ExpertMlp:
 def fused_works(dtype: torch.dtype) -> bool:
     if not triton_works():
         return False
-    from sglang.kernels import experts
+    from sglang.kernels.experts_trial import works
 
-    return experts.works(dtype)
+    return works(dtype)
 
 
 # Rows of a step in which the part that all tokens take is computed as experts that all choose: one pass reads all
