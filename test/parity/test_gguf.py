@@ -238,7 +238,7 @@ def test_what_is_not_read_is_named(make: Make, tmp_path: Path) -> None:
     short = dict(tensors)
     del short["model.layers.1.mlp.up_proj.weight"]
     raw, _ = packers.gguf_of(config, short, lambda n: "Q8_0")
-    assert "1 tensors are missing: model.layers.1.mlp.up_proj.weight" in refused(_saved(tmp_path / "short.gguf", raw))
+    assert "1 tensors are missing: blk.1.ffn_up.weight" in refused(_saved(tmp_path / "short.gguf", raw))
     path = file("plain.gguf")
     assert "--load-format pt does not read" in refused(path, load_format="pt")
     assert "--load-format gguf does not read" in refused(tmp_path_with_config(tmp_path, config), load_format="gguf")

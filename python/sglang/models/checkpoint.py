@@ -158,6 +158,8 @@ def _jobs(
     files: list[Path], places: dict[str, Tensor], spec: Decoder, family: Family, folder: Path, form: Format | None
 ) -> list[_Job]:
     """What to read for each place, every name and shape checked. Raises ConfigError."""
+    if files[0].suffix == ".gguf":
+        family = gguf.named(files[0], family)
     headers: dict[str, Header] = {}
     pieces: dict[str, list[Path]] = {}  # of tensors that were cut for ranks: their files
     check_ranks(files, folder)

@@ -105,13 +105,72 @@ def _q6_k(raw: Tensor) -> Grid:
     return Grid(codes.flatten(1), scales.flatten(1), 6, 16)
 
 
+def _quarters(raw: Tensor) -> Tensor:
+    """uint8 [..., 64] of 4 codes each -> [..., 2, 4, 32]: 32 bytes hold 4 runs of as many columns."""
+    shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device=raw.device).view(4, 1)
+    return (raw.unflatten(-1, (2, 1, 32)) >> shifts) & 3
+
+
+def _q2_k(raw: Tensor) -> Grid:
+    step = _halves(raw, 80) * (raw[..., :16] & 15)
+    below = _halves(raw, 82) * (raw[..., :16] >> 4)
+    # A group of equal values has a step of 0; one that is too small to see keeps what they are.
+    step = torch.where(step == 0, below.abs().clamp_min(1e-20) * 2.0**-20, step)
+    return Grid(_quarters(raw[..., 16:80]).flatten(1), step.flatten(1), 2, 16, (below / step).flatten(1))
+
+
+def _q3_k(raw: Tensor) -> Grid:
+    """Its third bits lie in 32 bytes, one bit for each run of 32 columns; without it a code is 4 less."""
+    shifts = torch.arange(8, dtype=torch.uint8, device=raw.device).view(2, 4, 1)
+    third = (raw[..., None, None, :32] >> shifts) & 1
+    codes = (_quarters(raw[..., 32:96]) | third << 2).to(torch.int8) - 4
+    packed, two = raw[..., 96:108], torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device=raw.device).view(4, 1)
+    high = (packed[..., None, 8:] >> two) & 3  # [..., 4, 4]
+    factors = (_nibbles(packed[..., :8]).flatten(-2) | high.flatten(-2) << 4).to(torch.int8) - 32
+    return Grid(codes.flatten(1), (_halves(raw, 108) * factors).flatten(1), 3, 16)
+
+
+# Codes of 4 bits that stand for values closer together about 0.
+UNEVEN = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+# Twice what MXFP4's 16 codes stand for.
+FP4 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
+
+
+def _looked_up(raw: Tensor, table: tuple[int, ...]) -> Tensor:
+    """Nibbles [..., n] -> int8 [..., 2 n]."""
+    return torch.tensor(table, dtype=torch.int8, device=raw.device)[_nibbles(raw).flatten(-2).int()]
+
+
+def _iq4_nl(raw: Tensor) -> Grid:
+    return Grid(_looked_up(raw[..., 2:], UNEVEN).flatten(1), _halves(raw, 0).flatten(1), 8, 32)
+
+
+def _iq4_xs(raw: Tensor) -> Grid:
+    low = torch.stack((raw[..., 4:8] & 15, raw[..., 4:8] >> 4), -1).flatten(-2)
+    two = torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device=raw.device)
+    high = ((raw[..., 2:4, None] >> two) & 3).flatten(-2)
+    scales = _halves(raw, 0) * ((low | high << 4).to(torch.int8) - 32)
+    codes = _looked_up(raw[..., 8:].unflatten(-1, (8, 16)), UNEVEN)
+    return Grid(codes.flatten(1), scales.flatten(1), 8, 32)
+
+
+def _mxfp4(raw: Tensor) -> Grid:
+    scales = torch.exp2(raw[..., 0].float() - 128)  # of the doubled values
+    return Grid(_looked_up(raw[..., 1:], FP4).flatten(1), scales, 8, 32)
+
+
 BLOCKS = {
     "Q4_0": Block(32, 18, _q4_0),
     "Q4_1": Block(32, 20, _q4_1),
     "Q5_0": Block(32, 22, _q5_0),
     "Q5_1": Block(32, 24, _q5_1),
     "Q8_0": Block(32, 34, _q8_0),
+    "Q2_K": Block(256, 84, _q2_k),
+    "Q3_K": Block(256, 110, _q3_k),
     "Q4_K": Block(256, 144, _q4_k),
     "Q5_K": Block(256, 176, _q5_k),
     "Q6_K": Block(256, 210, _q6_k),
+    "IQ4_NL": Block(32, 18, _iq4_nl),
+    "IQ4_XS": Block(256, 136, _iq4_xs),
+    "MXFP4": Block(32, 17, _mxfp4),
 }
