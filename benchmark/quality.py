@@ -128,7 +128,7 @@ def main() -> None:
             "bits": bits,
             "weights": size / 1e6,
             "right": right,
-            "lost": (rows[0]["right"] if rows else right) - right,
+            "lost": round((rows[0]["right"] if rows else right) - right, 3) + 0.0,  # no -0
             "other first lines": other / len(asked),
         }
         rows.append(row)
