@@ -37,6 +37,8 @@ def test_response_formats(client: openai.OpenAI) -> None:
     answer = chat(client, response_format=schema).choices[0]
     jsonschema.validate(json.loads(answer.message.content), CITY)
     assert answer.finish_reason == "stop"
+    beside = chat(client, response_format={"type": "json_object", "schema": {"const": 5}}).choices[0]
+    assert beside.message.content == "5"
     anything = chat(client, response_format={"type": "json_object"}, max_tokens=300).choices[0]
     if anything.finish_reason == "stop":
         assert isinstance(json.loads(anything.message.content), dict)
@@ -82,6 +84,12 @@ def test_extensions_and_other_servers_spellings(client: openai.OpenAI, body: Any
         ({"extra_body": {"guided_regex": "("}}, "guided_regex"),
         ({"extra_body": {"structured_outputs": {"regex": "("}}}, "structured_outputs"),
         ({"extra_body": {"structured_outputs": {"rejex": "("}}}, "structured_outputs"),
+        ({"extra_body": {"structured_outputs": {}}}, "structured_outputs"),
+        ({"extra_body": {"structured_outputs": {"regex": "a", "choice": ["a"]}}}, "structured_outputs"),
+        ({"extra_body": {"guided_regex": "a", "guided_json": {}}}, "guided_regex"),
+        ({"extra_body": {"regex": "a", "guided_choice": ["a"]}}, "guided_choice"),
+        ({"extra_body": {"choices": []}}, "choices"),
+        ({"extra_body": {"guided_choice": []}}, "guided_choice"),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "x"}}}},
          "response_format"),
         ({"response_format": {"type": "json_object"}, "extra_body": {"json_schema": "{}"}}, "response_format"),
@@ -126,6 +134,16 @@ def test_a_named_call_streams_as_it_is_answered_whole(client: openai.OpenAI) -> 
     assert (name, arguments, reason, text) == ("weather", call.function.arguments, "tool_calls", "")
     assert pieces >= 2
     jsonschema.validate(json.loads(arguments), CITY)
+
+
+def test_a_call_that_was_cut_short_still_has_arguments(client: openai.OpenAI) -> None:
+    """Clients add up `arguments` of pieces: none may lack them."""
+    body: Any = {"tools": TOOLS[:1], "tool_choice": "required", "max_tokens": 12}
+    [call] = chat(client, **body).choices[0].message.tool_calls
+    assert (call.function.name, call.function.arguments) == ("weather", "")
+    pieces = [p for c in chat(client, **body, stream=True) for p in c.choices[0].delta.tool_calls or []]
+    assert "".join(piece.function.arguments for piece in pieces) == ""
+    assert pieces[0].function.name == "weather"
 
 
 def test_a_conversation_with_calls_goes_on(client: openai.OpenAI) -> None:

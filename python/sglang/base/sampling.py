@@ -4,7 +4,7 @@ Field names and meanings follow SGLang's `sampling_params`; the OpenAI routes tr
 """
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 from msgspec import Struct
@@ -15,6 +15,10 @@ from sglang.base.errors import FieldError
 GREEDY_BELOW = 1e-6  # a temperature under this is greedy: dividing by it would overflow float32 logits
 SEED_BITS = 63
 SHOWN_CHARS = 64  # of what a caller sent, in an error
+
+
+Dtype = Literal["int", "float", "bool", "str"]
+DTYPES: tuple[str, ...] = get_args(Dtype)
 
 
 class SamplingParams(Struct, kw_only=True, frozen=True, omit_defaults=True, gc=False):
@@ -43,7 +47,7 @@ class SamplingParams(Struct, kw_only=True, frozen=True, omit_defaults=True, gc=F
     ebnf: str | None = None
     choices: tuple[str, ...] = ()
     structural_tag: str | None = None
-    dtype: Literal["int", "float", "bool", "str"] | None = None
+    dtype: Dtype | None = None
     strict: bool = True  # a schema's unknown keywords are errors; false: ignored
     compact_json: bool = False  # JSON without blanks, instead of as json.dumps writes it
 
@@ -111,6 +115,10 @@ def parse_sampling(raw: Any, path: str = "sampling_params") -> SamplingParams:
             raise FieldError(_at(path, key), f"{_at(path, key)} and {spelled[name]} are the same: send one of them")
         if name in ("stop", "stop_token_ids", "choices") and isinstance(value, str | int) and value is not True:
             value = [value]
+        if name == "choices" and value == []:  # as () it would mean that the text is free
+            raise FieldError(_at(path, key), f"{_at(path, key)} must hold at least one string")
+        if name == "dtype" and isinstance(value, str) and value not in DTYPES:
+            raise FieldError(_at(path, key), f"{_at(path, key)} must be one of {', '.join(DTYPES)}, got {_show(value)}")
         if name in AS_JSON and isinstance(value, dict | bool):
             value = msgspec.json.encode(value).decode()
         values[name] = value
@@ -157,8 +165,10 @@ def _check_range(name: str, value: Any, field: str) -> None:
         raise FieldError(field, f"{field} must be in {span}, got {_show(value)}")
 
 
-def _show(value: int | float) -> str:
-    """A number as text; not one of thousands of digits, which Python refuses to write."""
+def _show(value: int | float | str) -> str:
+    """A value as text; not a number of thousands of digits, which Python refuses to write."""
+    if isinstance(value, str):
+        return repr(value[:SHOWN_CHARS])
     if isinstance(value, int) and value.bit_length() > 128:
         return f"an integer of {value.bit_length()} bits"
     return str(value)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sglang.base.errors import FieldError
+from sglang.base.sampling import CONSTRAINTS
 from sglang.server import openai_types as oai
 
 ANY_OBJECT = {"type": "object"}
@@ -26,7 +27,7 @@ def _of_format(wanted: oai.ResponseFormat) -> dict[str, Any]:
         case "text":
             return {}
         case "json_object":
-            return {"json_schema": ANY_OBJECT}
+            return {"json_schema": ANY_OBJECT if wanted.schema is None else wanted.schema}
         case "structural_tag":
             if wanted.structures is None or wanted.triggers is None:
                 raise FieldError("response_format", "response_format.structures and .triggers must be lists")
@@ -48,4 +49,10 @@ def _of_vllm(wanted: oai.StructuredOutputs) -> dict[str, Any]:
         "compact_json": wanted.disable_any_whitespace or None,
     }
     # An object without `additionalProperties` has none but its own here, so `disable_additional_properties` is so.
-    return {name: value for name, value in said.items() if value is not None}
+    said = {name: value for name, value in said.items() if value is not None}
+    if len(said.keys() & {*CONSTRAINTS}) != 1:
+        raise FieldError(
+            "structured_outputs",
+            "structured_outputs must have one of json, json_object, regex, choice, grammar, structural_tag",
+        )
+    return said

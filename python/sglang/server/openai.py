@@ -17,7 +17,7 @@ from sglang.base import limits
 from sglang.base.config import ServerConfig
 from sglang.base.errors import FieldError
 from sglang.base.messages import Finish, Logprobs, Score
-from sglang.base.sampling import SamplingParams, parse_sampling
+from sglang.base.sampling import CONSTRAINTS, SamplingParams, parse_sampling
 from sglang.server import openai_types as oai
 from sglang.server.constraints import constraints
 from sglang.server.expand import check_count, id_lists, names, sample
@@ -394,12 +394,22 @@ def _sampling(
     for name, value in (defaults or {}).items():
         if raw[name] is None:
             raw[name] = value
+    held = next((name for name in CONSTRAINTS if raw.get(name) is not None), None)
+    spelled: dict[str, str] = {}  # field -> what the caller calls it
     for source, fields in constraints(body):
+        if not fields.keys().isdisjoint(CONSTRAINTS):
+            if held is not None:
+                raise FieldError(source, f"{source} cannot be combined with {held}: at most one constraint a request")
+            held = source
         for name, value in fields.items():
             if raw.get(name) is not None:
                 raise FieldError(source, f"{source} cannot be combined with {name}")
-            raw[name] = value
-    return parse_sampling(raw, "")
+            raw[name], spelled[name] = value, source
+    try:
+        return parse_sampling(raw, "")
+    except FieldError as error:
+        name = error.field.partition("[")[0]
+        raise FieldError(spelled.get(name, error.field), str(error)) from None
 
 
 def _with_tools(sampling: SamplingParams, tools: Choice) -> SamplingParams:
@@ -475,7 +485,7 @@ def _call(field: str, call: oai.ToolCall) -> dict[str, Any]:
         except msgspec.DecodeError:
             where = f"{field}.function.arguments"
             raise FieldError(where, f"{where} must be a JSON object, as text") from None
-    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
+    return {"id": call.id, "type": "function", "function": {"name": call.function.name or None, "arguments": arguments}}
 
 
 def _check_top(field: str, value: int) -> None:

@@ -23,6 +23,7 @@ class JsonSchema(Struct, kw_only=True):
 class ResponseFormat(Struct, kw_only=True):
     type: Literal["text", "json_object", "json_schema", "structural_tag"]
     json_schema: JsonSchema | None = None
+    schema: dict[str, Any] | None = None  # beside json_object, as some servers have it
     structures: list[dict[str, Any]] | None = None
     triggers: list[str] | None = None
 
@@ -108,8 +109,10 @@ class Part(Struct, kw_only=True):
     text: str | None = None
 
 
-class CalledFunction(Struct, kw_only=True, omit_defaults=True):
-    name: str | None = None
+class CalledFunction(Struct, kw_only=True):
+    """`arguments` is always written, empty ones too: clients add up what the pieces of a stream bring."""
+
+    name: str | UnsetType | None = UNSET
     arguments: str | dict[str, Any] = ""
 
 

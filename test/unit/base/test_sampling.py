@@ -103,6 +103,8 @@ def test_other_values_of_top_k_are_refused(value: Any) -> None:
         ({"regex": "a", "ebnf": "b"}, "sampling_params.ebnf", "cannot be combined with regex"),
         ({"choices": ["a"], "json_schema": "{}"}, "sampling_params.choices", "cannot be combined with json_schema"),
         ({"regex": "a" * (limits.GRAMMAR_CHARS + 1)}, "sampling_params.regex", "at most"),
+        ({"choices": []}, "sampling_params.choices", "at least one string"),
+        ({"dtype": "list"}, "sampling_params.dtype", "one of int, float, bool, str, got 'list'"),
         ({"choices": ["a"] * 1025}, "sampling_params.choices", "at most 1024 strings"),
         ({"choices": ["a" * (limits.GRAMMAR_CHARS + 1)]}, "sampling_params.choices", "characters in all"),
         ({"stop_regex": "a"}, "sampling_params.stop_regex", "not supported"),

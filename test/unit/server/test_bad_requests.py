@@ -90,7 +90,7 @@ BAD: list[tuple[str, Any, str, str]] = [
     (G, params(logit_bias=[1]), "sampling_params.logit_bias", "got array"),
     (G, params(ignore_eos=1), "sampling_params.ignore_eos", "got int"),
     (G, params(regex="a", ebnf="b"), "sampling_params.ebnf", "at most one constraint"),
-    (G, params(dtype="list"), "sampling_params.dtype", "Invalid enum value"),
+    (G, params(dtype="list"), "sampling_params.dtype", "must be one of int, float, bool, str"),
     (G, params(regex=1), "sampling_params.regex", "got int"),
     (G, params(json_schema=[1]), "sampling_params.json_schema", "got array"),
     (G, params(stop_regex="a"), "sampling_params.stop_regex", "not supported"),
