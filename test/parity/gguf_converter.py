@@ -300,6 +300,18 @@ KINDS = {
     "exaone4 32b": Kind("exaone4", BEHIND, lambda c: {"attention.sliding_window": c["sliding_window"]}),
     "seed-oss": Kind("seed_oss", BETWEEN),
     "smollm3": Kind("smollm3", turned=True),
+    "mistral small": Kind("mistral3", turned=True),
+    "ministral 3": Kind(
+        "mistral3",
+        keys=lambda c: (
+            yarn(c)
+            | {
+                "attention.temperature_scale": c["rope_parameters"]["llama_4_scaling_beta"],
+                "rope.scaling.yarn_log_multiplier": c["rope_parameters"]["mscale_all_dim"],
+            }
+        ),
+        turned=True,
+    ),
     "llama4": Kind("llama4", LLAMA4, llama4_keys, llama4),
     "llama4 maverick": Kind("llama4", LLAMA4, llama4_keys, llama4),
 }

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from engine_driver import Driver, load
-from family_cases import CASES, TOKENS, Make, known
+from family_cases import CASES, TOKENS, YARN, Make, known
 from gguf_converter import KINDS, converted
 from reference_models import CASES as WRITTEN
 from safetensors.torch import load_file
@@ -23,10 +23,11 @@ from sglang.models.gguf_architectures import ARCHITECTURES
 USUAL: dict[str, dict[str, Any]] = {
     "gpt-oss": {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "truncate": False,
                                     "original_max_position_embeddings": 32}},
+    "ministral 3": {"rope_parameters": {**YARN, "llama_4_scaling_beta": 0.3, "mscale": 1.0, "mscale_all_dim": 1.0},
+                    "head_dim": 16},
     "llama4": {"attention_chunk_size": 8192, "floor_scale": 8192, "attn_scale": 0.1, "intermediate_size": 96},
     "llama4 maverick": {"attention_chunk_size": 8192, "floor_scale": 8192, "attn_scale": 0.1, "num_local_experts": 128},
-    "deepseek v3 yarn": {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 8.0, "mscale": 1.3,
-                                             "mscale_all_dim": 1.3, "original_max_position_embeddings": 16}},
+    "deepseek v3 yarn": {"rope_parameters": {**YARN, "mscale": 1.3, "mscale_all_dim": 1.3}},
 }  # fmt: skip
 
 

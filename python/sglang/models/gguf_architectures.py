@@ -232,6 +232,16 @@ def _minicpm(file: "File") -> HFConfig:
     }
 
 
+def _mistral3(file: "File") -> HFConfig:
+    """Ministral 3, where queries grow; this file's logarithm of YaRN is not a tenth, as others' is."""
+    beta, scaling = file.key("attention.temperature_scale"), file.scaling()
+    if not beta or scaling is None:
+        return {"architectures": ["MistralForCausalLM"]}
+    both = file.key("rope.scaling.yarn_log_multiplier")
+    scaling |= {"mscale": 1.0, "mscale_all_dim": both, "llama_4_scaling_beta": beta}
+    return {"rope_scaling": None, "rope_parameters": scaling | {"rope_theta": file.key("rope.freq_base")}}
+
+
 def _minimax(file: "File") -> HFConfig:
     wide, turning = file.key("expert_feed_forward_length"), file.key("rope.dimension_count")
     return {"intermediate_size": wide or file.key("feed_forward_length"), "rotary_dim": turning or file.head_dim}
@@ -265,6 +275,7 @@ ARCHITECTURES = {
         keys=LOCAL | {"interleave_moe_layer_step": "interleave_moe_layer_step"},
         more=_llama4,
     ),
+    "mistral3": Architecture("Ministral3ForCausalLM", keys=WINDOW, turned=True, more=_mistral3),
     "internlm2": Architecture("InternLM2ForCausalLM", turned=True, more=lambda file: {"bias": file.biased}),
     "minicpm": Architecture("MiniCPMForCausalLM", turned=True, more=_minicpm),
     "smollm3": Architecture("SmolLM3ForCausalLM", turned=True, more=_biased),
