@@ -226,7 +226,7 @@ def _bind(config: ServerConfig) -> socket.socket:
 async def _warm_up(front: "Front") -> None:
     """A first answer of our own: what is slow once is slow now, and a model that cannot answer is not announced."""
     from sglang.base.sampling import SamplingParams
-    from sglang.server.front import Request
+    from sglang.server.streams import Request
 
     embeds = front.ready.embedding > 0
     sampling = SamplingParams(max_new_tokens=0 if embeds else 8, temperature=0.0)

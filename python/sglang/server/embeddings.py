@@ -13,10 +13,11 @@ from sglang.base.config import ServerConfig
 from sglang.base.errors import FieldError
 from sglang.base.sampling import SamplingParams
 from sglang.server.expand import check_count, id_lists, names
-from sglang.server.front import Front, Output, Request
+from sglang.server.front import Front
 from sglang.server.http import Operation
 from sglang.server.native_types import FinishReason, Refused
 from sglang.server.sequences import finish_reason
+from sglang.server.streams import Output, Request
 
 NOTHING = SamplingParams(max_new_tokens=0)
 UNIT = 1e-3  # how far from 1 the length of a vector may be that was made to have it

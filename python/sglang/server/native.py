@@ -19,7 +19,7 @@ from sglang.base.errors import FieldError, Overloaded, WorkerDied
 from sglang.base.sampling import SamplingParams
 from sglang.server import segments
 from sglang.server.expand import check_count, id_lists
-from sglang.server.front import Front, Output, Request
+from sglang.server.front import Front
 from sglang.server.http import Feed, Operation, event
 from sglang.server.native_types import (
     Aborted,
@@ -34,6 +34,7 @@ from sglang.server.native_types import (
     TokenizeRequest,
 )
 from sglang.server.sequences import Result, parse
+from sglang.server.streams import Output, Request
 
 SECRETS = ("api_key", "admin_api_key", "ssl_keyfile_password")
 PROBE_S = 30.0  # how long /health_generate waits for its token

@@ -21,8 +21,9 @@ from sglang.base.sampling import CONSTRAINTS, SamplingParams, parse_sampling
 from sglang.server import openai_types as oai
 from sglang.server.constraints import constraints
 from sglang.server.expand import check_count, id_lists, names, sample
-from sglang.server.front import Front, Output, Request
+from sglang.server.front import Front
 from sglang.server.http import MARK, Feed, Operation, encode, event, template
+from sglang.server.streams import Output, Request
 from sglang.server.tools import Choice, Found, Reader, call_id, choose, described, style
 
 SAME_NAME = (

@@ -21,7 +21,7 @@ from sglang.base.errors import FieldError
 from sglang.base.messages import Logprobs
 from sglang.base.sampling import SamplingParams, parse_sampling
 from sglang.server.expand import names
-from sglang.server.front import Front, Held, Output, Request
+from sglang.server.front import Front
 from sglang.server.native_types import (
     ChainAnswer,
     ChainMeta,
@@ -31,6 +31,7 @@ from sglang.server.native_types import (
     Segment,
 )
 from sglang.server.sequences import Result, logprobs_of
+from sglang.server.streams import Held, Output, Request
 
 ELSEWHERE = (  # fields of a body that a chain's gens have each for themselves
     "text", "input_ids", "sampling_params", "return_logprob", "logprob_start_len", "top_logprobs_num",

@@ -7,9 +7,9 @@ from sglang.base.errors import FieldError
 from sglang.base.messages import Finish, Logprobs, Score
 from sglang.base.sampling import parse_sampling
 from sglang.server.expand import check_count, id_lists, names, sample, spread
-from sglang.server.front import Output, Request
 from sglang.server.http import MARK, encode, event, template
 from sglang.server.native_types import FinishReason, Generated, GenerateRequest, MetaInfo, Triple
+from sglang.server.streams import Output, Request
 from sglang.text.tokenizer import Tokenizer
 
 NOT_SUPPORTED = (

@@ -64,6 +64,11 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_folder: Path) -> text.Tokenizer:
+    return text.load(str(tokenizer_folder))
+
+
 @contextlib.contextmanager
 def serve(
     folder: Path,

@@ -212,7 +212,7 @@ def test_two_thousand_streams_that_vanish_leave_nothing_behind(serving: Any) -> 
         assert eventually(lambda: server.worker.running == 0 and server.front.open_requests == 0, 60)
         assert set(server.worker.aborted) == {submit.id for submit in server.worker.submits}
         assert eventually(lambda: server.call(lambda: len(asyncio.all_tasks())) <= tasks, 10)
-        assert server.call(lambda: len(server.front._streams) + len(server.front._due)) == 0
+        assert server.call(lambda: len(server.front._streams) + len(server.front._delivery._due)) == 0
         answer = server.post("/generate", {"text": "x", "sampling_params": {"max_new_tokens": 3}})
         assert answer.json()["meta_info"]["completion_tokens"] == 3
 

@@ -1,7 +1,6 @@
 """Events are put together from parts that were encoded before: they must be what encoding the whole would give."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -11,18 +10,13 @@ from hypothesis import strategies as st
 
 from sglang.base.messages import Finish
 from sglang.server import openai_types as oai
-from sglang.server.front import Output, Request
 from sglang.server.http import event
 from sglang.server.native_types import Generated
 from sglang.server.sequences import Result
+from sglang.server.streams import Output, Request
 from sglang.text import tokenizer as text
 
 ODD = 'a "quoted" \\ back/slash \n\t\x00\x1f \u2028 日本語 👋 <|x|> %s {}'
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tokenizer_folder: Path) -> text.Tokenizer:
-    return text.load(str(tokenizer_folder))
 
 
 @pytest.fixture

@@ -1,27 +1,22 @@
-"""A chain in the front alone: what the worker is told ahead, and what becomes of a guess that was wrong."""
+"""What the worker is told of a sequence, and of a chain ahead: what becomes of a guess that was wrong."""
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 import pytest
+from front_alone import Worker, collect, settle, spell, started, step, submits
 from server_doubles import EOS
-from test_front import settle, spell, started, step
 
-from sglang.base.link import Memory
-from sglang.base.messages import AT_END, Abort, Extend, Finish, FromWorker, Piece, Resume, Submit, ToWorker
+from sglang.base.errors import FieldError
+from sglang.base.messages import AT_END, Abort, Extend, Finish, Logprobs, Piece, Resume, Submit, ToWorker
+from sglang.base.sampling import SamplingParams
 from sglang.server import segments
 from sglang.server.front import Front
 from sglang.server.native_types import ChainAnswer, GenerateRequest
+from sglang.server.streams import Request
 from sglang.text import tokenizer as text
 
-Worker = Memory[ToWorker, FromWorker]
 PROMPT = "one two"
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tokenizer_folder: Path) -> text.Tokenizer:
-    return text.load(str(tokenizer_folder))
 
 
 def chain(*steps: Any) -> segments.Chain:
@@ -193,3 +188,47 @@ def test_a_worker_that_pauses_is_told_whether_it_was_a_stop_string(tokenizer: te
         assert (await task).text == " three  five six"
 
     play(tokenizer, script)
+
+
+def test_samples_of_one_request_get_seeds_of_their_own(tokenizer: text.Tokenizer) -> None:
+    async def seeds() -> list[int | None]:
+        async with started(tokenizer) as (front, worker):
+            tasks = [asyncio.create_task(collect(front, Request(prompt=[3]))) for _ in range(3)]
+            tasks.append(asyncio.create_task(collect(front, Request(prompt=[3], sampling=SamplingParams(seed=11)))))
+            found = await submits(worker, 4)
+            for submit in found:
+                step(worker, Piece(submit.id, [], Finish("length")))
+            await asyncio.gather(*tasks)
+            return [submit.sampling.seed for submit in found]
+
+    first, second = asyncio.run(seeds()), asyncio.run(seeds())
+    assert first[3] == 11
+    assert len(set(first)) == 4
+    assert None not in first
+    assert first == second, "--random-seed makes a run repeatable"
+
+
+@pytest.mark.parametrize(
+    ("request_", "field", "words"),
+    [
+        (Request(prompt=[]), "prompt", "at least one token"),
+        (Request(prompt=[0, 400], source="input_ids"), "input_ids", r"\[0, 400\), got 400"),
+        (Request(prompt=[-1]), "prompt", "got -1"),
+        (Request(prompt=[2**70]), "prompt", r"\[0, 400\)"),
+        (Request(prompt=[3], sampling=SamplingParams(stop_token_ids=(400,))), "stop_token_ids", "got 400"),
+        (Request(prompt=[3], sampling=SamplingParams(logit_bias={500: 1.0})), "logit_bias", "got 500"),
+        (Request(prompt=[3], logprobs=Logprobs(ids=(-3,))), "token_ids_logprob", "got -3"),
+        (Request(prompt=[3], logprobs=Logprobs(start=2)), "logprob_start_len", r"\[-1, 1\]"),
+    ],
+)
+def test_what_the_model_cannot_take_never_reaches_the_worker(
+    tokenizer: text.Tokenizer, request_: Request, field: str, words: str
+) -> None:
+    async def main() -> None:
+        async with started(tokenizer) as (front, worker):
+            with pytest.raises(FieldError, match=words) as caught:
+                await collect(front, request_)
+            assert caught.value.field == field
+            assert worker.receive() == []
+
+    asyncio.run(main())
