@@ -6,10 +6,55 @@
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from sglang.kernels.experts_stack import Gate, Stack, Tail, opened
 from sglang.kernels.experts_tiles import Tile
+from sglang.kernels.matvec import early
 from sglang.kernels.routing import Sorted
+
+
+@triton.jit
+def ended(
+    acc,
+    ups,
+    bias,
+    weights,
+    out,
+    e,
+    n,
+    place,
+    pair,
+    there,
+    limit,
+    N: tl.constexpr,
+    OPENS: tl.constexpr,
+    BIAS: tl.constexpr,
+    WEIGH: tl.constexpr,
+    ACT: tl.constexpr,
+):
+    """What follows a product, and the store: of gate and up (OPENS) at `place`, of down at `pair`."""
+    here = n < N
+    ROWS: tl.constexpr = 2 * N if OPENS else N
+    if OPENS:
+        if WEIGH:
+            share = tl.load(weights + pair, mask=there, other=0.0)
+            acc *= share[None, :]
+            ups *= share[None, :]
+        if BIAS:
+            acc += tl.load(bias + e * ROWS + n, mask=here, other=0.0).to(tl.float32)[:, None]
+            ups += tl.load(bias + e * ROWS + N + n, mask=here, other=0.0).to(tl.float32)[:, None]
+        acc = opened(acc, ups, limit, ACT)
+        target = place
+    else:
+        if BIAS:
+            acc += tl.load(bias + e * ROWS + n, mask=here, other=0.0).to(tl.float32)[:, None]
+        target = pair
+    tl.store(
+        out + target[None, :].to(tl.int64) * N + n[:, None],
+        acc.to(out.dtype.element_ty),
+        mask=there[None, :] & here[:, None],
+    )
 
 
 @triton.jit(do_not_specialize=["most"])
@@ -96,25 +141,7 @@ def _multiply(
         acc *= tl.load(scales + e * ROWS + n, mask=here, other=0.0)[:, None] * v_scale[None, :]
         if OPENS:
             ups *= tl.load(scales + e * ROWS + N + n, mask=here, other=0.0)[:, None] * v_scale[None, :]
-    if OPENS:
-        if WEIGH:
-            share = tl.load(weights + pair, mask=there, other=0.0)
-            acc *= share[None, :]
-            ups *= share[None, :]
-        if BIAS:
-            acc += tl.load(bias + e * ROWS + n, mask=here, other=0.0).to(tl.float32)[:, None]
-            ups += tl.load(bias + e * ROWS + N + n, mask=here, other=0.0).to(tl.float32)[:, None]
-        acc = opened(acc, ups, limit, ACT)
-        target = place
-    else:
-        if BIAS:
-            acc += tl.load(bias + e * ROWS + n, mask=here, other=0.0).to(tl.float32)[:, None]
-        target = pair
-    tl.store(
-        out + target[None, :].to(tl.int64) * N + n[:, None],
-        acc.to(out.dtype.element_ty),
-        mask=there[None, :] & here[:, None],
-    )
+    ended(acc, ups, bias, weights, out, e, n, place, pair, there, limit, N, OPENS, BIAS, WEIGH, ACT)
 
 
 @triton.jit
@@ -135,8 +162,12 @@ def _sum(
     GATED: tl.constexpr,
     ADD: tl.constexpr,
     BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """out: [tokens, N], of parts [tokens, TOP_K, N]."""
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     token = tl.program_id(0).to(tl.int64)
     n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     here = n < N
@@ -169,6 +200,7 @@ def grouped(
     tile: Tile,
 ) -> None:
     """out: [pairs, width], where gate and up are (opens) in the order of `given`. x, x_scales: of `rounded`."""
+    assert isinstance(stack.weight, Tensor)
     width, inputs = out.shape[1], stack.weight.shape[2]
     runs = triton.cdiv(given.most, tile.together)
     _multiply[(runs * tile.together * triton.cdiv(width, tile.block_n),)](
@@ -185,9 +217,10 @@ def summed(parts: Tensor, ids: Tensor, weights: Tensor, tail: Tail, first: int, 
     (tokens, top_k), hidden = ids.shape, parts.shape[1]
     out = parts.new_empty(tokens, hidden) if tail.other is None else tail.other
     block = min(1024, triton.next_power_of_2(hidden))
+    chained = early(tokens)
     _sum[(tokens, triton.cdiv(hidden, block))](
         parts, ids, weights, *tail.given(parts, weights, out), out, first, count, hidden, TOP_K=top_k, WEIGH=weigh,
         SHARED=tail.shared is not None, GATED=tail.gates is not None, ADD=tail.other is not None, BLOCK=block,
-        num_warps=4,
+        EARLY=chained, num_warps=4, launch_pdl=chained,
     )  # fmt: skip
     return out

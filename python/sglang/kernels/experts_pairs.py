@@ -161,6 +161,7 @@ def pair_by_pair(
     tail: Tail,
 ) -> Tensor:
     """As `experts.forward`, of weights with a scale a row at most."""
+    assert isinstance(opens.weight, Tensor) and isinstance(closes.weight, Tensor)
     tokens, top_k = ids.shape
     count, (hidden, inter) = opens.weight.shape[0], closes.weight.shape[1:]
     chained = early(tokens)

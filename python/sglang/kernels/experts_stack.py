@@ -10,18 +10,19 @@ import triton.language as tl
 from torch import Tensor
 
 from sglang.kernels import fp8
+from sglang.kernels.packed import Packed
 from sglang.kernels.pointwise import ACTS, act_of
 
 LIMITED = 3  # beside ACTS: GPT-OSS's gate
 
 
 class Stack(NamedTuple):
-    """Weights of all experts. weight: [experts, rows, inputs]; bias: [experts, rows].
+    """Weights of all experts. weight: [experts, rows, inputs], or in 4 bits; bias: [experts, rows].
 
     scales: of float8 weights, float32 [experts, groups, rows], a group being all columns or 128.
     """
 
-    weight: Tensor
+    weight: Tensor | Packed
     bias: Tensor | None = None
     scales: Tensor | None = None
 

@@ -7,6 +7,7 @@ import triton
 
 from sglang.kernels import fp8
 from sglang.kernels.experts_stack import Stack
+from sglang.kernels.packed import Packed
 
 
 class Tile(NamedTuple):
@@ -36,17 +37,30 @@ DEEP = 4096  # inputs of down from which so wide a tile is faster for many pairs
 DEEP_TILE = Tile(128, 256, 64, 8, 3)
 
 
+# The same of 4 bits, whose steps are 128 columns. Not measured yet: scripts/gpu_moe.py times others beside them.
+PACKED: dict[float, tuple[Tile, Tile]] = {
+    10: (Tile(16, 64, 128, 4, 4), Tile(16, 64, 128, 4, 5)),
+    24: (Tile(32, 64, 128, 4, 4), Tile(32, 64, 128, 4, 4)),
+    66: (Tile(64, 64, 128, 4, 3), Tile(64, 64, 128, 4, 3)),
+    float("inf"): (Tile(128, 128, 128, 8, 3), Tile(128, 128, 128, 8, 3)),
+}
+
+
 def tiles_of(ids: int, experts: int, stacks: tuple[Stack, Stack]) -> tuple[Tile, Tile]:
     """ids, experts: how many there are. stacks: gate and up, down."""
-    most = next(most for most in TILES if ids / experts <= most)
+    each = ids / experts
+    most = next(most for most in TILES if each <= most)
     opens, closes = TILES[most]
     if most > 128 and stacks[1].weight.shape[2] >= DEEP:
         closes = DEEP_TILE
-    return fitted(opens, stacks[0]), fitted(closes, stacks[1])
+    few = next(tiles for most, tiles in PACKED.items() if each <= most)
+    return fitted(opens, stacks[0], few[0]), fitted(closes, stacks[1], few[1])
 
 
-def fitted(tile: Tile, stack: Stack) -> Tile:
-    """The tile for the weight's type: as many bytes of columns, and what scales need."""
+def fitted(tile: Tile, stack: Stack, packed: Tile) -> Tile:
+    """The tile for the weight's type: as many bytes of columns, and what scales need; `packed` for 4 bits."""
+    if isinstance(stack.weight, Packed):
+        return packed
     if stack.groups > 1:  # what a step adds is scaled by itself: there must be registers for it
         return tile._replace(block_k=fp8.COLUMNS, block_n=64, warps=8 if tile.block_m == 128 else tile.warps, stages=3)
     if stack.weight.dtype == torch.float32:
