@@ -6,7 +6,6 @@ Start a server, then run it:
     python examples/usage/json_decode.py
 """
 
-import json
 import os
 from enum import StrEnum
 
@@ -57,7 +56,7 @@ class Country(BaseModel):
 @sgl.function
 def country_gen(s, name):
     s += sgl.user(f"Write a JSON object with the keys name, capital, continent and attractions for {name}.")
-    s += sgl.assistant(sgl.gen("json_output", max_tokens=128, json_schema=json.dumps(Country.model_json_schema())))
+    s += sgl.assistant(sgl.gen("json_output", max_tokens=128, json_schema=Country))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from sglang.lang.ir import (
     dtype_name,
     overrides,
     parts,
+    schema_text,
 )
 from sglang.lang.program import SglFunction, resolve
 
@@ -87,12 +88,13 @@ def gen(
     choices: Sequence[str] | None = None,
     choices_method: Method | None = None,
     regex: str | None = None,
-    json_schema: str | None = None,
+    json_schema: Any = None,
 ) -> Expr:
     """The model goes on. The text becomes variable `name`; what is None comes from the run.
 
     choices: one of these is chosen instead (see `select`). dtype: int, float, bool or str; the variable is the text of
-    such a value. regex, json_schema: the text matches it (not on API models).
+    such a value. regex, json_schema: the text matches it; a schema is its text, a dict, or a pydantic model. What a
+    backend cannot do of these is an error of that gen.
     """
     if choices is not None:
         return select(name, choices, 0.0, choices_method or token_length_normalized)
@@ -121,7 +123,7 @@ def gen(
         "return_text_in_logprobs": return_text_in_logprobs,
         "dtype": kind,
         "regex": regex,
-        "json_schema": json_schema,
+        "json_schema": schema_text(json_schema),
     }
     return Gen(name, overrides(given))
 
@@ -152,7 +154,8 @@ def select(
     """One of `choices`, by their log-probabilities after the text so far, is appended and becomes variable `name`."""
     assert choices is not None, "select needs choices"
     assert len(choices) > 0, "choices must not be empty"
-    assert all(isinstance(choice, str) for choice in choices), f"choices must be strings, got {choices!r}"
+    listed = not isinstance(choices, str) and all(isinstance(choice, str) for choice in choices)
+    assert listed, f"choices must be a list of strings, got {choices!r}"
     assert temperature <= 1e-5, f"the temperature of a select must be 0, got {temperature}"
     return Select(name, list(choices), temperature, choices_method)
 

@@ -282,7 +282,7 @@ class Executor(Transcript):
             bell = threading.Lock()
             bell.acquire()
             self._waiters.append((ready, bell.release))
-        bell.acquire()
+        loop.block(bell)
 
     def when(self, ready: Callable[[], bool], ring: Callable[[], None]) -> None:
         """Call `ring`, which must be quick, when `ready()`."""
@@ -330,8 +330,10 @@ class Executor(Transcript):
         """End this state: what is pending is dropped, who waits is told."""
         if self.error_ is not None:
             return
+        at = ""
         if not quiet and self.pending and (where := self.pending[0][1]) is not None:
             error = error.with_traceback(TracebackType(error.__traceback__, *where))
+            at = f" ({where[0].f_code.co_filename}, line {where[2]})"
         self.error_ = error
         dropped = [node for node, *_ in self.pending]
         self.pending.clear()
@@ -340,7 +342,7 @@ class Executor(Transcript):
         self.run.held.pop(self, None)
         self.run.working.pop(self, None)
         if not quiet:
-            log.warning("Error in stream_executor: %s: %s", type(error).__name__, error)
+            log.warning("Error in stream_executor: %s: %s%s", type(error).__name__, error, at)
         self._drop(dropped, error)
         self.news()
 

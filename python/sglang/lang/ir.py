@@ -3,6 +3,7 @@
 A node says what is to happen, never how or where; the interpreter, the tracer and the printer all read the same nodes.
 """
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -76,6 +77,10 @@ class Expr:
     """Anything a program appends. `+` with an expression or a string makes an ExprList."""
 
     __slots__ = ()
+
+    def __format__(self, spec: str) -> str:
+        # f"{gen('x')}" would put the text of the node into the prompt, and generate nothing.
+        raise TypeError(f"a {type(self).__name__.lower()} cannot stand in an f-string or format(): append it with +")
 
     def __add__(self, other: "Expr | str") -> "ExprList":
         if isinstance(other, str):
@@ -204,6 +209,29 @@ def check_regex(pattern: str | None) -> None:
     """A malformed pattern fails where it is written (re.error), not in the server."""
     if pattern is not None:
         re.compile(pattern)
+
+
+def schema_text(schema: Any) -> str | None:
+    """What programs give as `json_schema` -> its JSON.
+
+    A schema as text or dict, a pydantic model class, a pydantic TypeAdapter, or another type that pydantic knows (a
+    dataclass, `list[int]`). Raises TypeError for what is none of these.
+    """
+    if schema is None or isinstance(schema, str):
+        return schema
+    if isinstance(schema, dict | bool):
+        return json.dumps(schema)
+    for method in ("model_json_schema", "json_schema", "schema"):  # a model, a TypeAdapter, a model of pydantic 1
+        if (describe := getattr(schema, method, None)) is not None:
+            return json.dumps(describe())
+    try:
+        from pydantic import TypeAdapter
+    except ModuleNotFoundError:
+        raise TypeError(f"json_schema={schema!r}: types other than models need pydantic") from None
+    try:
+        return json.dumps(TypeAdapter(schema).json_schema())
+    except Exception as error:
+        raise TypeError(f"json_schema must be a schema or a type that has one, got {schema!r}: {error}") from None
 
 
 def dtype_name(dtype: Any) -> Dtype | None:

@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from contextvars import copy_context
 from typing import Any, ParamSpec, TypeVar
 
@@ -16,6 +17,7 @@ P = ParamSpec("P")
 
 CALLS = 64  # blocking calls of backends that run at a time
 STUCK_S = 0.001  # after which a pool in which nothing moves grows
+SLICE_S = 0.5  # a signal that comes just before a thread blocks does not wake it: Ctrl-C is seen after this
 IDLE_S = 5.0  # how long a thread waits for further work before it ends
 
 _start = threading.Lock()
@@ -53,10 +55,19 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         raise RuntimeError("a blocking call inside an async program: await its async form (run_async, await s['x'])")
     future = asyncio.run_coroutine_threadsafe(work, get())
     try:
+        while not future.done():
+            with suppress(TimeoutError):  # ours, or that of `work`, which is then raised below
+                return future.result(SLICE_S)
         return future.result()
     except BaseException:
         future.cancel()
         raise
+
+
+def block(on: "threading.Lock | threading.Semaphore") -> None:
+    """Acquire `on`, however long that takes. Ctrl-C gets through."""
+    while not on.acquire(timeout=SLICE_S):
+        pass
 
 
 def iterate(items: AsyncIterator[T]) -> Iterator[T]:

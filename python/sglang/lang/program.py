@@ -180,7 +180,8 @@ class SglFunction:
         sampling: dict[str, Any] | None = None,
     ) -> "_Call":
         if sampling is None:
-            sampling = {name: kwargs.pop(name) for name in RUN_NAMES & kwargs.keys()}
+            # What the function itself calls `temperature` or `n` is its own.
+            sampling = {name: kwargs.pop(name) for name in (RUN_NAMES & kwargs.keys()).difference(self.arg_names)}
         elif unknown := [name for name in sampling if name not in RUN_NAMES]:
             raise TypeError(f"run_batch has no argument {unknown[0]}")
         arguments = {**self.bind_arguments, **kwargs}
@@ -313,7 +314,7 @@ class _Batch:
                 while begun < self._count and len(self._running) < self._limit:
                     self._begin(begun, next(self._calls))
                     begun += 1
-                self._news.acquire()
+                loop.block(self._news)
                 i = self._done.popleft()
                 call = self._running.pop(i)
                 if call.error is not None and not isinstance(call.error, NotGenerated):

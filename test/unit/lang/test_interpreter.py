@@ -247,7 +247,8 @@ def test_a_failed_gen_ends_the_state_and_names_its_line(chains: bool, caplog: py
     with pytest.raises(KeyError, match="lost") as caught:
         state["lost"]
     assert caught.value.__cause__ is error
-    assert "Error in stream_executor" in caplog.text
+    line = program.func.__code__.co_firstlineno + 4
+    assert f'Error in stream_executor: RuntimeError: 503 {{"error": "broken"}} ({__file__}, line {line})' in caplog.text
     assert list(state.text_iter("lost")) == []
 
 

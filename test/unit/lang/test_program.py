@@ -267,13 +267,27 @@ def test_functions_of_the_module_take_the_default_backend_or_none() -> None:
         qa.run("x", backend=object())
 
 
+def test_an_argument_that_is_called_like_a_sampling_argument_is_the_programs_own() -> None:
+    @sgl.function
+    def program(s: Any, n: int = 1, temperature: float = 0.5) -> None:
+        s += f"{n} {temperature} " + sgl.gen("a")
+
+    assert program.run(n=3, temperature=0.25, max_new_tokens=7, backend=Scripted()).text() == "3 0.25 <7>"
+
+
 def test_primitives_refuse_what_makes_no_sense() -> None:
     with pytest.raises(AssertionError):
         sgl.select("x")
     with pytest.raises(AssertionError, match="temperature"):
         sgl.select("x", ["a"], temperature=0.7)
+    with pytest.raises(AssertionError, match="list of strings"):
+        sgl.gen("x", choices="abc")
+    with pytest.raises(TypeError, match="f-string"):
+        f"so: {sgl.gen('x')}"  # the mistake itself
     with pytest.raises(ValueError, match="dtype"):
         sgl.gen("x", dtype=dict)
+    with pytest.raises(TypeError, match="json_schema must be a schema"):
+        sgl.gen("x", json_schema=5)
     with pytest.raises(Exception, match="unterminated"):
         sgl.gen("x", regex="(")
     with pytest.raises(TypeError):

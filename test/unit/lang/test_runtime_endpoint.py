@@ -1,9 +1,11 @@
 """What RuntimeEndpoint says over the wire, and what it makes of the answers."""
 
+import json
 import traceback
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, TypeAdapter
 from wire_generate import Answer, Wire, reply, serve
 
 import sglang as sgl
@@ -84,6 +86,24 @@ def test_a_type_is_a_pattern(dtype: Any, regex: str, stop: list[str]) -> None:
     params = body_of(dtype=dtype)["sampling_params"]
     assert (params["regex"], params["stop"]) == (regex, stop)
     assert "dtype" not in params
+
+
+class Point(BaseModel):
+    x: int
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ('{"type": "integer"}', {"type": "integer"}),
+        ({"type": "integer"}, {"type": "integer"}),
+        (Point, Point.model_json_schema()),
+        (TypeAdapter(Point), Point.model_json_schema()),
+        (list[int], {"type": "array", "items": {"type": "integer"}}),
+    ],
+)
+def test_a_schema_is_text_a_dict_or_a_type(given: Any, sent: dict[str, Any]) -> None:
+    assert json.loads(body_of(json_schema=given)["sampling_params"]["json_schema"]) == sent
 
 
 def test_keys_are_bearer_tokens_and_templates_come_by_name_by_info_or_by_path() -> None:
