@@ -23,19 +23,71 @@ ACTS: dict[str, Act] = {
 
 
 def read(folder: Path, overrides: str = "{}") -> HFConfig:
-    """The folder's config.json with `overrides` (a JSON object) merged in, and `text_config` on top."""
+    """The folder's config.json with `overrides` (a JSON object) merged in, and `text_config` on top.
+
+    Raises ConfigError, also for a size that is none.
+    """
     path = folder / "config.json"
     if folder.is_file():
-        return gguf.config(folder) | _object(overrides, "--json-model-override-args")
-    if not path.is_file() and grok1.first_of(folder) is not None:
-        return grok1.CONFIG | _object(overrides, "--json-model-override-args")
-    if not path.is_file():
+        config = gguf.config(folder)
+    elif not path.is_file() and grok1.first_of(folder) is not None:
+        config = grok1.CONFIG
+    elif not path.is_file():
         raise ConfigError(f"--model-path {folder}: no config.json there; give a model folder or a hub id")
-    config = {**_object(path.read_text("utf-8"), str(path)), **_object(overrides, "--json-model-override-args")}
+    else:
+        config = _file(path)
+    config = config | _object(overrides, "--json-model-override-args")
     text = config.get("text_config")
     if isinstance(text, dict):  # of a model that also sees: what is said of its language part goes for the whole
         config |= {key: value for key, value in text.items() if key not in ("architectures", "model_type")}
+    _check(config)
     return config
+
+
+# Keys whose value is a whole number, at least 1; null, or a list with one for each layer, where a family allows it.
+SIZES = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
+    *("intermediate_size", "vocab_size", "max_position_embeddings", "original_max_position_embeddings"),
+    *("n_embd", "n_layer", "n_head", "n_inner", "n_positions", "n_layers", "n_heads", "d_model", "max_seq_len"),
+    *("num_layers", "ffn_hidden_size", "kv_channels", "padded_vocab_size", "multi_query_group_num", "seq_length"),
+    *("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"),
+)
+# As above, or 0 where a model has none.
+COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size")
+COUNTS += ("q_lora_rank", "kv_lora_rank", "first_k_dense_replace", "sliding_window")
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+MOST_LAYERS = 10_000  # the records of more would fill memory before a file is looked at
+NUMBERS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "layernorm_epsilon", "rope_theta")
+OF_ROPE = ("factor", "rope_theta", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor")
+OF_ROPE += ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings", "partial_rotary_factor")
+
+
+def _check(config: HFConfig) -> None:
+    for key in (*SIZES, *COUNTS):
+        value, least = config.get(key), int(key in SIZES)
+        if value is None or isinstance(value, list):
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            refuse(config, key, f"it must be a whole number of at least {least}")
+    for key in LAYERS:
+        if isinstance(value := config.get(key), int) and value > MOST_LAYERS:
+            refuse(config, key, f"at most {MOST_LAYERS} are")
+    for key in NUMBERS:
+        _check_number(config, key, key)
+    for key in ("rope_scaling", "rope_parameters"):
+        value = config.get(key)
+        if value is not None and not isinstance(value, dict):
+            refuse(config, key, "it must be an object or null")
+        parts: list[HFConfig] = [] if value is None else [value, *(v for v in value.values() if isinstance(v, dict))]
+        for part in parts:
+            for name in OF_ROPE:
+                _check_number(part, name, f"{key}.{name}")
+
+
+def _check_number(part: HFConfig, key: str, name: str) -> None:
+    value = part.get(key)
+    if value is not None and (not isinstance(value, int | float) or isinstance(value, bool) or value < 0):
+        raise ConfigError(f"config.json: {name} = {value!r} is not supported (it must be a number)")
 
 
 # Where older files say what newer ones say in config.json.
@@ -44,13 +96,26 @@ OLDER = {"quant_config.json": "awq", "quantize_config.json": "gptq"}
 
 def quantization(folder: Path, config: HFConfig) -> HFConfig | None:
     """How the weights are stored, where not in floating point: `quantization_config`, or a file of its own."""
-    found = config.get("quantization_config") or config.get("compression_config")
-    if isinstance(found, dict):
-        return found
+    for key in ("quantization_config", "compression_config"):
+        if found := config.get(key):
+            if not isinstance(found, dict):
+                refuse(config, key, "it must be an object or null")
+            size = found.get("group_size")
+            if size is not None and not isinstance(size, int):
+                raise ConfigError(f"config.json: {key}.group_size = {size!r} is not supported (it must be a number)")
+            return found
     for name, method in OLDER.items():
         if (folder / name).is_file():
-            return {"quant_method": method, **_object((folder / name).read_text("utf-8"), str(folder / name))}
+            return {"quant_method": method, **_file(folder / name)}
     return None
+
+
+def _file(path: Path) -> HFConfig:
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not readable as text ({error})") from None
+    return _object(text, str(path))
 
 
 def _object(text: str, source: str) -> HFConfig:
@@ -68,7 +133,7 @@ def eos_ids(folder: Path, config: HFConfig) -> tuple[int, ...]:
     sources = [config]
     generation = folder / "generation_config.json"
     if generation.is_file():
-        sources.append(_object(generation.read_text("utf-8"), str(generation)))
+        sources.append(_file(generation))
     ids: list[int] = []
     for source in sources:
         value = source.get("eos_token_id")
@@ -86,7 +151,7 @@ def sampling(folder: Path) -> dict[str, float]:
     Raises ConfigError for what is no such setting.
     """
     file = folder / "generation_config.json"
-    said = _object(file.read_text("utf-8"), str(file)) if file.is_file() else {}
+    said = _file(file) if file.is_file() else {}
     if said.get("do_sample") is False:
         return {}
     found = {name: said[name] for name in SAMPLING if said.get(name) is not None}
@@ -183,6 +248,8 @@ def rope(
     kind = _kind(scaling)
     if kind not in KINDS:
         raise ConfigError(f"config.json: rope_type = {kind!r} is not supported; known: {', '.join(KINDS)}")
+    if kind in ("linear", "dynamic", "llama3", "yarn") and not scaling.get("factor"):
+        raise ConfigError(f"config.json: factor is missing (rope_type = {kind!r} needs it)")
     share = scaling.get("partial_rotary_factor", config.get("partial_rotary_factor", partial or 1.0))
     positions = int(config.get("max_position_embeddings") or 2048)
     dim = int(head_dim * share)
@@ -245,7 +312,7 @@ def pooling(folder: Path, causal: bool) -> Pooling:
     path = folder / dict(parts)["Pooling"] / "config.json"
     if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
         raise ConfigError(f"{modules}: {path} is missing, or outside the model's folder")
-    said = _object(path.read_text("utf-8"), str(path))
+    said = _file(path)
     modes = [said["pooling_mode"]] if isinstance(said.get("pooling_mode"), str) else []
     modes = modes or [key for key, value in said.items() if key.startswith("pooling_mode_") and value is True]
     if len(modes) != 1 or modes[0] not in POOLINGS:

@@ -272,7 +272,23 @@ def test_a_folder_without_weights_says_what_would_work(tmp_path: Path) -> None:
         ({"use_bidirectional_attention": True, **GEMMA2}, "use_bidirectional_attention = True"),
         ({"n_routed_experts": 2, **DEEPSEEK, "topk_method": "luck"}, "topk_method = 'luck'.*greedy"),
         ({"num_attention_heads": 3, "num_key_value_heads": 2}, "num_key_value_heads = 2"),
-        ({"hidden_size": "big"}, "wrong type"),
+        ({"hidden_size": "big"}, "hidden_size = 'big' is not supported .it must be a whole number"),
+        ({"hidden_size": -64}, "hidden_size = -64 is not supported"),
+        ({"num_hidden_layers": 2.5}, r"num_hidden_layers = 2\.5 is not supported"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000 is not supported .at most"),
+        ({"num_attention_heads": True}, "num_attention_heads = True is not supported"),
+        ({"num_experts": -1}, "num_experts = -1 is not supported"),
+        ({"rms_norm_eps": "small"}, "rms_norm_eps = 'small' is not supported .it must be a number"),
+        ({"rope_theta": [1e4]}, "rope_theta = .* is not supported"),
+        ({"rope_scaling": "linear"}, "rope_scaling = 'linear' is not supported .it must be an object"),
+        ({"rope_scaling": {"type": "linear", "factor": "two"}}, "rope_scaling.factor = 'two' is not supported"),
+        ({"rope_scaling": {"type": "yarn"}}, "factor is missing .rope_type = 'yarn' needs it"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": "x"}}}, "rope_parameters.rope_theta = 'x' is not"),
+        ({"quantization_config": "awq"}, "quantization_config = 'awq' is not supported .it must be an object"),
+        (
+            {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": "big"}},
+            "quantization_config.group_size = 'big' is not supported",
+        ),
         ({"quantization_config": {"quant_method": "aqlm"}}, "quantization_config.quant_method = 'aqlm'.*known: awq"),
         ({"quantization_config": {"quant_method": "awq", "bits": 3}}, "quantization_config.bits = 3 .*known: 4"),
     ],
@@ -299,6 +315,8 @@ def test_paths_that_are_no_model_are_refused_without_asking_the_hub(tmp_path: Pa
     assert "not valid JSON" in refused(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     assert "must be a JSON object" in refused(tmp_path)
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe{")
+    assert "config.json: not readable as text" in refused(tmp_path)
 
 
 def test_overrides_are_merged_into_the_config(tmp_path: Path) -> None:
