@@ -34,9 +34,9 @@ def run() -> dict[str, Any]:
     same = [_check("after captures that were left", wanted, _tokens(driver))]
     times = _prepared(engine)
     same.append(_check("by graphs", wanted, _tokens(driver)))
-    graphs, pieces = engine._graphs, engine._pieces
-    assert graphs is not None and pieces is not None
-    captured = {"decodes": len(graphs._captured), "pieces": len(pieces._captured)}
+    graphs, fills = engine._graphs, engine._fills
+    assert graphs is not None and fills is not None
+    captured = {"decodes": len(graphs._captured), "fills": len(fills._captured)}
     notes = list(Path(os.environ["XDG_CACHE_HOME"]).rglob("*.json"))
     met = json.loads(notes[0].read_text())["met"] if notes else {}
     engine._seen = type(engine._seen)()
@@ -86,8 +86,8 @@ def _left(engine: Engine, layers: int) -> dict[str, Any]:
 def _prepared(engine: Engine) -> list[dict[str, Any]]:
     """All that there is to prepare: milliseconds of each bit."""
     bits: dict[str, list[float]] = {}
-    graphs, pieces, tiled = engine._graphs, engine._pieces, engine._tiled
-    assert graphs is not None and pieces is not None and tiled is not None
+    graphs, fills, tiled = engine._graphs, engine._fills, engine._tiled
+    assert graphs is not None and fills is not None and tiled is not None
     more: float | None = 0.0
     while more is not None:
         before = _counts(engine)
@@ -103,11 +103,11 @@ def _prepared(engine: Engine) -> list[dict[str, Any]]:
 
 
 def _counts(engine: Engine) -> dict[str, int]:
-    graphs, pieces, tiled = engine._graphs, engine._pieces, engine._tiled
-    assert graphs is not None and pieces is not None and tiled is not None
+    graphs, fills, tiled = engine._graphs, engine._fills, engine._tiled
+    assert graphs is not None and fills is not None and tiled is not None
     return {
-        "pieces, captured": len(pieces._captured),
-        "pieces, run": len(pieces._ran),
+        "fills, captured": len(fills._captured),
+        "fills, run": len(fills._ran),
         "decode, captured": len(graphs._captured),
         "decode, run": len(graphs._ran),
         "plan for long rows": len(tiled.long_rows._planned),
@@ -116,8 +116,8 @@ def _counts(engine: Engine) -> dict[str, int]:
 
 def _without_memory(engine: Engine, driver: Driver) -> np.ndarray:
     """The same tokens, where the first step finds no memory as long as there are graphs."""
-    graphs, pieces = engine._graphs, engine._pieces
-    assert graphs is not None and pieces is not None
+    graphs, fills = engine._graphs, engine._fills
+    assert graphs is not None and fills is not None
     launch: Callable[..., Any] = graphs.launch
 
     def full(*given: Any) -> Any:
@@ -127,5 +127,5 @@ def _without_memory(engine: Engine, driver: Driver) -> np.ndarray:
 
     graphs.launch = full  # type: ignore[method-assign]
     found = _tokens(driver)
-    assert not graphs._captured and not pieces._captured
+    assert not graphs._captured and not fills._captured
     return found

@@ -164,7 +164,7 @@ def run() -> dict[str, Any]:
         ok = ok and same > (0.999 if batch != 300 else 0.9)
     prefills = []
     driver = Driver(engine, 8200, 64)
-    pieces = engine._pieces
+    fills = engine._fills
     for batch, length in (
         (1, 128),
         (1, 200),
@@ -178,9 +178,9 @@ def run() -> dict[str, Any]:
     ):
         seconds = min(driver.fill(batch, length, greedy) for _ in range(4))
         host, drawn = driver.host_ms, driver.drawn
-        engine._pieces = None
+        engine._fills = None
         plain = min(driver.fill(batch, length, greedy) for _ in range(3))
-        engine._pieces = pieces
+        engine._fills = fills
         operations = batch * (2 * (WEIGHT_BYTES - 1.05e9) / 2 * length + 32 * 4 * 4096 * length * length / 2)
         prefills.append(
             {
@@ -190,7 +190,7 @@ def run() -> dict[str, Any]:
             }
         )  # fmt: skip
         print(prefills[-1], flush=True)
-    ok = ok and pieces is not None and pieces.captures
+    ok = ok and fills is not None and fills.captures
     ok = ok and all(row["same tokens"] for row in prefills if row["tokens"] != 200)  # that one is padded
     return {"steps": rows, "prefills": prefills, "ok": ok}
 

@@ -217,12 +217,16 @@ class FlashInfer:
 
     # Rows of several tokens
 
+    def wants(self, rows: Rows) -> bool:
+        """Whether `find` finds some."""
+        pairs = (rows.counts * (rows.starts + (rows.counts + 1) // 2))[rows.counts > 1].sum()
+        return bool(pairs >= LEAST_PAIRS) and self.can("rows")
+
     def find(self, rows: Rows, begins: Ints) -> Job | None:
         """All rows from the first of several tokens on, where that is worth planning. begins: [R], of their tokens."""
-        longer = np.flatnonzero(rows.counts > 1)
-        pairs = (rows.counts * (rows.starts + (rows.counts + 1) // 2))[longer].sum()
-        if pairs < LEAST_PAIRS or not self.can("rows"):
+        if not self.wants(rows):
             return None
+        longer = np.flatnonzero(rows.counts > 1)
         some = slice(int(longer[0]), None)
         return self.job("rows", rows.slots[some], rows.starts[some], rows.counts[some], int(begins[longer[0]]))
 

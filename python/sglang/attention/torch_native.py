@@ -4,6 +4,9 @@ Rows of one token (decodes) attend together, in groups of similar length: their 
 batch, and the query heads that share a KV head stand as query positions, so that no key is repeated. So do rows of a
 few tokens, which forced text makes. Longer rows attend one by one. A row whose cells are neighbours in memory is read
 in place.
+
+Rows of several tokens are padded to few lengths: for each that it meets, in queries and in keys, torch compiles kernels
+for 16-bit numbers and keeps them, a tenth of a MiB a thread.
 """
 
 from dataclasses import dataclass
@@ -20,12 +23,14 @@ Place = slice | Tensor  # of cells in the pool, or of tokens in the step
 FILL = 0.7  # a decode joins a group whose longest is at most 1 / FILL of it: the rest would be padding
 SHORT = 128  # below this padding costs less than another group
 FEW = 16  # tokens of a row that attends in a group
+GRAIN = 32  # of queries and keys where several tokens of a row attend
 
 
 @dataclass
 class _Group:
     """Rows that attend at once: `batch` of them, padded to `count` tokens and `length` cells each.
 
+    tokens: of all, padding included; or of a lone row without its padding.
     mask: [batch, 1, count, length], True where attended; None: everything (decodes) or causal (a whole prompt).
     """
 
@@ -85,8 +90,11 @@ class TorchAttention:
     def _attend(
         self, group: _Group, q: Tensor, keys: Tensor, values: Tensor, scales: tuple[float, float], look: Look
     ) -> Tensor:
-        """q: [batch * count, heads, head_dim] -> [batch * count, heads, value_dim]."""
+        """q: [batch * count, heads, head_dim], or what a lone row has of it. Returns [len(q), heads, value_dim]."""
         s = self._shape
+        n = len(q)
+        if n < group.batch * group.count:
+            q = F.pad(q, (0, 0, 0, 0, 0, group.count - n))
         k = (
             _take(keys, group.cells, q.dtype, scales[0])
             .view(group.batch, group.length, s.kv_heads, s.head_dim)
@@ -102,7 +110,7 @@ class TorchAttention:
             heads = q.transpose(0, 1)[None]
             gqa = s.heads != s.kv_heads
             out = F.scaled_dot_product_attention(heads, k, v, is_causal=True, scale=s.scale, enable_gqa=gqa)
-            return out[0].transpose(0, 1)
+            return out[0].transpose(0, 1)[:n]
         # [batch, kv_heads, (heads / kv_heads) * count, head_dim]: a KV head's queries, head by head
         shared = s.heads // s.kv_heads
         mask = group.mask
@@ -121,7 +129,7 @@ class TorchAttention:
         if group.count == 1:
             return out.reshape(*q.shape[:2], s.values)
         out = out.view(group.batch, s.kv_heads, shared, group.count, s.values)
-        return out.permute(0, 3, 1, 2, 4).reshape(*q.shape[:2], s.values)
+        return out.permute(0, 3, 1, 2, 4).reshape(*q.shape[:2], s.values)[:n]
 
     def _lay_out(self, window: int | None, chunk: int | None = None) -> list[_Group]:
         """Which cells each row reads, for layers with this window, or these chunks."""
@@ -147,7 +155,7 @@ class TorchAttention:
         begins = np.cumsum(rows.counts) - rows.counts
         made = []
         for some, _, lengths in self._grouped(np.arange(len(rows.counts)), None, None):
-            longest = int(lengths.max())
+            longest = _even(int(lengths.max()))
             steps = np.arange(longest)[None]
             place = np.minimum(steps, lengths[:, None] - 1)  # padding repeats the last token
             cells = cells_at(rows, rows.slots[some][:, None], place)
@@ -196,7 +204,7 @@ class TorchAttention:
         """The group of these rows of a few tokens each. A padding token repeats its row's last, and so does no harm."""
         assert self._rows is not None
         counts, starts = self._rows.counts[rows], self._rows.starts[rows]
-        longest, most = int(lengths.max()), int(counts.max())
+        longest, most = _even(int(lengths.max())), 1 << (int(counts.max()) - 1).bit_length()
         steps = np.arange(longest)[None]
         positions = np.where(steps < lengths[:, None], firsts[:, None] + steps, 0)
         cells = cells_at(self._rows, self._rows.slots[rows][:, None], positions)
@@ -217,24 +225,31 @@ class TorchAttention:
         assert rows is not None
         start, count = int(rows.starts[row]), int(rows.counts[row])
         first = int(_firsts(np.array([start]), window, chunk)[0])
-        cells = cells_at(rows, rows.slots[row], np.arange(first, start + count))
+        most, length = _even(count), _even(start + count - first)
+        positions = np.arange(first, first + length)
+        # Padding reads a cell of its own sequence, as in `_decodes`; no token sees it, for it comes after all of them.
+        cells = cells_at(rows, rows.slots[row], np.where(positions < start + count, positions, first))
         mask = None
         if start > 0 or min(window or count, chunk or count) < count:
-            query = torch.arange(start, start + count, device=self._device)[:, None]
-            key = torch.arange(first, start + count, device=self._device)[None]
+            query = torch.arange(start, start + most, device=self._device)[:, None]
+            key = torch.from_numpy(positions).to(self._device)[None]
             mask = key <= query
             if window is not None:
                 mask &= key > query - window
             if chunk is not None:
                 mask &= key // chunk == query // chunk
             mask = mask[None, None]
-        return _Group(slice(begin, begin + count), self._place(cells), mask, 1, count, len(cells))
+        return _Group(slice(begin, begin + count), self._place(cells), mask, 1, most, length)
 
     def _place(self, cells: Ints) -> Place:
         n = len(cells)
         if n == 1 or (int(cells[-1]) - int(cells[0]) == n - 1 and bool((np.diff(cells) == 1).all())):
             return slice(int(cells[0]), int(cells[0]) + n)
         return torch.from_numpy(cells.astype(np.int64, copy=False)).to(self._device)
+
+
+def _even(n: int) -> int:
+    return -(-n // GRAIN) * GRAIN
 
 
 def _firsts(positions: Ints, window: int | None, chunk: int | None) -> Ints:

@@ -8,7 +8,7 @@ finds each step's rows in them.
 
 import logging
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from sglang.attention.base import Feature, Ints, Look, Rows, Scales, Shape
 from sglang.attention.flashinfer import FlashInfer, Job, able, kernel
 from sglang.attention.long import LongRows, Row
 from sglang.kernels import attention as kernels
-from sglang.kernels.again import Again
 from sglang.kernels.cells import file_cells
 from sglang.kernels.matvec import early
 from sglang.kernels.staging import Stager
@@ -34,7 +33,7 @@ class _Step:
     slots: Tensor  # [T], of tokens; -1: padding
     positions: Tensor  # [T]
     decodes: tuple[Tensor, Tensor, Tensor] | None
-    splits: int
+    splits: int | Tensor
     tiles: Tensor | None  # [n, 5], see kernels.attention.extend
     longest: int  # tokens of a row
     tokens: int
@@ -43,12 +42,11 @@ class _Step:
     short: int = 0  # tiles of rows that are not long: the first
     flash: Job | None = None  # rows that FlashInfer computes
     flash_decodes: Job | int | None = None  # the same of decodes; of a graph: how many
-    again: dict[tuple[Any, ...], Again] = field(default_factory=dict)  # launches of layers that look alike
 
     @property
-    def ours(self) -> bool:
-        """No row is computed by others' kernels."""
-        return not self.long and self.flash is None and self.flash_decodes is None
+    def mixed(self) -> bool:
+        """Of `fix_mixed`: some tokens may be padding."""
+        return isinstance(self.splits, Tensor)
 
 
 class TritonAttention:
@@ -85,7 +83,6 @@ class TritonAttention:
         self._long = LongRows(shape, self._dtype, table.device)
         self.flash: FlashInfer | None = None
         self.shares = self._height > 0  # whether keys that decodes have in common are read once
-        self.repeats = False  # launches of a layer are those of the layer before; not while kernels are only compiled
 
     def use_flashinfer(self, looks: list[Look], decodes: bool) -> None:
         """Once it is there: for decodes too, or else only for rows of several tokens, if it is faster than we are.
@@ -116,11 +113,9 @@ class TritonAttention:
         if common is not None:
             arrays += [common.own, common.used, common.members, common.tiles]
         if some:
-            s = self._shape
-            height = kernels.extend_tokens(s.heads, s.kv_heads, s.head_dim, self._dtype, longest)
             flash = self.flash.find(rows, begins) if self.flash is not None else None
             long = self._long.find(rows, begins) if flash is None else []
-            tiles = tiles_of(rows, begins, height)
+            tiles = tiles_of(rows, begins, self.height(longest))
             theirs = np.isin(tiles[:, 3], [row.place for row in long])
             short = int((~theirs).sum())
             arrays.append(np.concatenate((tiles[~theirs], tiles[theirs])))
@@ -185,6 +180,39 @@ class TritonAttention:
             self.flash.list_fixed(slots)
             self._step.flash_decodes = n
 
+    def fix_mixed(
+        self,
+        tokens: tuple[Tensor, Tensor],
+        decodes: tuple[Tensor, Tensor, Tensor] | None,
+        splits: Tensor,
+        tiles: Tensor,
+        shared: kernels.Shared | None = None,
+    ) -> None:
+        """Rows of one token and of several, read from these tensors at the time the kernels run.
+
+        tokens: slots and positions of all, [T]; slot -1: padding. decodes: slots, positions and places of the rows of
+        one token, [R]; -1 -1 -1: none. splits: see `kernels.attention.decode`. tiles: [n, 5], as `lay_out` makes them
+        for T tokens; zeros behind a slot of -1: none.
+        """
+        n = len(tokens[0])
+        self._step = _Step(*tokens, decodes, splits, tiles, n, n, shared)
+
+    def lay_out(self, rows: Rows, begins: Ints, longest: int) -> Ints:
+        """[n, 5]: the tiles of the rows of several tokens. begins: [R], the place of each row's first token; longest:
+        tokens of a row, at most."""
+        return tiles_of(rows, begins, self.height(longest))
+
+    def height(self, longest: int) -> int:
+        """Tokens of a tile."""
+        s = self._shape
+        return kernels.extend_tokens(s.heads, s.kv_heads, s.head_dim, self._dtype, longest)
+
+    def leaves(self, rows: Rows) -> bool:
+        """Whether some rows are better computed by others' kernels, which only `plan` knows of."""
+        if self.flash is not None and (self.flash.wants(rows) or self.flash.can("decodes")):
+            return True
+        return bool(self._long.find(rows, np.cumsum(rows.counts) - rows.counts))
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int, look: Look) -> Tensor:
         return self._attend(q, k, v, None, layer, look)
 
@@ -194,71 +222,15 @@ class TritonAttention:
         """`attend` for q and k that are not rotated yet; q is overwritten. turn: cos, signed sin, [tokens, 1, dim]."""
         return self._attend(q, k, v, turn, layer, look)
 
-    def attend_into(
-        self,
-        out: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        turn: tuple[Tensor, Tensor] | None,
-        layer: int,
-        look: Look,
-    ) -> None:
-        """`attend`, or where there is a turn `turn_and_attend`, into `out`, whose rows of padding stay as they are.
-
-        out: [tokens, heads * head_dim], contiguous.
-        """
-        got = self._attend(q, k, v, turn, layer, look, out)
-        if got.data_ptr() != out.data_ptr():
-            out.copy_(got)
-
     def _attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        turn: tuple[Tensor, Tensor] | None,
-        layer: int,
-        look: Look,
-        into: Tensor | None = None,
+        self, q: Tensor, k: Tensor, v: Tensor, turn: tuple[Tensor, Tensor] | None, layer: int, look: Look
     ) -> Tensor:
         step, pool = self._step, self._pools[layer]
         assert step is not None, "plan() first"
         n = step.tokens
-        chained = into is None and early(n)  # what runs before and after those of a piece does not start early
-        if into is not None:
-            out = into.view(q.shape)
-        else:
-            out = q.new_empty(q.shape) if n == len(q) else q.new_zeros(q.shape)
-        if not self.repeats or not step.ours:
-            return self._launch(q, k, v, turn, pool, look, out, chained)
-        changing = [q, k, v, pool.keys, pool.values, out, *(() if look.sinks is None else (look.sinks,))]
-        alike = (
-            look.window, look.chunk, look.softcap, look.sinks is None, pool.k_scale, pool.v_scale, chained, q.shape,
-            q.stride(), k.stride(), v.stride(), None if turn is None else (turn[0].data_ptr(), turn[1].data_ptr()),
-        )  # fmt: skip
-        again = step.again.get(alike)
-        if again is not None and again.repeat(changing):
-            return out.view(len(q), -1)
-        again = step.again[alike] = Again(changing)
-        with again.noted():
-            return self._launch(q, k, v, turn, pool, look, out, chained)
-
-    def _launch(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        turn: tuple[Tensor, Tensor] | None,
-        pool: kernels.Pool,
-        look: Look,
-        out: Tensor,
-        chained: bool,
-    ) -> Tensor:
-        """What it returns is `out`, or takes its place."""
-        step = self._step
-        assert step is not None
-        n = step.tokens
+        chained = early(n)
+        # Zeros: what nobody writes must not be a NaN.
+        out = q.new_empty(q.shape) if n == len(q) and not step.mixed else q.new_zeros(q.shape)
         file_cells(q[:n], k[:n], v[:n], turn, pool, step.slots, step.positions, chained)
         score = kernels.Score(self._shape.scale, look.window or 0, look.chunk or 0, look.softcap or 0.0, look.sinks)
         if step.decodes is not None and not self._decoded(q, pool, look, out):

@@ -21,7 +21,7 @@ class Batch:
     rows: Rows
     offsets: np.ndarray  # [R + 1] where each row's tokens begin
     sampled_rows: np.ndarray  # [S] rows that draw
-    sampled: Tensor | None  # [S + padding] int64, their last tokens' places; None: all T tokens draw, in order
+    sampled: Tensor | None  # [S] int64, their last tokens' places; None: all tokens draw, in order, and there is no padding
     sampled_slots: Tensor  # [S] int64
 
 
@@ -66,9 +66,8 @@ class Tables:
         rows = Rows(plan.slots, plan.starts, plan.counts, self.pages, self.page_size)
         sampled_rows = np.flatnonzero(plan.samples)
         sampled = None
-        if len(sampled_rows) < total:
-            last = offsets[1:][sampled_rows] - 1
-            sampled = self._to_device(np.pad(last, (0, self._padded(len(last)) - len(last))))
+        if len(sampled_rows) < total + padding:
+            sampled = self._to_device(offsets[1:][sampled_rows] - 1)
         return Batch(
             tokens,
             self._to_device(np.pad(positions, (0, padding))),

@@ -37,8 +37,8 @@ from sglang.models.spec import Pooling
 if TYPE_CHECKING:
     from sglang.attention.triton import TritonAttention
     from sglang.engine.automata import Automata
+    from sglang.engine.fills import Fills
     from sglang.engine.graphs import DecodeGraphs
-    from sglang.engine.pieces import Pieces
 
 log = logging.getLogger("sglang.engine")
 # How long there must be no step before graphs are captured, which is soon left, and before cuDNN plans, which is not.
@@ -110,7 +110,7 @@ class Engine:
         self._landing = Landing(self.slots, device) if device.type == "cuda" else None
         self._attention: AttentionBackend
         self._graphs: DecodeGraphs | None = None
-        self._pieces: Pieces | None = None
+        self._fills: Fills | None = None
         self._tiled: TritonAttention | None = None
         self._seen = Seen()
         backend = attention_of(config, device, shape, model.looks, model.dtype)
@@ -119,7 +119,7 @@ class Engine:
             return
         # Triton is imported where it is used: it is not installed everywhere.
         from sglang.attention import triton
-        from sglang.engine import graphs, pieces
+        from sglang.engine import capture, fills, graphs
 
         table = self._tables.device_pages
         assert table is not None
@@ -133,12 +133,13 @@ class Engine:
             tiled.use_flashinfer(model.looks, decodes=backend == "flashinfer")
         if not config.disable_cuda_graph and model.capturable:
             most = min(config.cuda_graph_max_bs or self.slots, self.slots)
-            assert self._automata is not None
+            # Two memories: graphs of decodes outlive a capture of the others that fails.
+            decodes, others = capture.cuda_graphs(device), capture.cuda_graphs(device)
+            assert self._automata is not None and others is not None
             self._graphs = graphs.DecodeGraphs(
-                model, tiled, self._tables, self._sampler, self._automata, most, self._seen
+                model, tiled, self._tables, self._sampler, self._automata, most, decodes, self._seen
             )
-            if not spec.latent:
-                self._pieces = pieces.Pieces(model, tiled, pieces.cuda_graphs(device), self._seen)
+            self._fills = fills.Fills(model, tiled, self._tables, others, self._seen)
         self.ready: Ready  # set by load
 
     @classmethod
@@ -243,7 +244,7 @@ class Engine:
         """The memory of graphs, where a step has none left: whether there were any."""
         if self._model.device.type == "cuda":
             torch.cuda.synchronize()
-        dropped = sum(one.drop() for one in (self._pieces, self._graphs) if one is not None)
+        dropped = sum(one.drop() for one in (self._fills, self._graphs) if one is not None)
         if dropped:
             log.warning("No memory is left for a step: %d CUDA graphs are given up, it goes on without", dropped)
             torch.cuda.empty_cache()
@@ -258,11 +259,12 @@ class Engine:
         held = places is not None or not len(plan.masked)  # where it must be held, it is
         if self._graphs is not None and held and self._graphs.fits(plan):
             return self._decode(plan, self._graphs, places)
-        batch = self._tables.batch(plan)
-        self._attention.plan(batch.rows)
-        if self._pieces is not None and self._pieces.fits(len(batch.tokens)):
-            hidden = self._pieces.forward(batch.tokens, batch.positions)
+        found = self._fills.launch(plan) if self._fills is not None else None
+        if found is not None:
+            batch, hidden = found
         else:
+            batch = self._tables.batch(plan)
+            self._attention.plan(batch.rows)
             hidden = self._model.forward(batch.tokens, batch.positions, self._attention)
         result = Result(plan.samples.astype("int32") - 1)  # -1 where nothing is drawn
         for ask in plan.prompt_asks:
@@ -324,7 +326,7 @@ class Engine:
         for shape in tiled.long_rows.met if tiled is not None else ():
             self._seen.note("long", shape)
         self._seen.save()
-        captures = [one for one in (self._pieces, self._graphs) if one is not None]
+        captures = [one for one in (self._fills, self._graphs) if one is not None]
         try:
             if any(one.prepare(wanted, met) for met in (True, False) for one in captures):
                 return SOON_S
@@ -349,23 +351,18 @@ class Engine:
         held = warmup.held([plans[0], next(plan for plan in plans if len(plan.tokens) == 1)])
         automata = self._automata
         assert automata is not None
-        fills = warmup.fills(self.pages, self.page_size, self.context_length) if self._pieces is not None else []
-        captures = [one for one in (self._graphs, self._pieces) if one is not None]
-
-        by_tokens = fills if self._model.spec.experts is not None else []  # experts have kernels by how many there are
+        captures = [one for one in (self._graphs, self._fills) if one is not None]
 
         def rehearse() -> None:
-            for plan in (*held, *by_tokens):
+            for plan in held:
                 self.launch(plan)
             automata.rehearse()
+            if self._fills is not None:
+                self._fills.rehearse(experts=self._model.spec.experts is not None)
 
-        if self._pieces is not None:
-            self._pieces.exact = True
-        warmup.warm(self.launch, plans, fills, captures, self._model.dtype, rehearse)
-        if self._pieces is not None:
-            self._pieces.exact = False
-        if self._tiled is not None:
-            self._tiled.repeats = True
+        warmup.warm(self.launch, plans, captures, self._model.dtype, rehearse)
+        if self._fills is not None:
+            self._fills.start(min(self.pages * self.page_size, self.context_length))
         try:
             for plan in held:
                 self.launch(plan).wait()

@@ -14,6 +14,7 @@ has graphs that draw under masks and follow automata.
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ from sglang.attention.triton import TritonAttention
 from sglang.base.plan import FREE, Plan
 from sglang.engine.automata import Automata
 from sglang.engine.batch import Tables
+from sglang.engine.capture import Graph
 from sglang.engine.idle import Interrupted, Wanted, Yielding, alone, never, roomy
 from sglang.engine.sampler import Sampler, next_positions
 from sglang.engine.seen import Met, Seen
@@ -73,7 +75,7 @@ def _kind(met: Met, foreseen: bool) -> _Kind | None:
 
 @dataclass
 class _Captured:
-    graph: torch.cuda.CUDAGraph
+    graph: Graph
     logits: Tensor  # [size, vocab], in the graph's own memory
 
 
@@ -134,7 +136,7 @@ class _Common:
 
 
 class DecodeGraphs:
-    """Runs plans in which every row decodes. On a device without graphs every step runs kernel by kernel."""
+    """Runs plans in which every row decodes."""
 
     def __init__(
         self,
@@ -144,9 +146,11 @@ class DecodeGraphs:
         sampler: Sampler,
         automata: Automata,
         most: int,
+        graph: Callable[[], Graph] | None = None,
         seen: Seen | None = None,
     ):
-        """most: rows of the largest graph; larger plans do not fit."""
+        """most: rows of the largest graph; larger plans do not fit. graph: makes one to be captured; None: every step
+        runs kernel by kernel."""
         assert tables.device_pages is not None
         self._model, self._attention, self._tables, self._sampler = model, attention, tables, sampler
         self._automata = automata
@@ -163,9 +167,8 @@ class DecodeGraphs:
         self._ran: set[_Kind] = set()  # to be captured next
         self._seen = seen or Seen()
         self._common = _Common(attention, tables, most, device, self._stager)
-        self.captures = device.type == "cuda"
-        self._stream = torch.cuda.Stream(device) if self.captures else None
-        self._pool = torch.cuda.graph_pool_handle() if self.captures else None
+        self._graph = graph
+        self.captures = graph is not None
 
     def fits(self, plan: Plan) -> bool:
         n = len(plan.slots)
@@ -303,17 +306,14 @@ class DecodeGraphs:
                 self._capture_alone(kind, wanted)
 
     def _capture_alone(self, kind: _Kind, wanted: Wanted | None) -> None:
-        """Not torch.cuda.graph: that waits for the device and empties caches, in the middle of serving."""
-        assert self._stream is not None
-        graph = torch.cuda.CUDAGraph()
-        self._stream.wait_stream(torch.cuda.current_stream())
+        assert self._graph is not None
+        graph = self._graph()
         try:
-            with torch.cuda.stream(self._stream):
-                graph.capture_begin(self._pool, capture_error_mode="thread_local")
-                try:
-                    logits = self._step(kind, wanted)
-                finally:
-                    graph.capture_end()
+            graph.begin()
+            try:
+                logits = self._step(kind, wanted)
+            finally:
+                graph.end()
         except torch.OutOfMemoryError:
             log.warning(
                 "No memory is left for graphs of decode steps but %d; a lower --mem-fraction-static leaves some",
@@ -329,5 +329,4 @@ class DecodeGraphs:
             log.warning("CUDA graphs are off, this model's decode step cannot be captured: %s", error)
             self.captures = False
             return
-        torch.cuda.current_stream().wait_stream(self._stream)
         self._captured[kind] = _Captured(graph, logits)

@@ -22,26 +22,24 @@ from sglang.kernels.matvec import works
 
 if TYPE_CHECKING:
     from sglang.engine.engine import Flight
+    from sglang.engine.fills import Fills
     from sglang.engine.graphs import DecodeGraphs
-    from sglang.engine.pieces import Pieces
 
 log = logging.getLogger("sglang.engine")
 LONG = (128, 2)  # tokens of a row
-LEAST_FILL = 64  # tokens of a step that is captured at the start; smaller ones are, when they are met
 FEW = 128  # rows that are enough to have in common what is shared
 
 
 def warm(
     launch: Callable[[Plan], "Flight"],
     plans: list[Plan],
-    fills: list[Plan],
-    captures: "Sequence[DecodeGraphs | Pieces]",
+    captures: "Sequence[DecodeGraphs | Fills]",
     dtype: torch.dtype,
     more: Callable[[], object] = lambda: None,
 ) -> None:
     """Before any real plan, since it writes to many slots and to the first cells.
 
-    fills: what needs no kernels that `plans` do not. captures: what makes graphs of plans that are run.
+    captures: what makes graphs of plans that are run.
     more: what is only to be compiled.
     """
     began = time.monotonic()
@@ -54,7 +52,7 @@ def warm(
     for one in able:
         one.captures = True
     ran = time.monotonic()
-    for plan in (*fills, *plans):
+    for plan in plans:
         launch(plan).wait()
     times = ran - began, time.monotonic() - ran
     log.info("start: %d launches of kernels compiled in %.1f s, run in %.1f s", compiled, *times)
@@ -68,15 +66,6 @@ def plans(slots: int, kv_heads: int, pages: int, page_size: int, context: int, s
     common = sharing(slots, kv_heads) if shares else []
     found += [_plan(rows, keys, 1, page_size) for rows, keys in common if keys <= most]
     return found
-
-
-def fills(pages: int, page_size: int, context: int) -> list[Plan]:
-    """Steps of the numbers of tokens that are captured, as far as they fit: half a second in all, and whoever met one
-    later would wait for it. The largest first, the others use its memory."""
-    from sglang.engine.pieces import SIZES
-
-    most = min(pages * page_size, context)
-    return [_plan(1, 0, tokens, page_size) for tokens in reversed(SIZES) if LEAST_FILL <= tokens < most]
 
 
 def held(plans: list[Plan]) -> list[Plan]:

@@ -15,9 +15,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from sglang.kernels.again import launch
-
 MOST_SPLITS = 64
+LATE_SPLITS = 8  # where their number is known only when the kernels run: with those of shared keys a merge of 16
 MERGES = (4, 16, 64, 128)  # parts that a merge has room for: few, because each is a kernel to compile
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -105,6 +104,7 @@ def _decode(
     CAPPED: tl.constexpr,
     SINKS: tl.constexpr,
     PARTED: tl.constexpr,  # parts and norms are written, not out
+    LATE: tl.constexpr,  # splits is where their number lies, width what there is room for besides
     SHARED: tl.constexpr,  # what stands before key own[row] is read elsewhere
     PRECISION: tl.constexpr,
     BLOCK_G: tl.constexpr,
@@ -118,6 +118,11 @@ def _decode(
     row = tl.program_id(0)
     kv = tl.program_id(1)
     split = tl.program_id(2)
+    if LATE:
+        splits = tl.load(splits).to(tl.int32)
+        width += splits
+        split = row % splits
+        row = row // splits
     slot = tl.load(slots + row).to(tl.int64)
     length = tl.where(slot < 0, 0, tl.load(positions + row).to(tl.int32) + 1)
     if SHARED:
@@ -192,6 +197,7 @@ def _shared(
     DIM: tl.constexpr,
     PAGE: tl.constexpr,
     CAPPED: tl.constexpr,
+    LATE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -200,6 +206,9 @@ def _shared(
     """A stretch of keys for all heads of a KV head of several rows: BLOCK_M // GROUP rows at most."""
     tile = tiles + tl.program_id(0) * 6
     kv = tl.program_id(1)
+    if LATE:
+        splits = tl.load(splits).to(tl.int32)
+        width += splits
     slot = tl.load(tile).to(tl.int64)
     if slot >= 0:
         begin = tl.load(tile + 1).to(tl.int32)
@@ -249,6 +258,7 @@ def _merge(
     HEADS: tl.constexpr,
     DIM: tl.constexpr,
     SINKS: tl.constexpr,
+    LATE: tl.constexpr,
     SHARED: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -257,29 +267,33 @@ def _merge(
     if EARLY:
         gdc_launch_dependents()
         gdc_wait()
+    if LATE:
+        splits = tl.load(splits).to(tl.int32)
+        width += splits
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
-    d = tl.arange(0, BLOCK_D)
-    split = tl.arange(0, BLOCK_S)
-    here = (row * HEADS + head) * width + split
-    filled = splits
-    if SHARED:
-        filled += tl.load(used + row).to(tl.int32)
-    norm = tl.load(norms + here, mask=split < filled, other=float("-inf"))
-    some = norm > float("-inf")
-    most = tl.max(norm, 0)
-    if SINKS:
-        sink = tl.load(sinks + head).to(tl.float32) * LOG2E
-        most = tl.maximum(most, sink)
-    most = tl.where(most == float("-inf"), 0.0, most)
-    weight = tl.exp2(norm - most)
-    total = tl.sum(weight, 0)
-    if SINKS:
-        total += tl.exp2(sink - most)
-    part = tl.load(parts + here[:, None] * DIM + d[None, :], mask=some[:, None] & (d < DIM)[None, :], other=0.0)
-    whole = tl.sum(part * weight[:, None], 0) * (lift / tl.where(total == 0.0, 1.0, total))
     place = tl.load(places + row).to(tl.int64)
-    tl.store(out + (place * HEADS + head) * DIM + d, whole.to(out.dtype.element_ty), mask=d < DIM)
+    if place >= 0:
+        d = tl.arange(0, BLOCK_D)
+        split = tl.arange(0, BLOCK_S)
+        here = (row * HEADS + head) * width + split
+        filled = splits
+        if SHARED:
+            filled += tl.load(used + row).to(tl.int32)
+        norm = tl.load(norms + here, mask=split < filled, other=float("-inf"))
+        some = norm > float("-inf")
+        most = tl.max(norm, 0)
+        if SINKS:
+            sink = tl.load(sinks + head).to(tl.float32) * LOG2E
+            most = tl.maximum(most, sink)
+        most = tl.where(most == float("-inf"), 0.0, most)
+        weight = tl.exp2(norm - most)
+        total = tl.sum(weight, 0)
+        if SINKS:
+            total += tl.exp2(sink - most)
+        part = tl.load(parts + here[:, None] * DIM + d[None, :], mask=some[:, None] & (d < DIM)[None, :], other=0.0)
+        whole = tl.sum(part * weight[:, None], 0) * (lift / tl.where(total == 0.0, 1.0, total))
+        tl.store(out + (place * HEADS + head) * DIM + d, whole.to(out.dtype.element_ty), mask=d < DIM)
 
 
 @triton.jit
@@ -470,6 +484,11 @@ def splits_for(rows: int, kv_heads: int, programs: int = PROGRAMS) -> int:
     return min(MOST_SPLITS, triton.next_power_of_2(triton.cdiv(programs, rows * kv_heads)))
 
 
+def late_splits(rows: int, most: int) -> int:
+    """The same where there are programs for `most` parts of rows, whatever their number is."""
+    return min(LATE_SPLITS, 1 << (max(1, most // max(rows, 1)).bit_length() - 1))
+
+
 def merge_room(width: int) -> int:
     """Parts that the merge of as many has room for; 0: one part is the whole, and nothing is merged."""
     return next(size for size in MERGES if size >= width) if width > 1 else 0
@@ -483,56 +502,59 @@ def decode(
     positions: Tensor,
     places: Tensor,
     out: Tensor,
-    splits: int,
+    splits: int | Tensor,
     tuning: Tuning | None = None,
     shared: Shared | None = None,
     early: bool = False,
 ) -> None:
     """Rows of one token. q: [T, heads, dim]; slots (-1: padding, which yields zeros), positions, places (in q and out,
-    [T, heads, dim], of each row's token): [R]. shared: without window or chunk. early: see `matvec`."""
+    [T, heads, dim], of each row's token; -1 with a tensor of splits: none): [R]. shared: without window or chunk.
+    early: see `matvec`.
+
+    splits: parts of a row, a power of two; or a tensor that says so when the kernels run, at most LATE_SPLITS and such
+    that there are no more parts than R.
+    """
     heads, dim = q.shape[1:]
     kv = pool.keys.shape[1]
     t = tuning or decode_tuning(dim, q.dtype)
     rows = len(slots)
     parts = norms = out
-    width = splits + (shared.entries if shared else 0)
-    parted = width > 1
+    late = isinstance(splits, Tensor)
+    entries = shared.entries if shared else 0
+    most = LATE_SPLITS + entries if isinstance(splits, Tensor) else splits + entries
+    width = entries if late else most
+    parted = most > 1
     if parted:
-        parts = torch.empty(rows, heads, width, dim, dtype=torch.float32, device=q.device)
-        norms = torch.empty(rows, heads, width, dtype=torch.float32, device=q.device)
+        lines = rows * (1 + entries) if late else rows * width
+        parts = torch.empty(lines, heads, dim, dtype=torch.float32, device=q.device)
+        norms = torch.empty(lines, heads, dtype=torch.float32, device=q.device)
     sinks = out if score.sinks is None else score.sinks
     block_d = triton.next_power_of_2(dim)
-    launch(
-        _decode,
-        (rows, kv, splits),
+    _decode[(rows, kv, 1 if late else splits)](
         q, pool.keys, pool.values, out, parts, norms, sinks, slots, positions, places,
         shared.own if shared else slots, pool.table,
         q.stride(0), pool.table.stride(0), score.scale * pool.k_scale, pool.v_scale, score.cap, splits, width,
         GROUP=heads // kv, KV=kv, DIM=dim, PAGE=pool.page_size, WINDOW=score.window, CHUNK=score.chunk,
-        CAPPED=score.cap != 0, SINKS=score.sinks is not None, PARTED=parted, SHARED=shared is not None,
+        CAPPED=score.cap != 0, SINKS=score.sinks is not None, PARTED=parted, LATE=late, SHARED=shared is not None,
         PRECISION=_precision(q),
         BLOCK_G=max(16, triton.next_power_of_2(heads // kv)), BLOCK_D=block_d, BLOCK_N=t.keys,
         EARLY=early, num_warps=t.warps, num_stages=t.stages, launch_pdl=early,
     )  # fmt: skip
     if shared:
         s = shared_tuning(dim, q.dtype)
-        launch(
-            _shared,
-            (len(shared.tiles), kv),
+        _shared[(len(shared.tiles), kv)](
             q, pool.keys, pool.values, parts, norms, shared.tiles, shared.members, places, pool.table,
             q.stride(0), pool.table.stride(0), score.scale * pool.k_scale, score.cap, splits, width,
-            GROUP=heads // kv, KV=kv, DIM=dim, PAGE=pool.page_size, CAPPED=score.cap != 0, PRECISION=_precision(q),
+            GROUP=heads // kv, KV=kv, DIM=dim, PAGE=pool.page_size, CAPPED=score.cap != 0, LATE=late,
+            PRECISION=_precision(q),
             BLOCK_M=s.queries, BLOCK_D=block_d, BLOCK_N=s.keys, num_warps=s.warps, num_stages=s.stages,
             maxnreg=s.registers,
         )  # fmt: skip
     if parted:
-        block_s = merge_room(width)
-        launch(
-            _merge,
-            (rows, heads),
-            parts, norms, out, sinks, places, shared.used if shared else slots, pool.v_scale, splits,
-            width,
-            HEADS=heads, DIM=dim, SINKS=score.sinks is not None, SHARED=shared is not None,
+        block_s = merge_room(most)
+        _merge[(rows, heads)](
+            parts, norms, out, sinks, places, shared.used if shared else slots, pool.v_scale, splits, width,
+            HEADS=heads, DIM=dim, SINKS=score.sinks is not None, LATE=late, SHARED=shared is not None,
             BLOCK_S=block_s, BLOCK_D=block_d, EARLY=early, num_warps=1 if block_s * block_d <= 2048 else 4,
             launch_pdl=early,
         )  # fmt: skip
@@ -550,9 +572,7 @@ def extend(
     kv = pool.keys.shape[1]
     pack = packed(heads, kv)
     t = tuning or extend_tuning(dim, q.dtype, longest * pack)
-    launch(
-        _extend,
-        (heads // pack, len(tiles)),
+    _extend[(heads // pack, len(tiles))](
         q, pool.keys, pool.values, out, out if score.sinks is None else score.sinks, tiles, pool.table,
         q.stride(0), pool.table.stride(0), score.scale * pool.k_scale, pool.v_scale, score.cap,
         HEADS=heads, KV=kv, DIM=dim, PAGE=pool.page_size, WINDOW=score.window, CHUNK=score.chunk, CAPPED=score.cap != 0,

@@ -8,7 +8,6 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from sglang.kernels.again import launch
 from sglang.kernels.attention import Pool
 
 HEADS_A_PROGRAM = 8
@@ -127,9 +126,7 @@ def file_cells(
     cos, sin = turn or (q, q)
     block_h = min(HEADS_A_PROGRAM, triton.next_power_of_2(heads))
     parts = 2 * triton.cdiv(kv, block_h) + (triton.cdiv(heads, block_h) if rotary else 0)
-    launch(
-        _file,
-        (tokens, parts),
+    _file[(tokens, parts)](
         q, k, v, pool.keys, pool.values, cos, sin, slots, positions, pool.table,
         q.stride(0), k.stride(0), v.stride(0), pool.table.stride(0), 1 / pool.k_scale, 1 / pool.v_scale,
         HEADS=heads, KV=kv, DIM=dim, ROTARY=rotary, PAGE=pool.page_size,

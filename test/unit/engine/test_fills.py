@@ -1,4 +1,4 @@
-"""Steps with prompts, cut where they attend: what is remembered of the pieces and done again is the whole."""
+"""Steps with prompts: what is remembered of one, and done again for others, is what the plain engine computes."""
 
 import json
 from collections.abc import Callable
@@ -17,10 +17,11 @@ import itertools
 
 from triton.runtime.interpreter import GridExecutor
 
+from sglang.attention import cascade
 from sglang.attention.triton import TritonAttention
-from sglang.engine import idle, warmup
+from sglang.engine import idle
 from sglang.engine.engine import SOON_S
-from sglang.engine.pieces import SIZES, Pieces
+from sglang.engine.fills import SIZES, Fills, _Kind
 from sglang.engine.seen import Seen
 
 SHAPES: list[dict[str, Any]] = [
@@ -90,18 +91,28 @@ def write(folder: Path, shape: dict[str, Any]) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter takes as long for room that nobody uses as for rows."""
+    monkeypatch.setattr("sglang.engine.fills.FEW", 3)
+
+
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
     return write(tmp_path, {})
 
 
-def cut(folder: Path, graph: Callable[[], Any] = Recording) -> Driver:
+def captured(folder: Path, graph: Callable[[], Any] = Recording) -> Driver:
     """On a GPU as the engine is, by its graphs."""
     engine = on_device(folder)
     assert isinstance(engine._attention, TritonAttention)
     if not torch.cuda.is_available() or graph is not Recording:
-        engine._pieces = Pieces(engine._model, engine._attention, graph)
+        engine._fills = Fills(engine._model, engine._attention, engine._tables, graph)
     return Driver(engine)
+
+
+def tokens_of(fills: Fills) -> set[int]:
+    return {kind.tokens for kind in fills._captured}
 
 
 def walk(driver: Driver) -> list[Any]:
@@ -126,15 +137,14 @@ def walk(driver: Driver) -> list[Any]:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=["llama", "gemma2"])
-def test_steps_of_pieces_are_those_of_the_plain_engine(tmp_path: Path, shape: dict[str, Any]) -> None:
+def test_steps_of_fills_are_those_of_the_plain_engine(tmp_path: Path, shape: dict[str, Any]) -> None:
     folder = write(tmp_path, shape)
     plain = Driver(load(folder, load_format="dummy", max_total_tokens=256))
-    own = cut(folder)
+    own = captured(folder)
     assert walk(own) == walk(plain)
-    pieces = own.engine._pieces
-    assert pieces is not None and pieces.captures
-    assert set(pieces._captured) >= {16, 32}
-    assert {len(found) for found, _ in pieces._captured.values()} == {own.engine._model.spec.layers + 1}
+    fills = own.engine._fills
+    assert fills is not None and fills.captures
+    assert tokens_of(fills) >= {16, 32}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the stand-in records what runs on a CPU")
@@ -145,101 +155,99 @@ def test_what_cannot_be_captured_runs_kernel_by_kernel(small: Path, caplog: pyte
             raise RuntimeError("operation not permitted when stream is capturing")
 
     plain = Driver(load(small, load_format="dummy", max_total_tokens=256))
-    own = cut(small, Refusing)
+    own = captured(small, Refusing)
     assert walk(own) == walk(plain)
-    assert own.engine._pieces is not None and not own.engine._pieces.captures
+    assert own.engine._fills is not None and not own.engine._fills.captures
     assert len([r for r in caplog.records if "not permitted" in r.message]) == 1
 
 
 def test_what_is_captured_ahead_computes_the_same(small: Path) -> None:
     plain = Driver(load(small, load_format="dummy", max_total_tokens=256))
-    own = cut(small)
-    pieces = own.engine._pieces
-    assert pieces is not None
+    own = captured(small)
+    fills = own.engine._fills
+    assert fills is not None
     walk(own)  # cells are held, and must stay as they are
     held = own.engine._attention._pools[0].keys.clone()
-    before = len(pieces._captured)
+    before = len(fills._captured)
     for _ in range(4):  # each number is run, then captured
         assert own.engine.prepare() == SOON_S
-    assert len(pieces._captured) == before + 2
+    assert len(fills._captured) == before + 2
     assert torch.equal(own.engine._attention._pools[0].keys, held)
-    again = cut(small)
+    again = captured(small)
     for _ in range(4):
         assert again.engine.prepare() == SOON_S
-    assert len(again.engine._pieces._captured) == 2  # type: ignore[union-attr]
+    assert len(again.engine._fills._captured) == 2  # type: ignore[union-attr]
     assert walk(again) == walk(plain)
 
 
 def test_the_next_larger_number_serves_until_its_own_is_captured(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = cut(small)
-    monkeypatch.setattr("sglang.engine.pieces.SIZES", (16, 32, 48))
-    pieces = own.engine._pieces
-    assert pieces is not None
+    own = captured(small)
+    monkeypatch.setattr("sglang.engine.fills.SIZES", (16, 32, 48))
+    fills = own.engine._fills
+    assert fills is not None
     while own.engine.prepare() is not None:
         pass
-    assert set(pieces._captured) == {16, 32, 48}
-    del pieces._captured[16]
+    assert set(fills._captured) == {_Kind(size, rows, False, False) for size in (16, 32, 48) for rows in (0, 8)}
+    for kind in [kind for kind in fills._captured if kind.tokens == 16 or kind.rows == 0]:
+        del fills._captured[kind]
     walk(own)
-    assert 16 not in pieces._captured
+    assert set(fills._captured) == {_Kind(size, 8, False, False) for size in (32, 48)}
 
 
 def test_a_number_that_another_would_double_is_captured(small: Path) -> None:
-    own = cut(small)
-    pieces = own.engine._pieces
-    assert pieces is not None
+    own = captured(small)
+    fills = own.engine._fills
+    assert fills is not None
     for slot, n in ((0, 120), (1, 60), (2, 70)):
         own.step([Row(slot, 0, [5 + i % 40 for i in range(n)])], [own.seat(slot, n)])
-    assert {64, 128} <= set(pieces._captured)
-    assert 96 not in pieces._captured
+    assert {64, 128} <= tokens_of(fills)
+    assert 96 not in tokens_of(fills)
 
 
-def test_at_the_start_every_number_is_captured_though_a_larger_one_could_serve(small: Path) -> None:
-    own = cut(small)
-    pieces = own.engine._pieces
-    assert pieces is not None
-    pieces.exact = True
-    fills = warmup.fills(own.engine.pages, own.engine.page_size, own.engine.context_length)
-    wanted = [len(plan.tokens) for plan in fills]
-    most = min(own.engine.pages, own.engine.context_length)
-    assert wanted == [n for n in reversed(SIZES) if 64 <= n < most] and len(wanted) > 1
-    for plan in fills:
-        own.engine.launch(plan).wait()
-    assert sorted(pieces._captured) == sorted(wanted)
-    pieces.exact = False
-    assert pieces._serving(70) == 96 and pieces._serving(50) == 64
+def test_at_the_start_every_number_is_captured_that_a_step_may_have(small: Path) -> None:
+    own = captured(small)
+    fills = own.engine._fills
+    assert fills is not None
+    fills.start(140)
+    wanted = [n for n in reversed(SIZES) if 64 <= n < 140]
+    assert list(fills._captured) == [_Kind(n, 8, False, False) for n in wanted]
+    assert fills._serving(70, 3, 1, False) == _Kind(96, 8, False, False)
+    assert fills._serving(50, 0, 1, False) == _Kind(64, 8, False, False)
+    assert fills._serving(50, 0, 1, True) == _Kind(64, 0, False, True), "no graph reads what is shared: one is made"
+    assert walk(own) == walk(Driver(load(small, load_format="dummy", max_total_tokens=256)))
 
 
 def test_what_was_met_is_captured_before_what_was_not(small: Path, tmp_path: Path) -> None:
-    own = cut(small)
-    assert own.engine._pieces is not None and own.engine._attention is own.engine._pieces._attention
+    own = captured(small)
+    assert own.engine._fills is not None and own.engine._attention is own.engine._fills._attention
     seen = Seen({"model": "a"}, tmp_path)
-    for met in (96, 5, 48):  # one of them by another version
-        seen.note("pieces", (met,))
+    for met in ((96, 8, 0, 0), (5, 8, 0, 0), (48,), (48, 0, 0, 0)):  # some of them by another version
+        seen.note("fills", met)
     seen.save()
-    own.engine._pieces._seen = Seen({"model": "a"}, tmp_path)
+    own.engine._fills._seen = Seen({"model": "a"}, tmp_path)
     own.step([Row(0, 0, list(range(20)))], [own.seat(0, 20)])
-    del own.engine._pieces._captured[32]
+    del own.engine._fills._captured[_Kind(32, 0, False, False)]
     for _ in range(8):
         own.engine.prepare()
-    assert list(own.engine._pieces._captured) == [32, 96, 48, 16]
+    assert [kind[:2] for kind in own.engine._fills._captured] == [(32, 0), (96, 8), (48, 0), (16, 0)]
 
 
 def test_a_capture_is_left_when_somebody_comes_and_begun_again(tmp_path: Path) -> None:
-    own = cut(write(tmp_path, {"num_hidden_layers": 3}))
+    own = captured(write(tmp_path, {"num_hidden_layers": 3}))
     plain = Driver(load(tmp_path, load_format="dummy", max_total_tokens=256))
-    pieces = own.engine._pieces
-    assert pieces is not None
+    fills = own.engine._fills
+    assert fills is not None
     layers = iter([False, False, True, True])
     assert own.engine.prepare(0.0, lambda: next(layers)) == SOON_S
     assert len(list(layers)) == 1, "it was not left at the third layer"
-    assert not pieces._ran
+    assert not fills._ran
     own.engine.prepare()
-    assert pieces._ran == {16}
+    assert fills._ran == {_Kind(16, 0, False, False)}
     layers = iter([False, False, True])
     own.engine.prepare(0.0, lambda: next(layers))
-    assert not pieces._captured and pieces.captures
+    assert not fills._captured and fills.captures
     own.engine.prepare()
-    assert set(pieces._captured) == {16}
+    assert set(fills._captured) == {_Kind(16, 0, False, False)}
     prompts = [driver.step([Row(0, 0, [5, 6, 7])], [driver.seat(0, 3)]).tokens.tolist() for driver in (own, plain)]
     assert prompts[0] == prompts[1]
 
@@ -251,17 +259,17 @@ def test_graphs_that_were_captured_serve_on_when_memory_is_out(small: Path, capl
 
         def begin(self) -> None:
             Full.made += 1
-            if Full.made > 2:
+            if Full.made > 1:
                 raise torch.OutOfMemoryError("tried to allocate 20 MiB")
             super().begin()
 
     plain = Driver(load(small, load_format="dummy", max_total_tokens=256))
-    own = cut(small, Full)
+    own = captured(small, Full)
     assert walk(own) == walk(plain)
-    pieces = own.engine._pieces
-    assert pieces is not None and not pieces.captures
-    assert set(pieces._captured) == {16}
-    assert pieces.fits(16) and not pieces.fits(17)
+    fills = own.engine._fills
+    assert fills is not None and not fills.captures
+    assert set(fills._captured) == {_Kind(16, 0, False, False)}
+    assert fills._serving(16, 0, 1, False) is not None and fills._serving(17, 0, 1, False) is None
     assert [r.message for r in caplog.records] == [
         "No memory is left for graphs of steps with prompts but 1; a lower --mem-fraction-static leaves some"
     ]
@@ -269,21 +277,21 @@ def test_graphs_that_were_captured_serve_on_when_memory_is_out(small: Path, capl
 
 def test_a_step_that_finds_no_memory_takes_that_of_graphs(small: Path, caplog: pytest.LogCaptureFixture) -> None:
     plain = Driver(load(small, load_format="dummy", max_total_tokens=256))
-    own = cut(small)
-    pieces = own.engine._pieces
-    assert pieces is not None
+    own = captured(small)
+    fills = own.engine._fills
+    assert fills is not None
     own.step([Row(7, 0, [5, 6, 7])], [own.seat(7, 3)])
     forward, full = own.engine._model.forward, True
 
     def refuse(*given: Any) -> torch.Tensor:
         hidden = forward(*given)  # it has filed keys and values
-        if full and pieces._captured:
+        if full and fills._captured:
             raise torch.OutOfMemoryError("tried to allocate 20 MiB")
         return hidden
 
     own.engine._model.forward = refuse  # type: ignore[method-assign]
     own.step([Row(6, 0, list(range(100)))], [own.seat(6, 100)])
-    assert not pieces._captured and not pieces.captures
+    assert not fills._captured and not fills.captures
     assert "1 CUDA graphs are given up" in caplog.text
     own.engine._model.forward = forward  # type: ignore[method-assign]
     found = own.step([Row(6, 100, [DRAWN])])
@@ -292,22 +300,22 @@ def test_a_step_that_finds_no_memory_takes_that_of_graphs(small: Path, caplog: p
 
 
 def test_nothing_is_captured_while_another_thread_waits_for_the_device(small: Path) -> None:
-    own = cut(small)
-    pieces = own.engine._pieces
-    assert pieces is not None
+    own = captured(small)
+    fills = own.engine._fills
+    assert fills is not None
     with idle.waits_for_device:
         own.step([Row(0, 0, [5, 6, 7])], [own.seat(0, 3)])
         assert own.engine.prepare() == own.engine.prepare() == SOON_S
-    assert not pieces._captured and pieces.captures
+    assert not fills._captured and fills.captures
     own.engine.prepare()
-    assert set(pieces._captured) == {16}
+    assert set(fills._captured) == {_Kind(16, 0, False, False)}
     assert not idle.waits_for_device.locked()
 
 
 def test_whoever_prepares_without_memory_leaves_it(small: Path, caplog: pytest.LogCaptureFixture) -> None:
-    own = cut(small)
-    pieces = own.engine._pieces
-    assert pieces is not None
+    own = captured(small)
+    fills = own.engine._fills
+    assert fills is not None
 
     def refuse(*_: Any) -> torch.Tensor:
         raise torch.OutOfMemoryError("tried to allocate 20 MiB")
@@ -322,10 +330,63 @@ def test_whoever_prepares_without_memory_leaves_it(small: Path, caplog: pytest.L
     assert own.step([Row(0, 0, [5, 6, 7])], [own.seat(0, 3)]).tokens[0] >= 0
 
 
-def test_larger_steps_are_not_captured(small: Path) -> None:
-    pieces = cut(small).engine._pieces
-    assert pieces is not None
-    assert pieces.fits(SIZES[-1]) and not pieces.fits(SIZES[-1] + 1)
+def test_larger_steps_are_not_captured(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sglang.engine.fills.SIZES", (16,))
+    own, plain = captured(small), Driver(load(small, load_format="dummy", max_total_tokens=256))
+    found = [d.step([Row(0, 0, list(range(20)))], [d.seat(0, 20)]).tokens.tolist() for d in (own, plain)]
+    assert found[0] == found[1]
+    assert own.engine._fills is not None and not own.engine._fills._captured
+
+
+def test_rows_that_others_compute_better_are_not_captured(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = captured(small)
+    monkeypatch.setattr(TritonAttention, "leaves", lambda self, rows: int(rows.counts.max()) >= 20)
+    own.step([Row(0, 0, list(range(20)))], [own.seat(0, 20)])
+    own.step([Row(0, 20, list(range(19)))])
+    assert own.engine._fills is not None and tokens_of(own.engine._fills) == {32}
+
+
+def test_decodes_in_parts_many_rows_and_whole_tables(small: Path) -> None:
+    """A lone decode is cut into as many parts as there is room for; of rows of several tokens there are many."""
+    found = []
+    for driver in (captured(small), Driver(load(small, load_format="dummy", max_total_tokens=256))):
+        tokens: list[Any] = []
+        driver.step([Row(0, 0, list(range(90)))], [driver.seat(0, 90)])
+        entries = driver.share(1, 0, 60)
+        for turn in range(2):  # captured, then replayed
+            rows = [Row(0, 90 + turn, [DRAWN]), Row(1, 60 + 4 * turn, [7, 8, 9, turn])]
+            seats = [driver.seat(1, 64)] if not turn else []
+            tokens.append(driver.step(rows, seats, entries if not turn else ()).tokens.tolist())
+        for turn in range(2):
+            rows = [Row(0, 92 + turn, [DRAWN]), *(Row(slot, 3 * turn, [slot, 8, turn]) for slot in range(2, 7))]
+            seats = [driver.seat(slot, 3) for slot in range(2, 7)] if not turn else []
+            tokens.append(driver.step(rows, seats).tokens.tolist())
+        found.append(tokens)
+        if driver.engine._fills is not None:
+            assert {kind.many for kind in driver.engine._fills._captured} == {True, False}
+    assert found[0] == found[1]
+
+
+def test_keys_that_decodes_share_are_read_once_beside_prompts(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORTH": 1, "LEAST_SAVED": 1, "KEYS": 32, "LEAST_KEYS": 32}.items():
+        monkeypatch.setattr(cascade, name, value)
+    found = []
+    for shares in (True, False):
+        driver = captured(small)
+        assert isinstance(driver.engine._attention, TritonAttention) and driver.engine._fills is not None
+        driver.engine._attention.shares = shares
+        driver.step([Row(1, 0, list(range(20, 60)))], [driver.seat(1, 40)])
+        for slot in (2, 3):
+            driver.step([Row(slot, 40, [70 + slot])], [driver.seat(slot, 41)], driver.share(slot, 1, 40))
+        tokens = []
+        for turn in range(3):
+            rows = [Row(1, 40 + turn, [DRAWN]), *(Row(slot, 41 + turn, [DRAWN]) for slot in (2, 3))]
+            rows.append(Row(4, 5 * turn, [9, 8, 7, 6, turn]))
+            tokens.append(driver.step(rows, [driver.seat(4, 5)] if not turn else []).tokens.tolist())
+        assert any(kind.shares for kind in driver.engine._fills._captured) is shares
+        found.append(tokens)
+    assert found[0] == found[1]
+    assert driver.engine._fills.captures
 
 
 def test_sizes_grow_with_little_padding() -> None:
