@@ -226,8 +226,9 @@ class Fills:
                 tiles = parts[14].view(-1, cascade.COLUMNS)
                 shared = kernels.Shared(parts[11], parts[12], parts[13], tiles, cascade.ENTRIES)
             entries, decodes = (parts[3], parts[4], parts[5]), (parts[6], parts[7], parts[8])
+            known, slots, positions = parts[:3]
             self._layouts[kind] = _Layout(
-                nobody, ends, *parts[:3], entries, decodes, parts[9], parts[10].view(-1, TILE), shared
+                nobody, ends, known, slots, positions, entries, decodes, parts[9], parts[10].view(-1, TILE), shared
             )
         return self._layouts[kind]
 
