@@ -77,10 +77,12 @@ class Planner:
 
         if kind not in self._stored:
             plan, model = self.plan, self._model()
-            quantize(model, kind, plan.form)
+            quantize(model, kind, plan.form, self.device)
             found = stored_bytes(model, plan.family, plan.folder, self._load_format, plan.form)
             if plan.form is None and kind in ROUNDED:
-                for place in takers(model):
+                for place, shape in model.places().items():
+                    if place not in takers(model) or found[place] < shape.numel() * plan.dtype.itemsize:
+                        continue  # what files have in few bits stays so
                     small = "int8" if kind == "int4" and place.startswith("head.") else kind
                     found[place] *= ROUNDED[small] / plan.dtype.itemsize
                 if plan.spec.tied and plan.spec.has_head:

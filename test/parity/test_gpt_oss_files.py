@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,14 @@ from engine_driver import Driver, load
 from family_cases import CASES, TOKENS, Make, known
 from safetensors.torch import load_file, save_file
 
+from sglang.base.config import ServerConfig
 from sglang.base.errors import ConfigError
+from sglang.engine import engine as engines
+from sglang.layers.moe import ExpertMlp
+from sglang.models import quantized
+from sglang.models.decoder import Model
+from sglang.plan_memory import GIB, Planner
+from sglang.quant.formats import Format, chosen
 
 GRID = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
 
@@ -64,3 +73,29 @@ def test_scales_that_are_missing_or_misshaped_are_named(released: tuple[Path, to
     save_file(tensors | {name: scales[:, 1:].contiguous()}, folder / "model.safetensors")
     with pytest.raises(ConfigError, match=r"model\.layers\.1\.mlp\.experts\.down_proj_blocks has shape"):
         load(folder)
+
+
+def test_experts_stay_packed_where_a_device_multiplies_them(
+    released: tuple[Path, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In Triton's interpreter: from the files to the log-probabilities, and the memory that is told of."""
+    pytest.importorskip("triton")
+    folder, expected = released
+    device = torch.device("cuda")
+
+    def as_there(model: Model, kind: str, form: Format | None) -> Counter[str]:
+        assert kind == "none" and chosen({"quant_method": "mxfp4"}, None, "cuda", ("mxfp4",)) == ("mxfp4", None)
+        return quantized.quantize(model, "mxfp4", form, device)
+
+    monkeypatch.setattr(engines, "quantize", as_there)
+    monkeypatch.setattr(quantized, "PACKED_TYPES", (torch.float32,))
+    monkeypatch.setattr(ExpertMlp, "finish", lambda self: setattr(self, "fused", True))
+    engine = load(folder)
+    assert (known(Driver(engine), 0, TOKENS, [9]) - expected).abs().max() < 1e-4
+    config = replace(ServerConfig(model_path=str(folder), dtype="float32").resolve(), max_total_tokens=64)
+    planner = Planner(config, "cuda", GIB)
+    assert planner.plan.kind == "mxfp4" and planner.need(config).weights == engine.ready.weight_bytes
+    plain = 4 * engine.ready.parameters
+    experts = [one for _, one in quantized.experts(engine._model)]  # type: ignore[arg-type]
+    held = sum(one.packed.bytes for one in experts if one.packed is not None)
+    assert held and engine.ready.weight_bytes == plain - sum(one.saved for one in experts)

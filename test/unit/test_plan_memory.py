@@ -14,6 +14,7 @@ from sglang import cli
 from sglang.base.config import DEMO_MODEL, ServerConfig
 from sglang.engine.engine import Engine
 from sglang.plan_memory import GIB, Planner, memory, split
+from sglang.quant.stacked import planned_bytes
 
 LLAMA_8B: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16", "hidden_size": 4096,
@@ -35,7 +36,7 @@ def folder(path: Path, config: dict[str, Any]) -> Path:
 
 def headers_only(path: Path, shapes: dict[str, tuple[str, list[int]]]) -> int:
     """A safetensors file whose data is a hole in the disk. Returns the bytes of its tensors."""
-    widths = {"BF16": 2, "F16": 2, "I32": 4, "F8_E4M3": 1, "F32": 4}
+    widths = {"U8": 1, "BF16": 2, "F16": 2, "I32": 4, "F8_E4M3": 1, "F32": 4}
     at, head = 0, {}
     for name, (dtype, shape) in shapes.items():
         size = widths[dtype] * torch.Size(shape).numel()
@@ -192,3 +193,86 @@ def test_a_real_checkpoint_of_several_files_is_counted_whole(tmp_path: Path) -> 
     (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     config = ServerConfig(model_path=str(path)).resolve()
     assert Planner(config, "cuda", GIB).need(config).weights == sum(t.numel() * 2 for t in tensors.values())
+
+
+MOE = TINY | {"num_local_experts": 3, "num_experts_per_tok": 2}
+OSS = MOE | {
+    "architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "head_dim": 16, "sliding_window": 16,
+    "hidden_size": 96, "intermediate_size": 64, "torch_dtype": "bfloat16",
+    "quantization_config": {"quant_method": "mxfp4"},
+}  # fmt: skip
+
+
+def oss(config: dict[str, Any]) -> dict[str, tuple[str, list[int]]]:
+    h, inter, n, vocab = config["hidden_size"], config["intermediate_size"], 3, config["vocab_size"]
+    found: dict[str, tuple[str, list[int]]] = {}
+    for i in range(config["num_hidden_layers"]):
+        layer = f"model.layers.{i}."
+        for name, rows, inputs in (("q", 64, h), ("k", 32, h), ("v", 32, h), ("o", h, 64)):
+            found |= plain(f"{layer}self_attn.{name}_proj", rows, inputs)
+        found |= {layer + "self_attn.sinks": ("BF16", [4]), layer + "mlp.router.weight": ("BF16", [n, h])}
+        found |= {layer + "mlp.router.bias": ("BF16", [n])}
+        for name, rows, inputs in (("gate_up_proj", 2 * inter, h), ("down_proj", h, inter)):
+            found |= {
+                f"{layer}mlp.experts.{name}_blocks": ("U8", [n, rows, inputs // 32, 16]),
+                f"{layer}mlp.experts.{name}_scales": ("U8", [n, rows, inputs // 32]),
+                f"{layer}mlp.experts.{name}_bias": ("BF16", [n, rows]),
+            }
+        found |= {layer + f"{norm}.weight": ("BF16", [h]) for norm in ("input_layernorm", "post_attention_layernorm")}
+    maps = {"model.embed_tokens.weight": [vocab, h], "lm_head.weight": [vocab, h], "model.norm.weight": [h]}
+    return found | {name: ("BF16", shape) for name, shape in maps.items()}
+
+
+def planned(path: Path, device: str, **flags: Any) -> float:
+    return (
+        Planner(ServerConfig(model_path=str(path), **flags).resolve(), device, GIB)
+        .need(ServerConfig(model_path=str(path), **flags).resolve())
+        .weights
+    )
+
+
+def test_experts_in_mxfp4_take_a_quarter_on_a_device_and_all_on_a_cpu(tmp_path: Path) -> None:
+    path = folder(tmp_path, OSS)
+    tensors = oss(OSS)
+    headers_only(path / "model.safetensors", tensors)
+    codes = [shape for name, (_, shape) in tensors.items() if name.endswith("_blocks")]
+    rest = sum(2 * torch.Size(shape).numel() for dtype, shape in tensors.values() if dtype == "BF16")
+    assert planned(path, "cpu", dtype="bfloat16") == rest + sum(
+        2 * n * rows * groups * 32 for n, rows, groups, _ in codes
+    )
+    # 96 and 64 inputs take a piece of 128, which is 16 words and one of factors.
+    assert planned(path, "cuda") == rest + sum(n * rows * 68 for n, rows, *_ in codes)
+    # Whoever has no 4-bit products for a type has it plain.
+    assert planned(path, "cuda", dtype="float32") == 2 * written_out
+    assert planned(path, "cuda", quantization="fp8") < planned(path, "cuda")
+    assert planned(path, "cuda", load_format="dummy") == planned(path, "cuda")
+
+
+@pytest.mark.parametrize(("desc_act", "size"), [(False, 32), (True, None)])
+def test_experts_in_gptq_are_counted_as_they_are_kept(desc_act: bool, size: int | None, tmp_path: Path) -> None:
+    form = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": desc_act, "sym": True}
+    config = MOE | {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "quantization_config": form}
+    path = folder(tmp_path, config)
+    tensors = llama(config, gptq)
+    for name in [n for n in tensors if ".mlp." in n]:
+        del tensors[name]
+    h, inter = config["hidden_size"], config["intermediate_size"]
+    experts: list[tuple[int, int]] = []
+    for i in range(config["num_hidden_layers"]):
+        block = f"model.layers.{i}.block_sparse_moe."
+        tensors |= plain(block + "gate", 3, h)
+        for e in range(3):
+            for name, rows, inputs in (("w1", inter, h), ("w3", inter, h), ("w2", h, inter)):
+                tensors |= gptq(f"{block}experts.{e}.{name}", rows, inputs)
+                experts.append((rows, inputs))
+    stored = headers_only(path / "model.safetensors", tensors)
+    inside = sum(
+        {"I32": 4, "F16": 2}[dtype] * torch.Size(shape).numel()
+        for name, (dtype, shape) in tensors.items()
+        if ".experts." in name
+    )
+    kept = sum(planned_bytes(rows, inputs, 2, "int4", inputs // size if size else 0) for rows, inputs in experts)
+    assert planned(path, "cuda") == pytest.approx(stored - inside + kept)
+    assert planned(path, "cpu", dtype="float16") == pytest.approx(
+        stored - inside + 2 * sum(rows * inputs for rows, inputs in experts)
+    )

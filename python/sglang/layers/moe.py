@@ -102,7 +102,7 @@ class ExpertMlp:
         if device.type == "cuda":
             self.fused = fused_works(dtype)
         for one in (self.gate_up, self.down):
-            if one.codes is not None and not (self.fused and fused_works(one.codes.dtype)):
+            if not (self.fused and stays_works(one)):
                 one.widen()
         if device.type != "cpu" or not packing_works(dtype):
             return
@@ -168,7 +168,7 @@ class ExpertMlp:
         from sglang.kernels import experts as kernels
 
         opens, closes = (
-            kernels.Stack(one.weight if one.codes is None else one.codes, one.bias, one.scales)
+            kernels.Stack(one.packed or (one.weight if one.codes is None else one.codes), one.bias, one.scales)
             for one in (self.gate_up, self.down)
         )
         tail = kernels.Tail(shared, gates, other)
@@ -218,6 +218,17 @@ def fused_works(dtype: torch.dtype) -> bool:
     from sglang.kernels.experts_trial import works
 
     return works(dtype)
+
+
+def stays_works(one: Stacked) -> bool:
+    """Whether our kernels multiply the weights as they are kept."""
+    if one.codes is not None:
+        return fused_works(one.codes.dtype)
+    if one.packed is None:
+        return True
+    from sglang.kernels.experts_trial import packed_works
+
+    return packed_works(one.dtype, one.packed.kind, one.packed.each)
 
 
 # Rows of a step in which the part that all tokens take is computed as experts that all choose: one pass reads all
@@ -281,7 +292,7 @@ class MoE:
             return
         opens, closes, count = self.experts.gate_up, self.experts.down, self._routing.count
         own, last = self.shared.gate_up.store, self.shared.down.store
-        if opens.more == 0 or any(one.codes is not None for one in (opens, closes)):
+        if opens.more == 0 or opens.narrowed or closes.narrowed:
             return
         if not (isinstance(own, Dense) and isinstance(last, Dense)):
             return

@@ -23,13 +23,14 @@ from sglang.base.errors import ConfigError
 from sglang.models import gguf, grok1
 from sglang.models.decoder import Model
 from sglang.models.layout import Cut, Names, Packed
-from sglang.models.quantized import Takers, takers
+from sglang.models.quantized import Takers, kept, takers
 from sglang.models.shards import check_ranks, joined, rank_of
 from sglang.models.spec import Decoder, Family
-from sglang.quant.base import Grid
+from sglang.quant.base import Grid, Mxfp4
 from sglang.quant.blocks import BLOCKS
 from sglang.quant.formats import INTEGERS, KV_SCALES, NARROW, WORDS, Format
-from sglang.quant.rounding import dummy
+from sglang.quant.rounding import dummy, dummy_group
+from sglang.quant.stacked import planned_bytes
 
 PLAIN = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 CODES = {"U8": torch.uint8}  # types of tensors that are no numbers by themselves
@@ -67,7 +68,7 @@ class _Job:
     cut: Cut
     module: str | None = None
 
-    def parts(self, found: Sequence[Tensor], targets: Sequence[Tensor], spec: Decoder) -> Sequence[Tensor]:
+    def parts(self, found: Sequence[Tensor], targets: Sequence[Tensor], spec: Decoder) -> Sequence[Tensor | Mxfp4]:
         return self.cut(found, [t.shape for t in targets], spec)
 
     def grids(self, found: Sequence[Tensor], targets: Sequence[Tensor], spec: Decoder, form: Format) -> list[Grid]:
@@ -86,7 +87,8 @@ class _Job:
         """Which rows go to each place, found by cutting their numbers; weights that are cut otherwise are refused."""
         numbers = torch.arange(2 * rows).view(rows, 2)
         try:
-            parts = self.cut([numbers], [torch.Size((t.shape[0], 2)) for t in targets], spec)
+            found = self.cut([numbers], [torch.Size((t.shape[0], 2)) for t in targets], spec)
+            parts = [part for part in found if isinstance(part, Tensor)]
         except (RuntimeError, IndexError, ValueError):
             parts = []
         if len(parts) != len(targets) or any(p.shape[1:] != (2,) or (p[:, 1] != p[:, 0] + 1).any() for p in parts):
@@ -104,7 +106,7 @@ def load(
     places = model.places()
     takes = takers(model)
     if load_format == "dummy":
-        _fill_dummy(places, takes, model.spec.norm == "rms+1", form)
+        _fill_dummy(places, takes, model.spec.norm == "rms+1", _dummy_kinds(model, form))
         model.finish()
         return
     jobs = _jobs(weight_files(folder, load_format), places, model.spec, family, folder, form)
@@ -112,17 +114,18 @@ def load(
     with tqdm(total=total, unit="B", unit_scale=True, desc="weights", disable=not progress or total < 2**26) as bar:
         for job, found in _read(jobs):
             targets = [places[place] for place in job.places]
+            if job.module is not None or found[0].dtype in CODES.values():
+                found = [t.to(model.device) for t in found]  # which takes words of few bits apart faster than the host
             if job.module is None:
                 parts = job.parts(found, targets, model.spec)
             else:
                 assert form is not None
-                # The device takes words of few bits apart faster than the host.
-                parts = job.grids([t.to(model.device) for t in found], targets, model.spec, form)
+                parts = job.grids(found, targets, model.spec, form)
             for place, target, part in zip(job.places, targets, parts, strict=True):
                 if place in takes:
                     takes[place](part)
                 else:
-                    target.copy_(part.dense() if isinstance(part, Grid) else part)
+                    target.copy_(part if isinstance(part, Tensor) else part.dense())
                 bar.update(target.numel() * target.element_size())
     places.clear()
     model.finish()
@@ -131,21 +134,50 @@ def load(
 def stored_bytes(
     model: Model, family: Family, folder: Path, load_format: str, form: Format | None = None
 ) -> dict[str, float]:
-    """What each place takes, from the files' headers alone: weights in few bits as they are stored, the rest in the
-    model's type. Every name and shape is checked. Raises ConfigError.
+    """What each place takes, from the files' headers alone: maps in few bits as they are stored, experts as they are
+    kept, the rest in the model's type. Every name and shape is checked. Raises ConfigError.
+
+    model: of which `quantize` has made what it will be.
     """
-    places = model.places()
-    found = {place: float(t.numel() * model.dtype.itemsize) for place, t in places.items()}
+    places, takes, experts, width = model.places(), takers(model), kept(model), model.dtype.itemsize
+    found = {place: float(t.numel() * width) for place, t in places.items()}
+
+    def stays(place: str, kind: str, groups: int) -> float:
+        rows, inputs = places[place].shape
+        return planned_bytes(rows, inputs, width, kind, groups)
+
     if load_format == "dummy":
+        for place, kind in _dummy_kinds(model, form).items():
+            size, inputs = dummy_group(places[place].shape[1]), places[place].shape[1]
+            if kind not in ("int4", "mxfp4"):
+                found[place] /= width  # to a byte each
+            elif size is not None:
+                found[place] = stays(place, kind, inputs // size)
         return found
     files = weight_files(folder, load_format)
-    sizes = {(file, name): math.prod(shape) * _width(dtype) for file, name, shape, dtype in _headers(files)}
+    headers = {(file, name): (shape, dtype) for file, name, shape, dtype in _headers(files)}
     for job in _jobs(files, places, model.spec, family, folder, form):
-        if job.module is not None:
-            whole = sum(found[place] for place in job.places)
-            stored = sum(sizes[source] for source in job.sources)
-            found |= {place: found[place] / whole * stored for place in job.places}
+        taken = [place for place in job.places if place in takes]
+        if job.module is None:
+            if headers[job.sources[0]][1] in CODES:
+                found |= {place: stays(place, "mxfp4", 0) for place in taken}
+            continue
+        assert form is not None
+        few = {name[len(job.module) + 1 :]: headers[file, name][0] for file, name in job.sources}
+        stored = sum(math.prod(shape) * _width(dtype) for shape, dtype in map(headers.__getitem__, job.sources))
+        whole = sum(found[place] for place in job.places)
+        for place in taken:
+            if place in experts and form.kind == "int4":
+                found[place] = stays(place, "int4", form.groups(job.module, few))
+            else:
+                found[place] *= stored / whole
     return found
+
+
+def _dummy_kinds(model: Model, form: Format | None) -> dict[str, str]:
+    """Place -> in what few bits a checkpoint would hold it."""
+    found = {} if form is None else {place: form.kind for place in takers(model) if not place.startswith("head.")}
+    return found | {place: stacked.files for place, stacked in kept(model).items() if stacked.files is not None}
 
 
 def _width(dtype: str) -> float:
@@ -442,10 +474,10 @@ def _pickled(file: Path) -> dict[str, Tensor]:
     return found
 
 
-def _fill_dummy(places: dict[str, Tensor], takes: Takers, plus_one: bool, form: Format | None) -> None:
+def _fill_dummy(places: dict[str, Tensor], takes: Takers, plus_one: bool, kinds: Mapping[str, str]) -> None:
     """Random weights of a trained model's scale: norms 1, maps N(0, 1 / fan-in), embeddings N(0, 0.02).
 
-    Where the checkpoint would hold few bits, they have as many.
+    kinds: where the checkpoint would hold few bits, they have as many.
     """
     device = next(iter(places.values())).device
     generator = torch.Generator(device).manual_seed(0)
@@ -458,8 +490,7 @@ def _fill_dummy(places: dict[str, Tensor], takes: Takers, plus_one: bool, form: 
             whole = tensor if taker is None else torch.empty_like(tensor, device=device)
             whole.normal_(0.0, std, generator=generator)
             if taker is not None:
-                few = form is not None and not place.startswith("head.")
-                taker(dummy(whole, form.kind) if few and form is not None else whole)
+                taker(dummy(whole, kinds[place]) if place in kinds else whole)
 
 
 def _some(names: list[str]) -> str:

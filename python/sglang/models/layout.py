@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from sglang.quant.base import Mxfp4
+
 if TYPE_CHECKING:
     from sglang.models.spec import Decoder
 
-# (tensors of the file, shapes of the places, the Decoder) -> a tensor for each place, in order
-Cut = Callable[[Sequence[Tensor], Sequence[torch.Size], "Decoder"], Sequence[Tensor]]
+# (tensors of the file, shapes of the places, the Decoder) -> a weight for each place, in order
+Cut = Callable[[Sequence[Tensor], Sequence[torch.Size], "Decoder"], Sequence[Tensor | Mxfp4]]
 
 
 @dataclass(frozen=True)
@@ -90,22 +92,13 @@ def _apart(wholes: Sequence[Tensor], parts: int, interleaved: bool) -> list[Tens
     return [whole[cut] for cut in cuts for whole in wholes]
 
 
-# What the 16 codes of FP4 (1 sign, 2 exponent, 1 mantissa bit) stand for.
-FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
-
-
 def mxfp4(*places: str, interleaved: bool = False) -> Packed:
-    """Experts in MXFP4: codes `_blocks` uint8 [experts, rows, inputs / 32, 16], the low half first, and exponents
-    `_scales` uint8 [experts, rows, inputs / 32], less 127. bfloat16 holds their products exactly."""
+    """Experts in MXFP4: codes `_blocks` uint8 [experts, rows, inputs / 32, 16], and exponents `_scales` uint8
+    [experts, rows, inputs / 32]."""
 
-    def unpacked(blocks: Tensor, scales: Tensor) -> Tensor:
-        codes = torch.stack((blocks & 15, blocks >> 4), -1).flatten(-2).int()
-        values = torch.tensor(FP4, dtype=torch.bfloat16, device=blocks.device)[codes]
-        return (values * torch.exp2(scales.float() - 127).to(torch.bfloat16)[..., None]).flatten(1)
-
-    def cut(found: Sequence[Tensor], shapes: Sequence[torch.Size], spec: "Decoder") -> Sequence[Tensor]:
-        wholes = [unpacked(blocks, scales) for blocks, scales in zip(*found, strict=True)]
-        return _apart(wholes, len(places), interleaved)
+    def cut(found: Sequence[Tensor], shapes: Sequence[torch.Size], spec: "Decoder") -> Sequence[Mxfp4]:
+        both = [_apart(whole.unbind(0), len(places), interleaved) for whole in found]
+        return [Mxfp4(blocks, exponents) for blocks, exponents in zip(*both, strict=True)]
 
     return Packed(places, cut, beside=("_blocks", "_scales"))
 

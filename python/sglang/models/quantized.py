@@ -3,16 +3,21 @@
 from collections import Counter
 from collections.abc import Callable
 
+import torch
+
 from sglang.layers.linear import Linear
 from sglang.layers.moe import MoE
 from sglang.models.decoder import Model
+from sglang.quant.base import Weight
 from sglang.quant.dense import Dense
 from sglang.quant.formats import KINDS, Format, chosen
-from sglang.quant.late import Late, Weight
+from sglang.quant.late import Late
 from sglang.quant.stacked import Stacked
 
 __all__ = ["Format", "chosen", "linears", "quantize", "takers", "weight_bytes"]
 Takers = dict[str, Callable[[Weight], None]]
+PACKED = ("int4", "mxfp4")  # kinds in which experts stay, where the model has a type of
+PACKED_TYPES = (torch.bfloat16, torch.float16)
 
 
 def linears(model: Model) -> dict[str, Linear]:
@@ -31,12 +36,17 @@ def experts(model: Model) -> list[tuple[str, Stacked]]:
     ]
 
 
-def quantize(model: Model, kind: str, form: Format | None) -> Counter[str]:
+def quantize(model: Model, kind: str, form: Format | None, device: torch.device | None = None) -> Counter[str]:
     """Let all maps take weights in few bits, before any memory is filled. kind, form: of `formats.chosen`.
 
-    Returns what counts the weights by what they became, while they are loaded.
+    device: that it is for, where the model has none. Returns what counts the weights by what they became, while they
+    are loaded.
     """
     seen: Counter[str] = Counter()
+    few = kind if form is None else form.kind
+    if (device or model.device).type != "cpu" and (few == "fp8" or (few in PACKED and model.dtype in PACKED_TYPES)):
+        for _, stacked in experts(model):
+            stacked.narrow(kind if kind in KINDS and form is None else None, seen, None if kind in KINDS else few)
     if form is None and kind not in KINDS:
         return seen
     for prefix, linear in linears(model).items():
@@ -49,10 +59,6 @@ def quantize(model: Model, kind: str, form: Format | None) -> Counter[str]:
         if prefix == "head" and rounding == "int4":
             rounding = "int8"  # every error of the head shows in the next token
         linear.store = Late(old.inputs, old.parts, old.bias, old.device, old.dtype, rounding, seen, tied)
-    # Experts of other formats are written out in floating point as they are loaded.
-    if model.device.type != "cpu" and (kind if form is None else form.kind) == "fp8":
-        for _, stacked in experts(model):
-            stacked.narrow(None if form is not None else kind, seen)
     return seen
 
 
@@ -65,6 +71,11 @@ def takers(model: Model) -> Takers:
     for prefix, stacked in experts(model):
         found |= stacked.takers(prefix)
     return found
+
+
+def kept(model: Model) -> dict[str, Stacked]:
+    """Place name -> the map it is in, of experts that stay in few bits."""
+    return {place: stacked for prefix, stacked in experts(model) for place in stacked.takers(prefix)}
 
 
 def weight_bytes(model: Model, parameters: int) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor
 from sglang.base.errors import ConfigError
 from sglang.models.layout import Cut
 from sglang.models.spec import Decoder
+from sglang.quant.base import Mxfp4
 
 RANK = re.compile(r"-(?:TP-)?(\d{3})\.(?:bin|safetensors)$")
 
@@ -35,7 +36,7 @@ def check_ranks(files: Sequence[Path], folder: Path) -> None:
 def joined(cut: Cut) -> Cut:
     """The same for the pieces of a tensor: whole in every file, or to be put together along one dimension."""
 
-    def put_together(found: Sequence[Tensor], shapes: Sequence[torch.Size], spec: Decoder) -> Sequence[Tensor]:
+    def put_together(found: Sequence[Tensor], shapes: Sequence[torch.Size], spec: Decoder) -> Sequence[Tensor | Mxfp4]:
         first = found[0]
         for dim in (None, *range(first.dim())):
             try:

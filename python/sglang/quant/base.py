@@ -1,10 +1,12 @@
-"""Store: what a weight format must do for a linear map. Grid: a weight in few bits, as files and quantisers give it."""
+"""Store: what a weight format must do for a linear map. Grid, Mxfp4: weights in few bits, as files have them."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from sglang.kernels.packed import BLOCK, FP4
 
 Act = Literal["silu", "gelu", "gelu_tanh"]
 
@@ -148,6 +150,34 @@ class Grid:
         order = self.group_of.argsort(stable=True)
         plain = replace(self, codes=self.codes[:, order], group_of=None, size=inputs // groups)
         return plain, None if torch.equal(order, torch.arange(inputs, device=order.device)) else order
+
+
+@dataclass(frozen=True)
+class Mxfp4:
+    """W[n, k] = FP4[code of k] * 2^(exponents[n, k / 32] - 127), as OCP's Microscaling formats 1.0 have it.
+
+    blocks: uint8 [rows, inputs / 32, 16], two codes a byte, the low half first; exponents: uint8 [rows, inputs / 32].
+    """
+
+    blocks: Tensor
+    exponents: Tensor
+
+    def __post_init__(self) -> None:
+        if self.blocks.shape != (*self.exponents.shape, BLOCK // 2):
+            raise ValueError(f"blocks {list(self.blocks.shape)} have exponents {list(self.exponents.shape)}")
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((self.blocks.shape[0], self.blocks.shape[1] * BLOCK))
+
+    def dense(self) -> Tensor:
+        """bfloat16 [rows, inputs], which holds all values exactly."""
+        codes = torch.stack((self.blocks & 15, self.blocks >> 4), -1).flatten(-2).int()
+        values = torch.tensor(FP4, dtype=torch.bfloat16, device=codes.device)[codes]
+        return (values * torch.exp2(self.exponents.float() - 127).to(torch.bfloat16)[..., None]).flatten(1)
+
+
+Weight = Tensor | Grid | Mxfp4
 
 
 def joined(grids: list[Grid]) -> Grid | None:

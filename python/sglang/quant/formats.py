@@ -35,7 +35,7 @@ class Format:
     """marks: the endings that tell. parts: all endings that make a weight. needed: those that no module may lack.
 
     shape: module, shapes -> (rows, inputs). read: module, tensors -> the weight. Either raises ValueError for tensors
-    that do not fit together.
+    that do not fit together. groups: module, shapes -> groups of a row of up to 4 bits that lie in a row; else 0.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Format:
     shape: Callable[[str, Shapes], tuple[int, int]]
     read: Callable[[str, Found], Grid]
     kind: str = "int4"  # what its weights are most like
+    groups: Callable[[str, Shapes], int] = lambda module, shapes: 0
 
 
 def _refuse(key: str, value: object, why: str) -> NoReturn:
@@ -56,9 +57,11 @@ def chosen(
 ) -> tuple[str, Format | None]:
     """What weights are kept as, and the checkpoint's format. Raises ConfigError.
 
-    config: `quantization_config`; flag: --quantization; own: methods that the family's name table reads by itself.
+    config: `quantization_config`; flag: --quantization; own: methods that the family's name table reads by itself,
+    which a CPU's weights are written out from.
     """
     said = None if config is None else str(config.get("quant_method"))
+    kept = said if said in own and device != "cpu" else None
     if said in own:
         said, config = None, None
     method = ALIASES.get(said or "", said)
@@ -77,7 +80,7 @@ def chosen(
             raise ConfigError(f"--quantization {flag} runs on --device cpu; on cuda fp8 does")
         if flag == "fp8" and device == "cpu":
             raise ConfigError("--quantization fp8 needs --device cuda; on cpu int8 and int4 do")
-        return flag or "none", None
+        return flag or kept or "none", None
     assert said is not None and method is not None
     if flag is not None and ALIASES.get(flag, flag) != method:
         raise ConfigError(
@@ -117,7 +120,11 @@ def _awq(config: Config) -> Format:
         codes = awq_unpacked(found["qweight"]).t().contiguous()
         return Grid(codes, scales, 4, codes.shape[1] // scales.shape[1], zeros.contiguous())
 
-    return Format("awq", ("qweight",), ("qweight", "qzeros", "scales"), ("scales",), shape, read)
+    def groups(module: str, shapes: Shapes) -> int:
+        return shapes["scales"][0]
+
+    parts = ("qweight", "qzeros", "scales")
+    return Format("awq", ("qweight",), parts, ("scales",), shape, read, groups=groups)
 
 
 def _groups(scales: Shape, rows: Shape, inputs: int) -> int:
@@ -170,7 +177,12 @@ def _gptq(config: Config) -> Format:
         group_of, size = _columns("g_idx", found, codes.shape[1], scales.shape[1], size)
         return Grid(codes, scales, few, size, zeros.t().float().contiguous(), group_of)
 
-    return Format("gptq", ("qweight",), ("qweight", "qzeros", "scales", "g_idx"), ("qzeros", "scales"), shape, read)
+    def groups(module: str, shapes: Shapes) -> int:
+        count = shapes["scales"][0]
+        return 0 if bits_of(module) > 4 or (count > 1 and config.get("desc_act")) else count
+
+    parts = ("qweight", "qzeros", "scales", "g_idx")
+    return Format("gptq", ("qweight",), parts, ("qzeros", "scales"), shape, read, groups=groups)
 
 
 def _columns(part: str, found: Found, inputs: int, groups: int, size: int) -> tuple[Tensor | None, int]:
@@ -201,7 +213,10 @@ def _marlin(config: Config) -> Format:
         codes, scales = marlin_unpacked(found["B"]), marlin_scales(found["s"]).contiguous()
         return Grid(codes, scales, 4, codes.shape[1] // scales.shape[1], torch.full_like(scales, 8.0))
 
-    return Format("marlin", ("B",), ("B", "s", "workspace"), ("s",), shape, read)
+    def groups(module: str, shapes: Shapes) -> int:
+        return shapes["s"][0]
+
+    return Format("marlin", ("B",), ("B", "s", "workspace"), ("s",), shape, read, groups=groups)
 
 
 def _fp8(config: Config) -> Format:
@@ -330,7 +345,11 @@ def _packed(bits: int, size: int) -> Format:
         return Grid(codes, scales, bits, own, zeros, group_of)
 
     parts = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx")
-    return Format("compressed-tensors", ("weight_packed",), parts, ("weight_scale",), shape, read)
+
+    def counted(module: str, shapes: Shapes) -> int:
+        return 0 if bits > 4 or "weight_g_idx" in shapes else shapes["weight_scale"][1]
+
+    return Format("compressed-tensors", ("weight_packed",), parts, ("weight_scale",), shape, read, groups=counted)
 
 
 def _gguf(config: Config) -> Format:
@@ -342,7 +361,11 @@ def _gguf(config: Config) -> Format:
         ((kind, raw),) = found.items()
         return BLOCKS[kind].read(raw.view(raw.shape[0], -1, BLOCKS[kind].bytes))
 
-    return Format("gguf", tuple(BLOCKS), tuple(BLOCKS), (), shape, read)
+    def groups(module: str, shapes: Shapes) -> int:
+        ((kind, _),) = shapes.items()
+        return shape(module, shapes)[1] // BLOCKS[kind].columns if kind == "Q4_0" else 0  # others' zeros are not whole
+
+    return Format("gguf", tuple(BLOCKS), tuple(BLOCKS), (), shape, read, groups=groups)
 
 
 READERS: dict[str, Callable[[Config], Format]] = {

@@ -6,14 +6,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sglang.quant.base import Act, Form, Grid, Inputs, Parts, Product, joined
+from sglang.quant.base import Act, Form, Grid, Inputs, Parts, Product, Weight, joined
 from sglang.quant.dense import Dense
 from sglang.quant.float8 import Float8
 from sglang.quant.integers import fast
 from sglang.quant.nibbles import Nibbles
 from sglang.quant.rounding import rounded
-
-Weight = Tensor | Grid
 
 
 class Late:
@@ -87,7 +85,7 @@ class Late:
         self._dense.bias = self._bias
         at = 0
         for weight, rows in zip(taken, self._parts.values(), strict=True):
-            self._dense.weight[at : at + rows].copy_(weight.dense() if isinstance(weight, Grid) else weight)
+            self._dense.weight[at : at + rows].copy_(weight if isinstance(weight, Tensor) else weight.dense())
             at += rows
 
     def _fastest(self, grid: Grid) -> Product | None:

@@ -1,20 +1,24 @@
 """Floating-point weights -> grids: what `--quantization int8`, `int4` and `fp8` do while a model loads."""
 
+import math
+
 import torch
 from torch import Tensor
 
-from sglang.quant.base import Grid
+from sglang.kernels.packed import BLOCK
+from sglang.quant.base import Grid, Mxfp4
 
 INT4_GROUP = 32
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0
-BLOCK = 4096  # rows rounded at once: what is needed beside the result stays small
+ROWS = 4096  # rounded at once: what is needed beside the result stays small
+FP4_BETWEEN = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)  # what is in the middle of two numbers of FP4
 
 
 def rounded(weight: Tensor, kind: str) -> Grid:
     """weight: [rows, inputs] of any floating type. kind: int8 and fp8, a scale a row; int4, scale and zero a group."""
     one = {"int8": _int8, "int4": _int4, "fp8": _fp8}[kind]
-    parts = [one(block.float()) for block in weight.split(BLOCK)]
+    parts = [one(block.float()) for block in weight.split(ROWS)]
     first = parts[0]
     return Grid(
         torch.cat([p.codes.view(torch.uint8) for p in parts]).view(first.codes.dtype),
@@ -25,15 +29,26 @@ def rounded(weight: Tensor, kind: str) -> Grid:
     )
 
 
-def dummy(weight: Tensor, kind: str) -> Grid:
-    """A weight of the same shape and spread, as checkpoints in few bits have them: groups of 128 for 4 bits."""
+def dummy(weight: Tensor, kind: str) -> Grid | Mxfp4:
+    """A weight of the same shape and spread, as checkpoints in few bits have them: in groups of `dummy_group`."""
     rows, inputs = weight.shape
-    if kind != "int4" or inputs % 128:
-        return rounded(weight, kind)
-    step = float(weight.std()) / 3
+    size, spread = dummy_group(inputs), float(weight.std())
+    if size is None or kind not in ("int4", "mxfp4"):
+        return rounded(weight, "int4" if kind == "mxfp4" else kind)
+    if kind == "mxfp4":
+        exponent = round(math.log2(max(spread / 2, 2.0**-126)))
+        codes = torch.bucketize(weight.float().abs() * 2.0**-exponent, torch.tensor(FP4_BETWEEN, device=weight.device))
+        codes = (codes | (weight < 0).int() << 3).to(torch.uint8).unflatten(1, (-1, BLOCK))
+        blocks = codes[..., ::2] | codes[..., 1::2] << 4
+        return Mxfp4(blocks, torch.full_like(blocks[..., 0], exponent + 127))
+    step = spread / 3
     codes = (weight / step + 8).round_().clamp_(0, 15).to(torch.uint8)
-    zeros = torch.full((rows, inputs // 128), 8.0, device=weight.device)
-    return Grid(codes, torch.full_like(zeros, step), 4, 128, zeros)
+    zeros = torch.full((rows, inputs // size), 8.0, device=weight.device)
+    return Grid(codes, torch.full_like(zeros, step), 4, size, zeros)
+
+
+def dummy_group(inputs: int) -> int | None:
+    return next((size for size in (128, 64, 32) if inputs % size == 0), None)
 
 
 def _int8(w: Tensor) -> Grid:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from sglang.layers.moe import ExpertMlp, MoE, Routing, route
+from sglang.quant.rounding import dummy
 
 CPU = torch.device("cpu")
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -181,3 +182,34 @@ def test_experts_of_8_bits_are_multiplied_as_they_are() -> None:
     for one in (narrow.gate_up, narrow.down):
         one.widen()
     assert torch.linalg.norm(narrow(x, weights, ids) - wanted) < 0.06 * torch.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize("kind", ["int4", "mxfp4"])
+def test_experts_of_4_bits_are_multiplied_as_they_are(kind: str) -> None:
+    """GPT-OSS's: with biases, a limit, and sides that no piece of 128 columns fills."""
+    pytest.importorskip("triton")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    plain, packed = (ExpertMlp(3, 96, 160, "silu", True, 2.0, device, dtype) for _ in range(2))
+    filled(plain)
+    for one, full in ((packed.gate_up, plain.gate_up), (packed.down, plain.down)):
+        one.narrow(None, Counter())
+        for place, bias in one.places("m").items():
+            if place.endswith(".bias"):
+                bias.copy_(plain.places("m")[place])
+        for place, take in one.takers("m").items():
+            weight = dummy(plain.places("m")[place], kind)
+            take(weight)
+            plain.places("m")[place].copy_(weight.dense())
+        assert one.packed is not None and one.packed.bytes < 0.5 * full.weight.numel() * dtype.itemsize
+    plain.fused = packed.fused = True
+    bound = 2e-5 if device.type == "cpu" else 0.01
+    for tokens in (1, 9):
+        x = torch.randn(tokens, 96, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+        weights, ids = route(Routing(3, 2), x[:, :3])
+        wanted = plain(x, weights, ids)
+        assert torch.linalg.norm(packed(x, weights, ids) - wanted) < bound * torch.linalg.norm(wanted)
+    for one in (packed.gate_up, packed.down):
+        one.widen()
+    assert not packed.gate_up.narrowed
+    assert torch.linalg.norm(packed(x, weights, ids) - wanted) < bound * torch.linalg.norm(wanted)

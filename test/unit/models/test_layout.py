@@ -8,6 +8,7 @@ import torch
 
 from sglang.models.checkpoint import name_of, place_of
 from sglang.models.layout import Packed, experts, grouped, listed, mxfp4, stacked, transposed
+from sglang.quant.base import Mxfp4
 
 SPEC: Any = SimpleNamespace(heads=4, kv_heads=2, head_dim=3, experts=SimpleNamespace(routing=SimpleNamespace(count=2)))
 WHOLE = torch.arange(24 * 5).view(24, 5)
@@ -59,8 +60,11 @@ def test_mxfp4_codes_mean_what_the_format_says() -> None:
     scales = torch.tensor([127, 130], dtype=torch.uint8).view(2, 1, 1)
     first, second = mxfp4("down").cut([blocks, scales], [], SPEC)
     positive = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
-    assert first[0].tolist() == (positive + [-v for v in positive]) * 2
-    assert torch.equal(second, first * 8)
+    assert isinstance(first, Mxfp4) and isinstance(second, Mxfp4)
+    assert first.dense()[0].tolist() == (positive + [-v for v in positive]) * 2
+    assert torch.equal(second.dense(), first.dense() * 8)
+    with pytest.raises(ValueError, match="have exponents"):
+        mxfp4("down").cut([blocks, scales[:, :, :0]], [], SPEC)
 
 
 NAMES: dict[str, str | Packed] = {

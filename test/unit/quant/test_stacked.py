@@ -1,13 +1,16 @@
-"""All experts' weights of one map: filled, or taken in 8 bits as files have them."""
+"""All experts' weights of one map: filled, or taken in few bits as files have them."""
 
 from collections import Counter
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
-from sglang.quant.base import Grid
-from sglang.quant.rounding import rounded
-from sglang.quant.stacked import Stacked
+from sglang.kernels.packed import MOST, packed_bytes
+from sglang.quant.base import Grid, Mxfp4, Weight
+from sglang.quant.rounding import dummy, rounded
+from sglang.quant.stacked import Stacked, planned_bytes
 
 CPU = torch.device("cpu")
 
@@ -74,3 +77,90 @@ def test_integers_are_written_out() -> None:
     for place, take in one.takers("x").items():
         take(rounded(some(*one.places("x")[place].shape), "int8"))
     assert one.codes is None and seen == {"dequantised": 1}
+
+
+def int4(weight: torch.Tensor, size: int = 64) -> Grid:
+    """Even steps above a whole zero."""
+    groups = weight.unflatten(1, (-1, size))
+    scales = groups.abs().amax(-1) / 7
+    codes = (groups / scales[..., None] + 8).round().clamp(0, 15).to(torch.uint8).flatten(1)
+    return Grid(codes, scales, 4, size, torch.full_like(scales, 8.0))
+
+
+def mxfp4(weight: torch.Tensor) -> Mxfp4:
+    made = dummy(weight, "mxfp4")
+    assert isinstance(made, Mxfp4)
+    return made
+
+
+def taken(one: Stacked, make: Any) -> tuple[Counter[str], list[torch.Tensor]]:
+    """All places, with what `make` makes of their weights; what that stands for, expert by expert."""
+    seen, whole = Counter[str](), []
+    one.narrow(None, seen)
+    for place, take in one.takers("x").items():
+        weight: Weight = make(some(*one.places("x")[place].shape))
+        take(weight)
+        whole.append(weight if isinstance(weight, torch.Tensor) else weight.dense().float())
+    return seen, [torch.cat(whole[i : i + 2]) for i in (0, 2)]
+
+
+FOUR: dict[str, Any] = {"int4": int4, "mxfp4": mxfp4, "awq": lambda w: int4(w, 128), "a row": lambda w: int4(w, 256)}
+
+
+@pytest.mark.parametrize("kind", FOUR)
+def test_weights_of_4_bits_stay_packed_until_they_are_widened(kind: str) -> None:
+    one = made()
+    seen, wanted = taken(one, FOUR[kind])
+    assert one.packed is not None and one.narrowed and seen == {"mxfp4" if kind == "mxfp4" else "int4": 1}
+    each = {"int4": 2}.get(kind, 1)
+    assert one.packed.bytes == 2 * packed_bytes(10, 256, each)
+    assert one.saved == 2 * 10 * 256 * 4 - one.packed.bytes
+    one.widen()
+    assert not one.narrowed and one.saved == 0
+    for e, weight in enumerate(wanted):
+        assert torch.allclose(one.weight[e], weight, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "groups"), [("mxfp4", 0), ("int4", 4), ("awq", 2), ("a row", 1)])
+def test_what_a_plan_counts_is_what_is_kept(kind: str, groups: int) -> None:
+    one = made()
+    taken(one, FOUR[kind])
+    assert one.packed is not None
+    assert one.packed.bytes == 2 * sum(planned_bytes(n, 256, 4, one.packed.kind, groups) for n in (6, 4))
+
+
+def test_a_plan_counts_what_does_not_fit_as_plain() -> None:
+    assert planned_bytes(6, 256, 2, "int4", 0) == planned_bytes(6, 256, 2, "int4", 16) == 2 * 6 * 256
+    assert planned_bytes(6, 160, 2, "int4", 2) == packed_bytes(6, 160, 1)  # of 128 and 32 columns
+
+
+NOT_PACKED: dict[str, Any] = {
+    "zeros are not whole": lambda w: rounded(w, "int4"),
+    "columns in another order": lambda w: replace(int4(w), group_of=torch.arange(256) % 4),
+    "groups of 16": lambda w: int4(w, 16),
+    "exponents that no bfloat16 has": lambda w: Mxfp4(mxfp4(w).blocks, torch.full_like(mxfp4(w).exponents, MOST + 1)),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_PACKED)
+def test_weights_that_the_kernel_does_not_take_are_written_out(kind: str) -> None:
+    one = made()
+    seen, wanted = taken(one, NOT_PACKED[kind])
+    assert not one.narrowed and seen == {"dequantised": 1}
+    assert torch.equal(one.weight, torch.stack(wanted))
+
+
+def test_groups_of_another_size_widen_all() -> None:
+    one, turn = made(), iter((int4, int4, FOUR["awq"], int4))
+    _, wanted = taken(one, lambda w: next(turn)(w))
+    assert not one.narrowed and torch.allclose(one.weight, torch.stack(wanted), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["int4", "mxfp4"])
+@pytest.mark.parametrize("inputs", [256, 192, 96])
+def test_random_weights_of_4_bits_are_packed_and_as_wide(kind: str, inputs: int) -> None:
+    one = made(inputs=inputs)
+    _, wanted = taken(one, lambda w: dummy(w, kind))
+    assert one.packed is not None and one.packed.kind == kind
+    weight = some(6, inputs)
+    assert torch.linalg.norm(wanted[0][:6] - weight) < 0.2 * torch.linalg.norm(weight)
