@@ -224,11 +224,8 @@ def oss(config: dict[str, Any]) -> dict[str, tuple[str, list[int]]]:
 
 
 def planned(path: Path, device: str, **flags: Any) -> float:
-    return (
-        Planner(ServerConfig(model_path=str(path), **flags).resolve(), device, GIB)
-        .need(ServerConfig(model_path=str(path), **flags).resolve())
-        .weights
-    )
+    config = ServerConfig(model_path=str(path), **flags).resolve()
+    return Planner(config, device, GIB).need(config).weights
 
 
 def test_experts_in_mxfp4_take_a_quarter_on_a_device_and_all_on_a_cpu(tmp_path: Path) -> None:
@@ -237,9 +234,8 @@ def test_experts_in_mxfp4_take_a_quarter_on_a_device_and_all_on_a_cpu(tmp_path: 
     headers_only(path / "model.safetensors", tensors)
     codes = [shape for name, (_, shape) in tensors.items() if name.endswith("_blocks")]
     rest = sum(2 * torch.Size(shape).numel() for dtype, shape in tensors.values() if dtype == "BF16")
-    assert planned(path, "cpu", dtype="bfloat16") == rest + sum(
-        2 * n * rows * groups * 32 for n, rows, groups, _ in codes
-    )
+    written_out = rest + sum(2 * n * rows * groups * 32 for n, rows, groups, _ in codes)
+    assert planned(path, "cpu", dtype="bfloat16") == written_out
     # 96 and 64 inputs take a piece of 128, which is 16 words and one of factors.
     assert planned(path, "cuda") == rest + sum(n * rows * 68 for n, rows, *_ in codes)
     # Whoever has no 4-bit products for a type has it plain.
