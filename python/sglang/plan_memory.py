@@ -57,7 +57,7 @@ class Planner:
             memory = float(torch.cuda.mem_get_info()[1]) if cuda else free_bytes(self.device)
         self.memory = memory
         self._load_format = config.load_format
-        self._stored: dict[str, dict[str, float]] = {}
+        self._stored: dict[str, tuple[float, float]] = {}
 
     @property
     def parameters(self) -> int:
@@ -70,32 +70,40 @@ class Planner:
 
         return Model(self.plan.spec, min(self.plan.context, 2**10), torch.device("meta"), self.plan.dtype)
 
+    def _weights(self, kind: str) -> tuple[float, float]:
+        """Bytes of weights that are kept as `kind`: of what every rank has, and of what they share."""
+        if kind not in self._stored:
+            found = self._bytes(kind)  # of a large model, of experts by the ten thousand
+            shared = sum(size for place, size in found.items() if split(place))
+            self._stored[kind] = sum(found.values()) - shared, shared
+        return self._stored[kind]
+
     def _bytes(self, kind: str) -> dict[str, float]:
-        """Place -> bytes, of weights that are kept as `kind`."""
+        """Place -> bytes."""
         from sglang.models.checkpoint import stored_bytes
         from sglang.models.quantized import quantize, takers
 
-        if kind not in self._stored:
-            plan, model = self.plan, self._model()
-            quantize(model, kind, plan.form, self.device)
-            found = stored_bytes(model, plan.family, plan.folder, self._load_format, plan.form)
-            if plan.form is None and kind in ROUNDED:
-                for place, shape in model.places().items():
-                    if place not in takers(model) or found[place] < shape.numel() * plan.dtype.itemsize:
-                        continue  # what files have in few bits stays so
-                    small = "int8" if kind == "int4" and place.startswith("head.") else kind
-                    found[place] *= ROUNDED[small] / plan.dtype.itemsize
-                if plan.spec.tied and plan.spec.has_head:
-                    found["head.copy"] = float(plan.spec.vocab * plan.spec.hidden)  # the embedding stays as it is
-            self._stored[kind] = found
-        return self._stored[kind]
+        plan, model = self.plan, self._model()
+        quantize(model, kind, plan.form, self.device)
+        found = stored_bytes(model, plan.family, plan.folder, self._load_format, plan.form)
+        if plan.form is None and kind in ROUNDED:
+            shapes = model.places()
+            for place in takers(model):
+                if found[place] < shapes[place].numel() * plan.dtype.itemsize:
+                    continue  # what files have in few bits stays so
+                small = "int8" if kind == "int4" and place.startswith("head.") else kind
+                found[place] *= ROUNDED[small] / plan.dtype.itemsize
+            if plan.spec.tied and plan.spec.has_head:
+                found["head.copy"] = float(plan.spec.vocab * plan.spec.hidden)  # the embedding stays as it is
+        return found
 
     def need(self, config: ServerConfig, ranks: int = 1) -> Need:
         from sglang.engine import pool
 
         plan, spec, cuda = self.plan, self.plan.spec, self.device.type == "cuda"
         kind = config.quantization if plan.form is None and config.quantization else plan.kind
-        weights = sum(size / (ranks if split(place) else 1) for place, size in self._bytes(kind).items())
+        whole, shared = self._weights(kind)
+        weights = whole + shared / ranks
         context = config.context_length or plan.context
         slots, chunk = pool.slots_of(config, self.device), pool.chunk_of(config, context, self.device)
         step = self._step(chunk, ranks) + 4 * spec.vocab * slots * pool.SAMPLER_TENSORS + 4 * spec.vocab * slots
@@ -103,8 +111,8 @@ class Planner:
         if cuda and not config.disable_cuda_graph and plan.pooling is None:
             rows = min(config.cuda_graph_max_bs or slots, slots)
             graphs = self._step(rows, ranks) + 4 * spec.vocab * rows
-        shared = ranks if spec.latent is None and spec.kv_heads % ranks == 0 else 1
-        cell = pool.cell_bytes(spec, pool.kv_dtype(config, plan.dtype)) / shared
+        holders = ranks if spec.latent is None and spec.kv_heads % ranks == 0 else 1
+        cell = pool.cell_bytes(spec, pool.kv_dtype(config, plan.dtype)) / holders
         fraction = config.mem_fraction_static or pool.default_fraction(self.device)
         constraints = float(config.automata_memory_mib << 20) if cuda else 0.0
         if cuda:

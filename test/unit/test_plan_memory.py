@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from sglang import cli
 from sglang.base.config import DEMO_MODEL, ServerConfig
 from sglang.engine.engine import Engine
-from sglang.plan_memory import GIB, Planner, memory, split
+from sglang.plan_memory import GIB, Planner, memory, report, split
 from sglang.quant.stacked import planned_bytes
 
 LLAMA_8B: dict[str, Any] = {
@@ -153,6 +153,23 @@ def test_a_device_that_is_far_too_small_is_told_the_size_it_takes(
     assert "No flag alone makes it fit" in told
     enough = told.rsplit("device with ", 1)[1].split(" ")[0]
     assert cli.main([*words, "--device-memory", f"{enough}GiB"]) == 0
+
+
+class Counting(Planner):
+    counted = 0
+
+    def _bytes(self, kind: str) -> dict[str, float]:
+        self.counted += 1
+        return super()._bytes(kind)
+
+
+def test_weights_are_counted_once_however_many_sizes_are_tried(tmp_path: Path) -> None:
+    """A large model has experts by the ten thousand."""
+    config = ServerConfig(model_path=str(folder(tmp_path, LLAMA_8B)), load_format="dummy").resolve()
+    planner = Counting(config, "cuda", 4 * GIB)
+    lines, fits = report(planner, config, 1)
+    assert not fits and "it takes a device with" in lines[-1]
+    assert planner.counted == 2  # as they are, and as --quantization fp8 would keep them
 
 
 def test_the_demo_model_fits_here_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
