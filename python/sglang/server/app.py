@@ -51,9 +51,10 @@ def build_app(front: Front, config: ServerConfig) -> Starlette:
     async def openapi(_: HTTPRequest) -> dict[str, Any]:
         return description
 
+    operations.sort(key=lambda operation: operation.body is None)  # a path is compared with one after the other
     operations.append(Operation(("/openapi.json",), openapi, "This description.", answer=dict[str, Any]))
     return _App(
-        routes=[page(), *(route for operation in operations for route in operation.routes())],
+        routes=[*(route for operation in operations for route in operation.routes()), page()],
         middleware=[Middleware(Guard, front=front, config=config)],
         exception_handlers={HTTPException: _refuse},
     )

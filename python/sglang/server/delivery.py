@@ -12,7 +12,7 @@ from sglang.server.metrics import Metrics
 from sglang.server.outbox import Outbox, is_ahead
 from sglang.server.streams import Group, Output, Stream
 
-ROUND = 32  # readers served before the loop looks after others: about half a millisecond
+ROUND = 64  # readers served before the loop looks after others: about half a millisecond
 REST_S = 0.02  # at most; after a round of writing a pause as long as it, so that others get half of the loop
 
 
@@ -30,8 +30,9 @@ class Delivery:
         gaps: dict[float, int] = {}  # when sequences had their last token -> how many of them have one now
         for waited_s in step.waited:
             metrics.queued.observe(waited_s)
+        known = streams.get
         for piece in step.pieces:
-            stream = streams.get(piece.id)
+            stream = known(piece.id)
             if stream is None:
                 continue  # forgotten while its token was on the way
             if piece.finish is not None:
@@ -40,13 +41,13 @@ class Delivery:
                 if (held := stream.request.held) is not None and held.ahead is not None:
                     held.ahead.stream.began = now
             if count := len(piece.tokens):
-                if stream.last and count == 1:  # most had it together
-                    gaps[stream.last] = gaps.get(stream.last, 0) + 1
-                elif stream.last:
-                    metrics.between_tokens.observe((now - stream.last) / count, count)
+                last, stream.last = stream.last, now
+                if last and count == 1:  # most had it together
+                    gaps[last] = gaps.get(last, 0) + 1
+                elif last:
+                    metrics.between_tokens.observe((now - last) / count, count)
                 else:
                     metrics.first_token.observe(now - stream.began)
-                stream.last = now
             self._hand_over(stream, piece)
         for last, count in gaps.items():
             metrics.between_tokens.observe(now - last, count)
@@ -91,7 +92,9 @@ class Delivery:
         data = b""
         try:
             for stream in ready:
-                output = self.take(stream, now)
+                output = stream.take(now)
+                if output is None or output.finish is not None or stream.paused:
+                    self._follow(stream, output, now)
                 if output is not None:
                     event = frame(stream.index, output)
                     data = data + event if data else event
@@ -111,12 +114,15 @@ class Delivery:
     def take(self, stream: Stream, now: float) -> Output | None:
         """As `stream.take`; the worker is told what follows from it."""
         output = stream.take(now)
+        self._follow(stream, output, now)
+        return output
+
+    def _follow(self, stream: Stream, output: Output | None, now: float) -> None:
         if output is not None and output.finish is not None:
             stream.group.left -= 1
             self._outbox.end(stream, output, now)
         elif stream.paused:
             self._outbox.resume(stream)
-        return output
 
     def stop(self, streams: list[Stream], finish: Finish) -> int:
         """End them with `finish`, which their readers get as a last output. How many there were."""

@@ -21,6 +21,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from sglang.base import limits
 from sglang.base.errors import FieldError, Overloaded, WorkerDied
+from sglang.server.connection import chunks
 
 log = logging.getLogger("sglang.server")
 T = TypeVar("T")
@@ -282,16 +283,19 @@ class Sink:
     """A client's event stream, written to by who has something to write.
 
     An ASGI server's `send` waits only while the client is behind. So it is run here up to where it waits, mostly its
-    end; the rest, if there is one, becomes a task.
+    end; the rest, if there is one, becomes a task. Where the server is ours, most events need no `send` at all.
     """
 
     def __init__(self, send: Send):
         self.started = False
         self._send = send
+        self._chunk: Callable[[bytes], bool] | None = None  # once the answer has begun
         self._waiting: asyncio.Task[None] | None = None
 
     def write(self, data: bytes, on_room: Callable[[], None]) -> bool:
         """Never waits. False: `data` is taken, but no more before `on_room` is called."""
+        if self._chunk is not None and self._chunk(data):
+            return True
         sending = self._send({"type": BODY, "body": data, "more_body": True}) if self.started else self._begin(data)
         rest = _advance(cast(Coroutine[Any, Any, None], sending))
         if rest is None:
@@ -313,6 +317,7 @@ class Sink:
     async def _begin(self, data: bytes = b"") -> None:
         self.started = True
         await self._send({"type": START, "status": 200, "headers": list(_EVENTS)})
+        self._chunk = chunks(self._send)
         if data:
             await self._send({"type": BODY, "body": data, "more_body": True})
 

@@ -20,7 +20,7 @@ from sglang.base.messages import Finish, Logprobs, Score
 from sglang.base.sampling import CONSTRAINTS, SamplingParams, parse_sampling
 from sglang.server import openai_types as oai
 from sglang.server.constraints import constraints
-from sglang.server.expand import check_count, id_lists, names, sample
+from sglang.server.expand import are_ids, check_count, id_lists, names, sample
 from sglang.server.front import Front
 from sglang.server.http import MARK, Feed, Operation, encode, event, template
 from sglang.server.streams import Output, Request
@@ -179,10 +179,10 @@ class OpenAI:
         around = [template(self._completion(job, [m], _running_usage(job, tally, None))) for m in marked]
 
         def frame(i: int, output: Output) -> bytes:
-            tally.note(i, output)
             if around and output.finish is None and not output.first:
                 before, after = around[i]
                 return before + encode(output.delta) + after
+            tally.note(i, output)
             choice = self._completion_choice(job, i, output, echoes)
             return event(self._completion(job, [choice], _running_usage(job, tally, i)))
 
@@ -288,10 +288,10 @@ class OpenAI:
         around = [template(self._chunk(job, m, _running_usage(job, tally, None))) for m in marked]
 
         def frame(i: int, output: Output) -> bytes:
-            tally.note(i, output)
             if around and output.finish is None and not output.first and (output.new or output.delta):
                 before, after = around[i]
                 return before + encode(output.delta) + after
+            tally.note(i, output)
             return self._chat_frame(job, tally, readers[i] if readers else None, i, output)
 
         def last() -> bytes:
@@ -380,6 +380,8 @@ def _prompts(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]
     """A text, texts, token ids or lists of them -> one entry per prompt."""
     if isinstance(prompt, str):
         return [prompt]
+    if are_ids(prompt):
+        return [prompt]  # pyright: ignore[reportReturnType]  # every element is a number
     kinds = set(map(type, prompt))
     if kinds == {str}:
         return prompt  # pyright: ignore[reportReturnType]  # every element is of that kind

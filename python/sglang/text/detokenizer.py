@@ -8,6 +8,7 @@ import codecs
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from sglang.text.pieces import Table
 from sglang.text.tokenizer import Tokenizer
 
 WINDOW = 8  # ids kept before the new ones where a token's text depends on its neighbours
@@ -30,7 +31,7 @@ class Text(NamedTuple):
 class Detokenizer:
     """Of one sequence."""
 
-    __slots__ = ("_firsts", "_held", "_keep_stop", "_reader", "_stop")
+    __slots__ = ("_firsts", "_held", "_keep_stop", "_reader", "_stop", "read")
 
     def __init__(
         self,
@@ -43,11 +44,12 @@ class Detokenizer:
     ):
         table = tokenizer.table(skip_special_tokens)
         if table is not None:
-            self._reader: _Bytes | _Window = _Bytes(table.__getitem__, tokenizer.errors)
+            self._reader: _Bytes | _Window = _Bytes(table, tokenizer.errors)
         else:
             self._reader = _Window(
                 lambda ids: tokenizer.decode(ids, skip_special_tokens, spaces_between_special_tokens)
             )
+        self.read = self._reader.read  # as `push` where there is no stop string: the new text alone
         self._stop = tuple(stop)
         self._firsts = frozenset(s[0] for s in stop)
         self._keep_stop = no_stop_trim
@@ -59,7 +61,7 @@ class Detokenizer:
 
     def push(self, tokens: Sequence[int], final: bool) -> Text:
         """More ids. final: no more will come, so what was held back comes out, half characters as U+FFFD."""
-        read = self._reader.read
+        read = self.read
         if not self._stop:
             return Text(read(tokens, final), None, len(tokens))
         out: list[str] = []
@@ -108,10 +110,11 @@ class Detokenizer:
 class _Bytes:
     """Tokens are bytes, whatever stands beside them; a character's first bytes wait for its last."""
 
-    __slots__ = ("_again", "_errors", "_rest", "_spell")
+    __slots__ = ("_again", "_errors", "_rest", "_spell", "_words")
 
-    def __init__(self, spell: Callable[[int], bytes], errors: str):
-        self._spell = spell
+    def __init__(self, table: Table, errors: str):
+        self._spell = table.__getitem__
+        self._words = table.words
         self._errors = errors
         self._rest = b""
         self._again = 0  # bytes to come that were read before
@@ -120,12 +123,17 @@ class _Bytes:
         self._again += sum(len(self._spell(token)) for token in tokens)
 
     def read(self, tokens: Sequence[int], final: bool) -> str:
+        alone = tokens[0] if len(tokens) == 1 and not self._rest and not self._again else None
+        if alone is not None and (word := self._words.get(alone)) is not None:
+            return word
         more = b"".join(map(self._spell, tokens))
         if self._again:
             more, self._again = more[self._again :], max(0, self._again - len(more))
         data = self._rest + more
         text, used = codecs.utf_8_decode(data, self._errors, final)
         self._rest = data[used:]
+        if alone is not None and used == len(more) and not final:
+            self._words[alone] = text
         return text
 
 

@@ -14,10 +14,14 @@ BOUNDARY = "x"  # a token no decoder changes; what follows it is not at the begi
 
 
 class Table(dict[int, bytes]):
-    """id -> bytes, filled as ids are met: a large vocabulary would cost a tenth of a second at start."""
+    """id -> bytes, filled as ids are met: a large vocabulary would cost a tenth of a second at start.
+
+    `words`: what ids are as text where no character is begun before them, of those met that leave none unfinished.
+    """
 
     def __init__(self, spell: Callable[[int], bytes]):
         super().__init__()
+        self.words: dict[int, str] = {}
         self._spell = spell
 
     def __missing__(self, id: int) -> bytes:

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -15,7 +16,7 @@ import pytest
 from server_doubles import eventually
 
 from sglang.base.errors import FieldError
-from sglang.server.connection import HEAD_BYTES, PIPELINED, Connection
+from sglang.server.connection import HEAD_BYTES, PIPELINED, Connection, chunks
 from sglang.server.http import read_body
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -257,3 +258,60 @@ def test_streams_of_a_loop_that_is_behind_are_merged_and_late_ones_are_not_lost(
         for text in heard:
             events = [json.loads(line[6:]) for line in text.split("\n\n") if line.startswith("data: {")]
             assert "".join(event["choices"][0]["text"] for event in events) == whole
+
+
+class Roundabout(Connection):
+    """A server that hands out another `send` than its own, as one with a middleware does."""
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        async def around(scope: Any, receive: Any, send: Any) -> None:
+            async def passed_on(message: Any) -> None:
+                await send(message)
+
+            await app(scope, receive, passed_on)
+
+        super()._start_asgi_task(cycle, around)
+
+
+@pytest.mark.parametrize("connection", [Connection, Roundabout])
+def test_events_have_one_framing_whatever_writes_them(serving: Any, connection: type[Connection]) -> None:
+    """Chunks go past the server's `send` where they can: a client sees no difference."""
+    slow = {"script": lambda s: [10 + i for i in range(40)], "step_s": 0.003}
+    with serving(connection=connection, **slow) as server, dial(server) as s:
+        s.sendall(stream(40).replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1))
+        head, _, rest = to_the_end(s).partition(b"\r\n\r\n")
+    assert b"transfer-encoding: chunked" in head.lower()
+    events = 0
+    while True:
+        size, _, rest = rest.partition(b"\r\n")
+        chunk, rest = rest[: int(size, 16)], rest[int(size, 16) :]
+        assert rest.startswith(b"\r\n")
+        rest = rest[2:]
+        if not chunk:
+            break
+        assert chunk.startswith(b"data: ")
+        assert chunk.endswith(b"\n\n")
+        events += chunk.count(b"data: {")
+    assert not rest
+    assert events > 10
+
+
+def test_chunks_go_past_send_until_the_client_is_behind() -> None:
+    """While the transport is full or gone, `send` must wait or say so."""
+    written: list[bytes] = []
+    flow = SimpleNamespace(write_paused=False)
+    transport = SimpleNamespace(write=written.append)
+
+    class Cycle(SimpleNamespace):
+        async def send(self, message: Any) -> None: ...
+
+    answer = Cycle(chunked_encoding=True, disconnected=False, flow=flow, transport=transport)
+    chunk = chunks(answer.send)
+    assert chunk(b"x" * 26)
+    flow.write_paused = True
+    assert not chunk(b"y")
+    flow.write_paused = False
+    answer.disconnected = True
+    assert not chunk(b"z")
+    assert written == [b"1a\r\n" + b"x" * 26 + b"\r\n"]
+    assert not chunks(Cycle(chunked_encoding=False).send)(b"x"), "a body whose length was said"
