@@ -22,14 +22,22 @@ def _cased(short: str, digits: str) -> str:
 
 
 LLAMA3, QWEN2 = GPT4.format(digits="{1,3}"), GPT4.format(digits="")
-# tokenizer.ggml.pre -> how a text is cut before its pieces are joined: a pattern; "": GPT-2's; "digits": that, and
-# every digit by itself.
-CUTS = {
-    **dict.fromkeys(("gpt-2", "phi-2", "olmo", "mpt", "jais"), ""),
+_HAN = "[一-龥\u0800-一가-\ud7ff]+"
+_CJK = "[一-龥぀-ゟ゠-ヿ]+"
+_AFTER_MARK = r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"
+_WORDS = r"[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# tokenizer.ggml.pre -> how a text is cut before its pieces are joined: a pattern, or several that cut one after
+# another; "": GPT-2's; "digits": that, and every digit by itself.
+CUTS: dict[str, str | tuple[str, ...]] = {
+    **dict.fromkeys(("gpt-2", "phi-2", "olmo", "mpt", "jais", "exaone4"), ""),
     **dict.fromkeys(("starcoder", "refact", "command-r", "smollm", "codeshell"), "digits"),
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "dbrx", "smaug-bpe", "chatglm-bpe", "glm4"), LLAMA3),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2"), QWEN2),
-    "gpt-4o": _cased(_SHORT, "{1,3}"),
+    **dict.fromkeys(("gpt-4o", "llama4"), _cased(_SHORT, "{1,3}")),
+    "seed-coder": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+",
+    "deepseek-coder": (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _HAN, r"\p{N}"),
+    "deepseek-v3": (r"\p{N}{1,3}", _CJK, f"{_AFTER_MARK}|{_WORDS}"),
     "tekken": _cased("", ""),
 }
 WHOLE = {"llama-bpe", "llama3", "llama-v3", "tekken"}  # a word that is a piece is not cut, whatever its merges
@@ -93,7 +101,8 @@ def _merged(tokens: list[str], kinds: list[int], merges: list[str], pre: str) ->
         steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if cut else []
         steps += [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
     else:
-        steps = [pre_tokenizers.Split(Regex(cut), "isolated")]
+        cuts = (cut,) if isinstance(cut, str) else cut
+        steps = [pre_tokenizers.Split(Regex(one), "isolated") for one in cuts]
         steps += [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     raw.pre_tokenizer = pre_tokenizers.Sequence(steps)
     raw.decoder = decoders.ByteLevel()

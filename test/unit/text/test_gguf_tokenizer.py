@@ -23,6 +23,7 @@ from sglang.text.tokenizer import load
 TEXTS = [
     *CORPUS, "", " ", "  two  blanks   ", "hello\n\nworld\t!", "12345 678", "The café's über-naïve señor; don't.",
     "日本語 🌍 Привет", "camelCase and HTTPServer's URLs//", "e\u0301", "a <|end|> b", "    if x:\n        y = 1\r\n",
+    'say("no") _x -y+1 \'tis 漢字かな交じり文 1234567',
 ]  # fmt: skip
 
 
