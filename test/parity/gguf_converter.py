@@ -13,6 +13,7 @@ import numpy as np
 import packers
 from gguf_names import (
     BEHIND,
+    BERT,
     BETWEEN,
     CHATGLM,
     DBRX,
@@ -32,7 +33,7 @@ from packers import Array
 
 Config = dict[str, Any]
 Tensors = dict[str, Array]
-LAYER = re.compile(r"^(?:\w+\.)*?(?:layers|h|blocks)\.(\d+)\.(.+)$")
+LAYER = re.compile(r"^(?:\w+\.)*?(?:layers?|h|blocks)\.(\d+)\.(.+)$")
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,14 @@ def granite_moe(c: Config, name: str, w: Array) -> Tensors:
     return {f"blk.{at[1]}.ffn_gate_exps.weight": w[:, :half], f"blk.{at[1]}.ffn_up_exps.weight": w[:, half:]}
 
 
+def bert(c: Config, name: str, w: Array) -> Tensors:
+    """Without what makes one vector of BERT's own, and rows of positions that RoBERTa's texts do not have."""
+    if "pooler" in name:
+        return {}
+    skipped = c["pad_token_id"] + 1 if "roberta" in c["model_type"] else 0
+    return {name: w[skipped:] if "position_embeddings" in name else w}
+
+
 def granite(c: Config) -> Config:
     return {
         "attention.scale": c["attention_multiplier"],
@@ -317,13 +326,20 @@ KINDS = {
 }
 
 
+# Cases of embedding_cases, and the number of their pooling.
+ENCODERS = {
+    name: Kind("bert", BERT, lambda c, n=number: layer_norm(c) | {"pooling_type": n, "attention.causal": False}, bert)
+    for name, number in {"bert": 1, "bert first": 2, "xlm-roberta": 2}.items()
+}
+
+
 def _dim(c: Config) -> int:
     return c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"]
 
 
 def converted(case: str, c: Config, tensors: Tensors, blocks: str | None = None, spelt_out: bool = False) -> bytes:
     """The file, in float32. blocks: their type, of matrices that they can hold; spelt_out: as what these stand for."""
-    kind = KINDS[case]
+    kind = (KINDS | ENCODERS)[case]
     sizes = (
         DBRX_SIZES if kind.arch == "dbrx" else GPT2_SIZES if "n_embd" in c else GLM_SIZES if "num_layers" in c else {}
     )

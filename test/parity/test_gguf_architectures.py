@@ -5,17 +5,19 @@ import re
 from pathlib import Path
 from typing import Any
 
+import embedding_cases
 import numpy as np
 import pytest
 import torch
 from engine_driver import Driver, load
 from family_cases import CASES, TOKENS, YARN, Make, known
-from gguf_converter import KINDS, converted
+from gguf_converter import ENCODERS, KINDS, converted
 from reference_models import CASES as WRITTEN
 from safetensors.torch import load_file
 from test_gguf import FILES
 from tiny_checkpoints import by_reference
 
+from sglang.base.errors import ConfigError
 from sglang.base.gguf import header
 from sglang.models.gguf_architectures import ARCHITECTURES
 
@@ -100,6 +102,30 @@ def test_fused_and_stacked_blocks_are_what_they_stand_for(case: str, make: Make,
     assert (found[0] - found[1]).abs().max() < 1e-3
 
 
+@pytest.mark.parametrize("case", ["bert", "xlm-roberta"])
+def test_a_converted_file_makes_the_vectors_of_its_texts(case: str, tmp_path: Path) -> None:
+    model = embedding_cases.written(tmp_path, case)
+    config = json.loads((tmp_path / "config.json").read_text())
+    tensors = {n: t.float().numpy() for n, t in load_file(tmp_path / "model.safetensors").items()}
+    path = tmp_path / "model.gguf"
+    path.write_bytes(converted(case, config, tensors))
+    found, _ = embedding_cases.vectors(path, embedding_cases.TEXTS)
+    for vector, text in zip(found, embedding_cases.TEXTS, strict=True):
+        torch.testing.assert_close(vector, embedding_cases.expected(model, case, text), rtol=1e-4, atol=1e-5)
+
+
+def test_a_pooling_we_do_not_have_is_refused(tmp_path: Path) -> None:
+    embedding_cases.written(tmp_path, "bert")
+    config = json.loads((tmp_path / "config.json").read_text())
+    tensors = {n: t.float().numpy() for n, t in load_file(tmp_path / "model.safetensors").items()}
+    path = tmp_path / "model.gguf"
+    path.write_bytes(
+        converted("bert", config, tensors).replace(b"pooling_type\x04\0\0\0\x01", b"pooling_type\x04\0\0\0\x04")
+    )
+    with pytest.raises(ConfigError, match=r"bert\.pooling_type = 4; known: 1"):
+        embedding_cases.vectors(path, [[3]])
+
+
 @pytest.mark.parametrize("case", KINDS)
 def test_names_of_a_converted_file_are_those_of_the_gguf_package(case: str, make: Make, tmp_path: Path) -> None:
     package = pytest.importorskip("gguf", reason="it is the reference here")
@@ -111,7 +137,9 @@ def test_names_of_a_converted_file_are_those_of_the_gguf_package(case: str, make
 
 
 def test_every_architecture_has_a_case() -> None:
-    assert {kind.arch for kind in KINDS.values()} | {arch for arch, _ in FILES.values()} == set(ARCHITECTURES) - PLAIN
+    assert {kind.arch for kind in (KINDS | ENCODERS).values()} | {arch for arch, _ in FILES.values()} == set(
+        ARCHITECTURES
+    ) - PLAIN
 
 
 PLAIN = {"qwen2", "qwen3"}  # of test_gguf.py

@@ -296,9 +296,12 @@ def pooling(folder: Path, causal: bool) -> Pooling:
 
     Without them: the last token's state of a model that reads forward, the mean where it sees both ways; of length 1.
     """
+    usual = "last" if causal else "mean"
+    if folder.is_file():
+        return gguf.pooling(folder, usual)
     modules = folder / "modules.json"
     if not modules.is_file():
-        return Pooling("last" if causal else "mean")
+        return Pooling(usual)
     try:
         listed = json.loads(modules.read_text("utf-8"))
         parts = [(str(module["type"]).rpartition(".")[2], str(module["path"])) for module in listed]

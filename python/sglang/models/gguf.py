@@ -8,7 +8,7 @@ import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from sglang.base.errors import ConfigError
 from sglang.base.gguf import Header, Stored, header
 from sglang.models.gguf_architectures import ARCHITECTURES, KEYS, VALUES_APART, names
-from sglang.models.spec import Family, HFConfig
+from sglang.models.spec import Family, HFConfig, Pooling
 from sglang.quant.blocks import BLOCKS
 
 NEEDED = ("embedding_length", "block_count", "feed_forward_length", "attention.head_count")
@@ -51,7 +51,7 @@ class File:
             if self.key(need) is None:
                 raise ConfigError(f"{path.name}: {name}.{need} is missing")
         if self.key("expert_count") and "expert_count" not in self.architecture.keys:
-            raise self._refused("expert_count", "not supported")
+            raise self.refused("expert_count", "not supported")
         files = _files(path, self.header)
         self.raw = [np.memmap(file, np.uint8, "r") for file in files]
         self.tensors: dict[str, _Tensor] = {}
@@ -101,7 +101,7 @@ class File:
         rows = shapes[0][0] * (shapes[0][2] + shapes[1][1])
         self.tensors[whole] = _Tensor(0, (rows, shapes[0][1]), -1, 4 * rows * shapes[0][1])
 
-    def _refused(self, key: str, why: str) -> ConfigError:
+    def refused(self, key: str, why: str) -> ConfigError:
         return ConfigError(f"{self.path.name}: {self.header.architecture}.{key} = {self.key(key)}; {why}")
 
     def key(self, name: str) -> Any:
@@ -162,7 +162,7 @@ class File:
                 found[name] = value[0]
         apart = self.header.architecture in VALUES_APART
         if not apart and self.key("attention.value_length") not in (None, self.head_dim):
-            raise self._refused("attention.value_length", f"values are as wide as keys here ({self.head_dim})")
+            raise self.refused("attention.value_length", f"values are as wide as keys here ({self.head_dim})")
         embedding = self.tensors.get("token_embd.weight")
         if embedding is None:
             raise ConfigError(f"{self.path.name}: token_embd.weight is missing")
@@ -243,6 +243,18 @@ def _file(path: Path) -> File:
 def config(path: Path) -> HFConfig:
     """What the model's config.json would say. Raises ConfigError."""
     return _file(path).config()
+
+
+POOLINGS: dict[int, Literal["mean", "first", "last"]] = {1: "mean", 2: "first", 3: "last"}
+
+
+def pooling(path: Path, usual: Literal["mean", "first", "last"]) -> Pooling:
+    """How the file makes a vector of a text, `usual` where it does not say; of length 1. Raises ConfigError."""
+    file = _file(path)
+    kind = file.key("pooling_type") or 0
+    if kind and kind not in POOLINGS:
+        raise file.refused("pooling_type", f"known: {', '.join(f'{n} ({word})' for n, word in POOLINGS.items())}")
+    return Pooling(POOLINGS.get(kind, usual))
 
 
 def named(path: Path, family: Family) -> Family:

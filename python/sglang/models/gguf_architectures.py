@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 TOP: Names = {
     "token_embd": "embed",
     "position_embd": "positions",
+    "token_types": "kinds",
+    "token_embd_norm": "embed_norm",
     "output_norm": "norm",
     "output": "head.head",
 }
@@ -242,6 +244,13 @@ def _mistral3(file: "File") -> HFConfig:
     return {"rope_scaling": None, "rope_parameters": scaling | {"rope_theta": file.key("rope.freq_base")}}
 
 
+def _bert(file: "File") -> HFConfig:
+    """Tables are as long as they lie there: RoBERTa's without the rows that no position has."""
+    rows = {name: t.shape[0] for name, t in file.tensors.items()}
+    sizes = {"max_position_embeddings": "position_embd.weight", "type_vocab_size": "token_types.weight"}
+    return {key: rows[name] for key, name in sizes.items() if name in rows}
+
+
 def _minimax(file: "File") -> HFConfig:
     wide, turning = file.key("expert_feed_forward_length"), file.key("rope.dimension_count")
     return {"intermediate_size": wide or file.key("feed_forward_length"), "rotary_dim": turning or file.head_dim}
@@ -298,6 +307,7 @@ ARCHITECTURES = {
         keys=WINDOW | {"attention.layer_norm_epsilon": "norm_epsilon"},
         more=lambda file: {"use_bias": file.biased},
     ),
+    "bert": Architecture("BertModel", BEHIND, LAYER_NORM, more=_bert),
     "command-r": COHERE,
     "cohere2": replace(COHERE, model="Cohere2ForCausalLM", names={}, keys=COHERE.keys | WINDOW, more=lambda file: {}),
     "chatglm": Architecture("GlmForCausalLM", FUSED | BOTH_UP, more=lambda file: _partial(file) | _biased(file)),
