@@ -185,7 +185,7 @@ def test_logprobs_are_the_models_own(served: Any) -> None:
     ("params", "field", "words"),
     [
         ({"regex": "("}, "regex", "missing )"),
-        ({"regex": "(?=a)b"}, "regex", "look-ahead"),
+        ({"regex": "((?!a).)*"}, "regex", "look-ahead"),
         ({"regex": "(a{1000}){1000}"}, "regex", "too large"),
         ({"regex": "(.*a.*){20}b(.?c){30}"}, "regex", "too large"),
         ({"regex": "(a|b)*a(a|b){18}"}, "regex", "too large"),

@@ -64,7 +64,8 @@ def from_schema(schema: dict[str, Any] | bool, strict: bool, spaced: bool) -> st
     options = _layout(spaced) | {"coerce_one_of": True, "lenient": not strict}
     import llguidance
 
-    return llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=options)  # type: ignore[arg-type]  # its stub forgets dicts
+    text = json.dumps({} if schema is True else schema)  # options need an object to go into
+    return llguidance.LLMatcher.grammar_from_json_schema(text, overrides=options)  # type: ignore[arg-type]  # its stub forgets dicts
 
 
 def _layout(spaced: bool) -> dict[str, Any]:

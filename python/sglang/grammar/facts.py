@@ -13,8 +13,10 @@ from typing import Any
 from sglang.base import limits
 from sglang.base.errors import FieldError
 from sglang.grammar import automaton, numbers, regex, strings
+from sglang.grammar.language import Node
 
 DEPTH = 100  # of schemas in schemas
+SHOWN_CHARS = 64  # of a pattern, in an error
 CASES = 4096  # of multiplied-out alternatives
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 BOUNDED_FORMATS = {"int32": (-(2**31), 2**31 - 1), "uint32": (0, 2**32 - 1), "int64": (-(2**63), 2**63 - 1),
@@ -456,9 +458,16 @@ class Reader:
     def found(self, pattern: str, text: str) -> bool:
         known = self._searches.get(pattern)
         if known is None:
-            tree = regex.parse(pattern, self.name, search=True)
-            known = self._searches[pattern] = automaton.compile(tree, self.name)
+            known = self._searches[pattern] = automaton.compile(self.searched(pattern), self.name)
         return known.matches(text)
+
+    def searched(self, pattern: str) -> Node:
+        """The texts in which `pattern` is found."""
+        try:
+            return regex.parse(pattern, self.name, search=True)
+        except FieldError as error:
+            reason = str(error).removeprefix(self.name).lstrip(": ")
+            raise FieldError(self.name, f"{self.name}: pattern {pattern[:SHOWN_CHARS]!r}: {reason}") from None
 
 
 def all_of(a: Any, b: Any) -> Any:

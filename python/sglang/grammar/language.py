@@ -117,6 +117,89 @@ def meet(a: Ranges, b: Ranges) -> Ranges:
 ANY = Chars(inverse(()))
 
 
+def lengths(node: Node) -> tuple[int, int | None]:
+    """Bounds, perhaps not the tightest, of the number of characters; None: without end."""
+    match node:
+        case Text(value):
+            return len(value), len(value)
+        case Chars():
+            return 1, 1
+        case Cat(items):
+            spans = [lengths(item) for item in items]
+            return sum(low for low, _ in spans), _total(high for _, high in spans)
+        case Alt(items):
+            spans = [lengths(item) for item in items]
+            highs = [high for _, high in spans]
+            most = None if None in highs else max((h for h in highs if h is not None), default=0)
+            return min((low for low, _ in spans), default=0), most
+        case Repeat(item, low, high):
+            least, most = lengths(item)
+            return least * low, 0 if most == 0 or high == 0 else None if most is None or high is None else most * high
+        case Both(left, right):
+            (a, b), (c, d) = lengths(left), lengths(right)
+            return max(a, c), min((h for h in (b, d) if h is not None), default=None)
+        case Without(left, _):
+            return lengths(left)
+
+
+def _total(highs: Iterable[int | None]) -> int | None:
+    total = 0
+    for high in highs:
+        if high is None:
+            return None
+        total += high
+    return total
+
+
+def shortened(node: Node, most: int, repeats: int | None = None) -> Node | None:
+    """A part of `node` whose texts have at most `most` characters: repeats without end get one, all the same.
+
+    repeats: how many of these there may be. None where there are none or more, where they stand in each other, or where
+    all else may be as long.
+    """
+    endless: dict[int, int] = {}  # repeat -> the most characters of its item
+    fixed = _bounded(node, endless)
+    if fixed is None or not endless or (repeats is not None and len(endless) > repeats):
+        return None
+    share = (most - fixed) // len(endless)
+    if any(share < item for item in endless.values()):
+        return None
+    return _with_ends(node, {key: share // item for key, item in endless.items()})
+
+
+def _bounded(node: Node, endless: dict[int, int]) -> int | None:
+    """The most characters of `node`, repeats without end aside, which are put into `endless`."""
+    match node:
+        case Cat(items):
+            return _total(_bounded(item, endless) for item in items)
+        case Alt(items):
+            return _total(_bounded(item, endless) for item in items)  # more than needed, which does no harm
+        case Repeat(item, low, None):
+            inner = lengths(item)[1]
+            if not inner or id(node) in endless:
+                return None
+            endless[id(node)] = inner
+            return low * inner
+        case Repeat(item, low, high) if lengths(node)[1] is None:
+            return _bounded(item, endless) if (low, high) == (0, 1) else None
+        case _:
+            return lengths(node)[1]
+
+
+def _with_ends(node: Node, ends: dict[int, int]) -> Node:
+    match node:
+        case Cat(items):
+            return Cat(tuple(_with_ends(item, ends) for item in items))
+        case Alt(items):
+            return Alt(tuple(_with_ends(item, ends) for item in items))
+        case Repeat(item, low, high):
+            if id(node) in ends:
+                return Repeat(item, low, low + ends[id(node)])
+            return Repeat(_with_ends(item, ends), low, high)
+        case _:
+            return node
+
+
 _SPECIAL = frozenset(r"\.^$*+?{}[]|()")
 
 

@@ -3,7 +3,9 @@ r"""Python's regular expressions -> language trees, through the standard library
 Matching is full matching: `^` and `$` may stand at the ends and change nothing. `\w \d \s` are ASCII; `\W \D \S` and
 sets that exclude them leave out the Unicode classes as well, so that what we write matches with and without `re.ASCII`
 (but for `(?i)` beyond ASCII).
-Lazy repeats are the same language as greedy ones. What is not regular is refused by name.
+Lazy repeats are the same language as greedy ones. A look-ahead is a condition on all that follows it up to the end of
+the text, so it becomes an intersection (or a difference); a look-behind likewise on all before it. Where more text
+surrounds the group that it stands in, or it is repeated, it is refused; what is not regular is refused by name.
 """
 
 import re
@@ -19,11 +21,13 @@ from sglang.grammar.language import (
     EMPTY,
     LAST,
     NOTHING,
+    Both,
     Chars,
     Node,
     Ranges,
     Repeat,
     Text,
+    Without,
     alt,
     cat,
     inverse,
@@ -50,6 +54,7 @@ _OPPOSITE = {
 }
 _STARTS = (op.AT_BEGINNING, op.AT_BEGINNING_STRING)
 _ENDS = (op.AT_END, op.AT_END_STRING)
+_EVERYTHING = Repeat(ANY, 0, None)
 
 
 def parse(pattern: str, field: str = "regex", search: bool = False) -> Node:
@@ -63,13 +68,15 @@ def parse(pattern: str, field: str = "regex", search: bool = False) -> Node:
         raise FieldError(field, f"{field} is not a regular expression: {error}") from None
     except RecursionError:
         raise FieldError(field, f"{field}: groups are nested too deeply") from None
-    rest = Repeat(ANY, 0, None) if search else EMPTY
+    rest = _EVERYTHING if search else EMPTY
     return _Reader(field).sequence(list(parsed), parsed.state.flags, rest, rest, 0)
 
 
 class _Reader:
     def __init__(self, field: str):
         self.field = field
+        # Inside of a negative look-around too much may be read, never too little: what is read is taken away.
+        self.negative = False
 
     def refuse(self, what: str) -> FieldError:
         return FieldError(self.field, f"{self.field}: {what} cannot be used as a constraint")
@@ -79,11 +86,15 @@ class _Reader:
         if depth > DEPTH:
             raise FieldError(self.field, f"{self.field}: groups may be nested {DEPTH} deep at most")
         while items and left is not None and items[0][0] is op.AT and items[0][1] in _STARTS:
-            items, left = items[1:], (left if len(items) > 1 and _is_start(items[1]) else EMPTY)
+            start = self.start(items[0][1], flags)
+            items, left = items[1:], (left if len(items) > 1 and _is_start(items[1]) else start)
         while items and right is not None and items[-1][0] is op.AT and items[-1][1] in _ENDS:
-            items, right = items[:-1], EMPTY
+            items, right = items[:-1], self.end(items[-1][1], flags)
         if not items:
             return cat(left or EMPTY, right or EMPTY)
+        for i, item in enumerate(items):
+            if item[0] in (op.ASSERT, op.ASSERT_NOT) and item[1][1]:
+                return self.around(items, i, flags, left, right, depth)
         parts: list[Node] = []
         for i, item in enumerate(items):
             at_left = left if i == 0 else None
@@ -96,12 +107,51 @@ class _Reader:
                 parts.append(at_right)
         return _joined(parts)
 
+    def around(self, items: list[Any], i: int, flags: int, left: Node | None, right: Node | None, depth: int) -> Node:
+        """A sequence whose first look-around is item `i`."""
+        kind, (direction, inner) = items[i]
+        before, after = items[:i], items[i + 1 :]
+        set_operation = Both if kind is op.ASSERT else Without
+        if direction > 0:
+            if right is None:
+                raise self.refuse("look-ahead in a repeat, or with more behind its group,")
+            at_start = EMPTY if not before and left is EMPTY else None
+            seen = self.seen(kind, list(inner), flags, at_start, _EVERYTHING, depth)
+            tail = set_operation(self.sequence(after, flags, at_start, right, depth + 1), seen)
+            return cat(self.sequence(before, flags, left, None, depth + 1) if before else left or EMPTY, tail)
+        if left is None:
+            raise self.refuse("look-behind in a repeat, or with more before its group,")
+        seen = self.seen(kind, list(inner), flags, _EVERYTHING, None, depth)
+        head = self.sequence(before, flags, left, None, depth + 1) if before else left
+        return cat(set_operation(head, seen), self.sequence(after, flags, None, right, depth + 1))
+
+    def seen(self, kind: Any, items: list[Any], flags: int, left: Node | None, right: Node | None, depth: int) -> Node:
+        """What a look-around looks for, and all that may be beyond it."""
+        before = self.negative
+        self.negative = before != (kind is op.ASSERT_NOT)
+        try:
+            return self.sequence(items, flags, left, right, depth + 1)
+        finally:
+            self.negative = before
+
+    def start(self, kind: Any, flags: int) -> Node:
+        """What may stand before `^`."""
+        if self.negative and flags & re.MULTILINE and kind is op.AT_BEGINNING:
+            return alt(EMPTY, cat(_EVERYTHING, "\n"))
+        return EMPTY
+
+    def end(self, kind: Any, flags: int) -> Node:
+        """What may stand behind `$`. To Python that is a last line end too, to JSON schema it is not."""
+        if self.negative and kind is op.AT_END:
+            return alt(EMPTY, cat("\n", _EVERYTHING if flags & re.MULTILINE else EMPTY))
+        return EMPTY
+
     def item(self, item: Any, flags: int, left: Node | None, right: Node | None, depth: int) -> Node:
         kind, value = item
         if kind is op.LITERAL:
-            return _literal(value, flags)
+            return self.literal(value, flags)
         if kind is op.NOT_LITERAL:
-            return Chars(inverse(_folded(((value, value),), flags, wide=True)))
+            return Chars(inverse(_folded(((value, value),), flags, wide=not self.negative)))
         if kind is op.ANY:
             return ANY if flags & re.DOTALL else Chars(inverse(((10, 10),)))
         if kind is op.IN:
@@ -119,10 +169,8 @@ class _Reader:
             if value in (op.AT_BOUNDARY, op.AT_NON_BOUNDARY):
                 raise self.refuse("word boundaries (\\b, \\B)")
             raise self.refuse("^ and $ other than at the ends")
-        if kind in (op.ASSERT, op.ASSERT_NOT):
-            if kind is op.ASSERT_NOT and not value[1]:
-                return NOTHING
-            raise self.refuse("look-ahead" if value[0] > 0 else "look-behind")
+        if kind in (op.ASSERT, op.ASSERT_NOT):  # an empty one: the others never come here
+            return EMPTY if kind is op.ASSERT else NOTHING
         if kind is op.FAILURE:
             return NOTHING
         raise self.refuse(_REFUSED.get(kind, str(kind)))
@@ -135,13 +183,22 @@ class _Reader:
                 pairs.append((value, value))
             elif kind is op.RANGE:
                 pairs.append(value)
-        folded = _folded(normal(pairs), flags, wide=negated)
+        folded = _folded(normal(pairs), flags, wide=negated != self.negative)
         names = {v for k, v in items[negated:] if k is op.CATEGORY}
-        categories = [_category(name, negated, flags) for name in names]
+        categories = [_category(name, negated != self.negative, flags) for name in names]
         if any(_OPPOSITE.get(name) in names for name in names):
             categories.append(ANY.ranges)  # [\s\S]: everything, whatever the two mean
         ranges = normal([*folded, *(r for c in categories for r in c)])
         return Chars(inverse(ranges) if negated else meet(ranges, inverse(())))
+
+    def literal(self, code: int, flags: int) -> Node:
+        if 0xD800 <= code <= 0xDFFF:
+            return NOTHING
+        if flags & re.IGNORECASE:
+            ranges = _folded(((code, code),), flags, wide=self.negative)
+            if ranges != ((code, code),):
+                return Chars(ranges)
+        return Text(chr(code))
 
 
 def _is_start(item: Any) -> bool:
@@ -159,18 +216,11 @@ def _joined(parts: list[Node]) -> Node:
     return cat(*merged)
 
 
-def _literal(code: int, flags: int) -> Node:
-    if 0xD800 <= code <= 0xDFFF:
-        return NOTHING
-    if flags & re.IGNORECASE:
-        ranges = _folded(((code, code),), flags, wide=False)
-        if ranges != ((code, code),):
-            return Chars(ranges)
-    return Text(chr(code))
-
-
 def _category(name: Any, negated: bool, flags: int) -> Ranges:
-    """Wide classes where the result is what is left without them, narrow ones where it is what is in them."""
+    """Wide classes where the result is what is left without them, narrow ones where it is what is in them.
+
+    negated: the set is one that leaves out what it names, or is itself taken away.
+    """
     inverted = name in _OPPOSITE
     base = _OPPOSITE.get(name, name)
     wide = negated != inverted and not flags & re.ASCII

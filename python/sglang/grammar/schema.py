@@ -26,10 +26,13 @@ from sglang.grammar.language import (
     Without,
     alt,
     cat,
+    lengths,
     optional,
+    shortened,
     to_regex,
 )
 
+COUNTED = 256  # characters: where a pattern may have more, its one endless repeat is cut instead of counting them all
 _ANY_KEY = Repeat(strings.CANONICAL, 0, None)  # one way to write each, so that keys can be told apart
 
 
@@ -188,12 +191,21 @@ class _Writer:
         low, high = facts.lengths
         if high is not None and low > high:
             return NOTHING
-        rules = [strings.escaped(regex.parse(p, self.reader.name, search=True)) for p in facts.patterns]
-        rules += [strings.escaped(node) for f in facts.formats if (node := strings.of_format(f)) is not None]
-        counted = (low, high) != (0, None)
+        rules = [self.reader.searched(p) for p in facts.patterns]
+        if high is not None and high > COUNTED and len(rules) == 1:
+            rules = [shortened(rules[0], min(high, 4 * COUNTED), repeats=1) or rules[0]]
+        for name in facts.formats:
+            node = strings.of_format(name) if rules or high is None else strings.of_format_within(name, high)
+            rules += [node] if node is not None else []
         if not rules:
+            counted = (low, high) != (0, None)
             return Repeat(strings.CANONICAL if one_way else strings.COUNTED if counted else strings.FREE, low, high)
-        if counted:
+        # What a rule says of the length already need not be counted: counting multiplies states.
+        spans = [lengths(rule) for rule in rules]
+        low = 0 if any(least >= low for least, _ in spans) else low
+        high = None if high is not None and any(m is not None and m <= high for _, m in spans) else high
+        rules = [strings.escaped(rule) for rule in rules]
+        if (low, high) != (0, None):
             rules.append(Repeat(strings.CANONICAL, low, high))
         return reduce(Both, rules)
 
@@ -284,7 +296,7 @@ class _Writer:
             others = True
         ways: list[Node] = []
         taken: list[Node] = [strings.escaped(Text(k)) for k in known]
-        keys = {p: strings.escaped(regex.parse(p, self.reader.name, search=True)) for p in facts.key_patterns}
+        keys = {p: strings.escaped(self.reader.searched(p)) for p in facts.key_patterns}
         for pattern, schema in facts.key_patterns.items():
             # Keys of two patterns would have to obey both; they are left out.
             rest = [*taken, *(node for p, node in keys.items() if p != pattern)]

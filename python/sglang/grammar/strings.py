@@ -1,5 +1,6 @@
 """JSON strings: how characters are written between quotes, and the formats that JSON schema names."""
 
+from collections.abc import Callable
 from functools import cache
 
 from sglang.grammar import regex
@@ -17,8 +18,10 @@ from sglang.grammar.language import (
     cat,
     chars,
     inverse,
+    lengths,
     meet,
     normal,
+    shortened,
 )
 
 _SHORT = {0x22: '"', 0x5C: "\\", 0x08: "b", 0x0C: "f", 0x0A: "n", 0x0D: "r", 0x09: "t"}
@@ -97,8 +100,18 @@ _CLOCK = r"([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,6})?"
 _ZONE = r"(Z|[+-]([01]\d|2[0-3]):[0-5]\d)"
 _BYTE = r"(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
 _IPV4 = rf"{_BYTE}(\.{_BYTE}){{3}}"
-_LABEL = r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,30}[a-zA-Z0-9])?"  # five of them stay under the 253 characters of a host
-_HOST = rf"{_LABEL}(\.{_LABEL}){{0,4}}"
+_LABELS = (30, 8, 2)  # characters inside of a label: five of the longest stay under the 253 of a host
+_LONG = 2048  # characters of a text whose format has no end, where it must have one
+
+
+def _label(inner: int) -> str:
+    return rf"[a-zA-Z0-9]([a-zA-Z0-9-]{{0,{inner}}}[a-zA-Z0-9])?"
+
+
+def _host(inner: int) -> str:
+    return rf"{_label(inner)}(\.{_label(inner)}){{0,4}}"
+
+
 _H16 = r"[0-9a-fA-F]{1,4}"
 _IPV6 = "(" + "|".join(
     [
@@ -109,10 +122,11 @@ _IPV6 = "(" + "|".join(
     ]
 ) + ")"  # fmt: skip
 _PATH = r"([a-zA-Z0-9._~!$&'()*+,;=:@/-]|%[0-9a-fA-F]{2})*"
-_ATOM = r"[a-zA-Z0-9!#$%&'*+/=?^_`{|}~-]{1,20}"  # three of them stay under 64
+_ATOM = r"[a-zA-Z0-9!#$%&'*+/=?^_`{|}~-]"
 
-# Each is a part of what the format's specification allows: whoever checks the format accepts it.
-_FORMATS = {
+# Each is a part of what the format's specification allows: whoever checks the format accepts it. Those with hosts take
+# the length of labels.
+_FORMATS: dict[str, str | Callable[[int], str]] = {
     "date": _DAY,
     "time": _CLOCK + _ZONE,
     "date-time": f"{_DAY}T{_CLOCK}{_ZONE}",
@@ -120,11 +134,18 @@ _FORMATS = {
     r"(T(\d{1,9}H(\d{1,9}M(\d{1,9}S)?)?|\d{1,9}M(\d{1,9}S)?|\d{1,9}S))?"
     r"|T(\d{1,9}H(\d{1,9}M(\d{1,9}S)?)?|\d{1,9}M(\d{1,9}S)?|\d{1,9}S))",
     "uuid": r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
-    "email": rf"{_ATOM}(\.{_ATOM}){{0,2}}@{_LABEL}(\.{_LABEL}){{0,3}}\.[a-zA-Z]{{2,12}}",
-    "hostname": _HOST,
+    # Up to three of twenty stay under the 64 characters before an @.
+    "email": lambda n: (
+        rf"{_ATOM}{{1,{min(n, 20)}}}(\.{_ATOM}{{1,{min(n, 20)}}}){{0,2}}@"
+        rf"{_label(n)}(\.{_label(n)}){{0,3}}\.[a-zA-Z]{{2,12}}"
+    ),
+    "hostname": _host,
     "ipv4": _IPV4,
     "ipv6": _IPV6,
-    "uri": rf"[a-zA-Z][a-zA-Z0-9+.-]*://{_HOST}(:\d{{1,4}})?(/{_PATH})?(\?{_PATH})?(#[a-zA-Z0-9._~!$&'()*+,;=:@/-]*)?",
+    "uri": lambda n: (
+        rf"[a-zA-Z][a-zA-Z0-9+.-]*://{_host(n)}"
+        rf"(:\d{{1,4}})?(/{_PATH})?(\?{_PATH})?(#[a-zA-Z0-9._~!$&'()*+,;=:@/-]*)?"
+    ),
     "byte": r"([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?",
     "json-pointer": r"(/([^~/]|~[01])*)*",
 }
@@ -139,7 +160,21 @@ def known_formats() -> list[str]:
 
 
 @cache
-def of_format(name: str) -> Node | None:
+def of_format(name: str, label: int = _LABELS[0]) -> Node | None:
     """The texts of a format, before they are escaped; None where it is not known."""
     pattern = _FORMATS.get(_ALIASES.get(name, name))
-    return None if pattern is None else regex.parse(pattern, "format")
+    return None if pattern is None else regex.parse(pattern if isinstance(pattern, str) else pattern(label), "format")
+
+
+def of_format_within(name: str, most: int) -> Node | None:
+    """As `of_format`, and where that is possible a part of it whose texts have at most `most` characters."""
+    for label in _LABELS:
+        node = of_format(name, label)
+        if node is None:
+            return None
+        longest = lengths(node)[1]
+        if longest is not None and longest <= most:
+            return node
+        if (part := shortened(node, min(most, _LONG))) is not None:
+            return part
+    return of_format(name)

@@ -278,6 +278,14 @@ Dear (Mr|Mrs|Ms)\. [A-Z][a-z]+,
 (Gryffindor|Slytherin|Ravenclaw|Hufflepuff)
 ministry of magic|death eater|order of the phoenix
 "(student|teacher)": \[("[a-z ]+",? ?)*\]
+(?=.*[A-Z])(?=.*\d)[A-Za-z\d]{8,20}
+(?!-)[a-z0-9-]{1,63}(?<!-)
+(?!-)[a-z0-9-]{1,20}(?<!-)(\.(?!con)[a-z]{2,6})
+(?!^[-+.]*$)[+-]?0*\d*\.?\d*
+(?!^[-+.]*$)[+-]?0*(?:\d{0,3}|(?=[\d.]{1,6}0*$)\d{0,3}\.\d{0,2}0*$)
+(?!(con|prn|aux|nul)$)\w{1,12}
+(?!.*--)[a-z][a-z-]{0,30}(?<!-)
+(?i)(?!admin|root)[a-z_]{3,16}
 """
 
 REAL = [CHARACTER, *_PLAIN.strip("\n").splitlines()]
@@ -285,7 +293,7 @@ REAL = [CHARACTER, *_PLAIN.strip("\n").splitlines()]
 REAL += [
     r'\{"value": "' + p + r'"\}'
     for p in REAL
-    if '"' not in p and not re.search(r"^\(\?[ixsma]+\)|\^|\$|\\[AZ]|\.\*|\\W|\[\^|\\D|\\S", p)
+    if '"' not in p and not re.search(r"^\(\?[ixsma]+\)|\^|\$|\\[AZ]|\.\*|\\W|\[\^|\\D|\\S|\(\?[=!<]", p)
 ]
 
 _ALPHABET = "abcAB01_ -.\n\"\\éß中😀Kk{}'"
@@ -318,4 +326,11 @@ def _larger(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
 
 
 patterns = st.recursive(_leaves, _larger, max_leaves=12)
+_AROUND = ["(?={})", "(?!{})", "(?=.*{})", "(?!.*{})", "(?!(?!{}))", "(?!(?i:{}))"]
+looking = st.tuples(
+    st.lists(st.tuples(st.sampled_from(_AROUND), patterns).map(lambda p: p[0].format(p[1])), min_size=1, max_size=2),
+    patterns,
+    st.sampled_from(["", "(?<={})", "(?<!{})"]),
+    _leaves,
+).map(lambda p: "".join(p[0]) + p[1] + p[2].format(p[3]))
 texts = st.text(_ALPHABET, max_size=8)

@@ -39,6 +39,7 @@ def test_each_kind_of_rules_is_compiled(compiler: Compiler):
         (Rules("choices", choices=("yes", "no")), b"no", b"maybe"),
         (Rules("json_schema", number), b"-12", b"1.5"),
         (Rules("json_schema", "{}"), b'{"a": [1, null]}', b"[}"),
+        (Rules("json_schema", "true"), b'{"a": [1, null]}', b"[}"),
         (Rules("json_schema", '{"type":"array","items":{"$ref":"#"}}'), b"[[], [[]]]", b"[1]"),
         (Rules("ebnf", 'root ::= "a" root "b" | "c"'), b"aacbb", b"aacb"),
         (Rules("structural_tag", tag), b"x<n>12.", b"<n>a."),

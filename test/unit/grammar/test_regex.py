@@ -4,9 +4,10 @@ import time
 import warnings
 
 import pytest
-from grammar_patterns import REAL, patterns, texts
+from grammar_patterns import REAL, looking, patterns, texts
 from grammar_walks import Walker
 from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from sglang.base.errors import FieldError
 from sglang.grammar import automaton, regex
@@ -40,7 +41,7 @@ def test_drawn_texts_match_in_python_and_altered_ones_are_judged_alike(pattern: 
 
 
 @settings(max_examples=250, deadline=None)
-@given(patterns, texts)
+@given(st.one_of(patterns, looking), texts)
 def test_new_patterns_accept_what_python_accepts(pattern: str, text: str):
     expected = both(pattern)
     try:
@@ -82,6 +83,11 @@ def test_with_search_a_pattern_may_stand_anywhere(pattern: str, text: str):
         ("(^a|b)c", ["ac", "acx", "xbc", "bcx"], ["xac"]),
         ("^^a", ["ab"], ["ba"]),
         ("", ["", "x"], []),
+        ("(?<!a)b", ["b", "cb", "abb"], ["ab", "cab"]),
+        ("a(?!b)", ["a", "ab a", "ac"], ["ab", "cab"]),
+        ("^(?!.*b$)", ["", "ba"], ["b", "ab", "ab\n"]),
+        ("^(?=.{3}$)", ["abc"], ["ab", "abcd"]),
+        ("^(?=a)|(?<=b)$", ["ax", "xb"], ["xa", "bx"]),
     ],
 )
 def test_anchors_close_the_ends_of_a_search(pattern: str, inside: list[str], outside: list[str]):
@@ -93,10 +99,11 @@ def test_anchors_close_the_ends_of_a_search(pattern: str, inside: list[str], out
 @pytest.mark.parametrize(
     ("pattern", "name"),
     [
-        ("a(?=b)", "look-ahead"),
-        ("a(?!b)c", "look-ahead"),
-        ("(?<=a)b", "look-behind"),
-        ("(?<!a)b", "look-behind"),
+        ("(a(?=b))c", "look-ahead"),
+        ("((?!b).)*", "look-ahead"),
+        ("a((?<=a)b)", "look-behind"),
+        ("(b(?<!a))*", "look-behind"),
+        ("a(?=^b)", "other than at the ends"),
         (r"(a)\1", "back-references"),
         (r"(?P<x>a)(?P=x)", "back-references"),
         (r"\bword\b", "word boundaries"),
