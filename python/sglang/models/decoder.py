@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sglang.base.errors import ConfigError
@@ -286,7 +287,9 @@ class Model:
     def logits(self, x: Tensor, widen: bool = True) -> Tensor:
         """x: [n, hidden] of `forward`. Returns [n, vocab] in float32; widen=False: or in the model's own type."""
         assert self.spec.has_head
-        logits = self.head(self.states(x))
+        n = len(x)
+        padding = self.routes.padded(n) - n
+        logits = self.head(self.states(F.pad(x, (0, 0, 0, padding)) if padding else x))[:n]
         if widen or self.spec.logit_scale != 1 or self.spec.logit_softcap is not None:
             logits = logits.float()
         if self.spec.logit_scale != 1:

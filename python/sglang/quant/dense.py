@@ -213,20 +213,37 @@ PROBE_BYTES = 64 * 2**20  # more than a last-level cache keeps
 class Routes:
     """What is fastest here. cheapest[n]: rows to compute where n are asked for. single: one row goes plain.
 
-    rounds: more rows than `cheapest` tells of are rounded up to one of few numbers. oneDNN compiles a kernel for each
-    number of rows that it meets and keeps it, more than half a MiB for each shape of a map.
+    grain: more rows than `cheapest` tells of are rounded up to multiples of it, and to few numbers; 0: they are not.
+    oneDNN prepares each map for each number of rows that it meets, and keeps that: half a MiB and more, which is some
+    MiB for a model.
     """
 
     cheapest: tuple[int, ...] = tuple(range(PADDED_TO + 1))
     single: bool = False
-    rounds: bool = False
+    grain: int = 0
 
     def padded(self, n: int) -> int:
         """Rows to compute where n are asked for."""
         if n < len(self.cheapest):
             return self.cheapest[n]
-        grain = 1 << max(0, n.bit_length() - 5) if self.rounds else 1  # at most a sixteenth is padding
+        if not self.grain:
+            return n
+        grain = max(self.grain, 1 << max(0, n.bit_length() - 4))  # beyond `grain` at most an eighth is padding
         return -(-n // grain) * grain
+
+
+AMX_ROWS = 16  # of a tile: as many as there are take the time of one
+
+
+def grain_of(dtype: torch.dtype) -> int:
+    """Rows of a product that take no longer than one, beyond those that `measure` tries."""
+    if dtype != torch.bfloat16:
+        return 1
+    try:
+        probe: Any = torch.cpu._is_amx_tile_supported
+        return AMX_ROWS if probe() else 1
+    except (AttributeError, RuntimeError):
+        return 1
 
 
 @torch.inference_mode()
@@ -238,7 +255,7 @@ def measure(stores: list[Dense]) -> Routes:
     """
     enough = next((n for n, size in enumerate(accumulate(s.bytes for s in stores), 1) if size >= PROBE_BYTES), None)
     if enough is None or not stores[0].packed:
-        return Routes(rounds=bool(stores) and stores[0].packed)
+        return Routes(grain=grain_of(stores[0].dtype) if stores and stores[0].packed else 0)
     stores = stores[:enough]
     plain = stores[0]._single
     rows = range(1, PADDED_TO + 1)
@@ -261,4 +278,4 @@ def measure(stores: list[Dense]) -> Routes:
     single = cost[0] < cost[cheapest[1]]
     if single:
         cheapest[1] = 1
-    return Routes(tuple(cheapest), single, rounds=True)
+    return Routes(tuple(cheapest), single, grain_of(stores[0].dtype))

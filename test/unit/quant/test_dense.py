@@ -76,12 +76,14 @@ def test_measuring_never_drops_a_row_and_leaves_the_maps_as_they_were(keep: bool
     assert routes.cheapest[0] == 0 and all(m >= n for n, m in enumerate(routes.cheapest))
     assert keep or not routes.single
     assert all(store._single == keep for store in gated)
-    assert measure(gated[:1]) == Routes(rounds=True), "a model in the cache is not worth the question"
+    assert measure(gated[:1]) == Routes(grain=1), "a model in the cache is not worth the question"
 
 
-def test_many_rows_are_rounded_up_to_few_numbers_with_little_padding() -> None:
-    routes = Routes(rounds=True)
+@pytest.mark.parametrize("grain, most", [(1, 100), (16, 60)])
+def test_many_rows_are_rounded_up_to_few_numbers_with_little_padding(grain: int, most: int) -> None:
+    routes = Routes(grain=grain)
     found = [routes.padded(n) for n in range(1, 2049)]
-    assert all(n <= m <= n * 17 / 16 for n, m in enumerate(found, 1))
-    assert found[:31] == list(range(1, 32)) and len(set(found)) < 150
+    assert all(n <= m < max(n + grain, n * 9 / 8 + 1) for n, m in enumerate(found, 1))
+    assert found[:6] == [1, 2, 3, 4, 5, 6] and all(m % grain == 0 for m in found[6:])
+    assert len(set(found)) < most
     assert [Routes().padded(n) for n in (1, 33, 1000)] == [1, 33, 1000]
