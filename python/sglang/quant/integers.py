@@ -1,7 +1,8 @@
 """Products with weights of 8 and 4 bits on a CPU, by torch's operators for them where those work here.
 
-8 bits: oneDNN multiplies bytes by bytes and sums exactly. Inputs are cut in two bytes each, 15 bits a row's largest
-value, so that nothing is lost to their rounding; the weight, which is what takes time to read, is read once for both.
+8 bits: oneDNN multiplies bytes by bytes. Inputs are cut in two digits each, up to 15 bits for a row's largest value, so
+that nothing is lost to their rounding; the weight, which is what takes time to read, is read once for both. CPUs before
+VNNI add products in pairs, of 16 bits, where full bytes overflow unseen; digits of 7 bits do not.
 4 bits: torch's product for groups of 32 to 256 columns, in bfloat16. The operators are private, so they are tried once.
 """
 
@@ -13,17 +14,18 @@ from torch import Tensor
 from sglang.quant.base import Act, Grid
 from sglang.quant.dense import after
 
-TOP = 127 * 128.0  # largest value of two bytes: 128 * high + low, both within -127 .. 127
+DIGITS = (127, 63)  # the largest one of 8 and of 7 bits; 2 * (2 * 63 + 1) * 127 is less than 2**15
 GROUPS = (32, 64, 128, 256)  # that the operator knows
 ROWS4 = 16  # the operator's weight comes in pieces of that many rows
 
 
 class Int8:
-    """One scale a row. codes: int8 [rows, inputs]; scales: [rows, 1]."""
+    """One scale a row. codes: int8 [rows, inputs]; scales: [rows, 1]. digit: of `largest_digit`."""
 
-    def __init__(self, grid: Grid):
+    def __init__(self, grid: Grid, digit: int):
         self.rows, self.inputs = grid.codes.shape
         self.bytes = grid.codes.numel() + 4 * self.rows
+        self._digit = digit
         self._packed = torch.ops.onednn.qlinear_prepack(grid.codes.contiguous(), None)
         self._scales = grid.scales[:, 0].float().contiguous()
         self._zeros = torch.zeros(self.rows, dtype=torch.int64)
@@ -33,17 +35,19 @@ class Int8:
 
     def multiply(self, x: Tensor) -> Tensor:
         """x: [tokens, inputs] of any floating type. Returns float32 [tokens, rows]."""
-        tokens = x.shape[0]
-        x = x.float()
-        scale = x.abs().amax(1, keepdim=True).div_(TOP).clamp_min_(1e-30)
-        values = (x / scale).round_()
-        high = (values / 128).round_()
-        low = values.sub_(high, alpha=128)
-        both = torch.cat((high, low)).add_(128).to(torch.uint8)
+        tokens, digit = x.shape[0], self._digit
+        found = x.abs().amax(1, keepdim=True).float().clamp_min_(1e-30)
+        # A step for one token is many small operators; with a number they take less time than with a tensor.
+        largest = found.item() if tokens == 1 else found
+        values = x.float() * (digit / largest)
+        high = values.round()
+        low = values.sub_(high).mul_(2 * digit)
+        zero = digit + 1
+        both = torch.cat((high, low)).add_(zero + 0.5).to(torch.uint8)  # cut off, which rounds to nearest
         sums = torch.ops.onednn.qlinear_pointwise(
-            both, 1.0, 128, self._packed, self._scales, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""
+            both, 1.0, zero, self._packed, self._scales, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""
         )
-        return sums[tokens:].add_(sums[:tokens], alpha=128).mul_(scale)
+        return sums[:tokens].add_(sums[tokens:], alpha=1 / (2 * digit)).mul_(largest / digit)
 
 
 class Int4:
@@ -79,8 +83,9 @@ def fast(grid: Grid, narrow: bool) -> Int8 | Int4 | None:
     rows, inputs = grid.codes.shape
     if grid.codes.device.type != "cpu":
         return None
-    if grid.codes.dtype == torch.int8 and grid.zeros is None and grid.scales.shape[1] == 1 and bytes_work():
-        return Int8(grid)
+    if grid.codes.dtype == torch.int8 and grid.zeros is None and grid.scales.shape[1] == 1:
+        digit = largest_digit()
+        return None if digit is None else Int8(grid, digit)
     if grid.codes.dtype == torch.uint8 and grid.bits == 4 and narrow and rows % ROWS4 == 0 and nibbles_work():
         runs = grid.in_runs()
         if runs is not None and runs[0].size in GROUPS and inputs % runs[0].size == 0:
@@ -95,16 +100,22 @@ def _tried(inputs: int, rows: int, codes: Tensor, size: int, bits: int, zeros: T
 
 
 @functools.cache
-def bytes_work() -> bool:
-    """Whether the product of bytes exists here and is right."""
-    generator = torch.Generator().manual_seed(1)
-    codes = torch.randint(-127, 128, (48, 96), generator=generator, dtype=torch.int8)
+def largest_digit() -> int | None:
+    """The largest digit of inputs whose sums are right here; None where the product of bytes is missing or wrong."""
+    codes = torch.randint(-127, 128, (48, 96), generator=torch.Generator().manual_seed(1), dtype=torch.int8)
+    codes[:16], codes[16:32] = 127, -127
     x, grid = _tried(96, 48, codes, 96, 8, None)
+    x[0] = 1  # the largest sums there are
+    wanted = x @ grid.dense().t()
+
+    def right(digit: int) -> bool:
+        product = Int8(grid, digit).multiply
+        return _near(product(x), wanted, 1e-3) and _near(product(x[:1]), wanted[:1], 1e-3)
+
     try:
-        got = Int8(grid).multiply(x)
+        return next(filter(right, DIGITS), None)
     except (RuntimeError, AttributeError, TypeError, NotImplementedError):
-        return False
-    return _near(got, x @ grid.dense().t(), 1e-3)
+        return None
 
 
 @functools.cache
