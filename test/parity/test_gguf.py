@@ -229,8 +229,8 @@ def test_what_is_not_read_is_named(make: Make, tmp_path: Path) -> None:
     assert "llama.attention.head_count_kv differs from layer" in refused(_saved(tmp_path / "layers.gguf", raw))
     one = {"general.architecture": "llama", "llama.attention.head_count": 2}
     one |= {f"llama.{key}": 4 for key in ("embedding_length", "block_count", "feed_forward_length")}
-    odd = packers.gguf(one, {"blk.0.attn_q.weight": ("Q2_K", np.zeros((2, 256)), b"\0" * 168)})
-    assert "blk.0.attn_q.weight has type Q2_K; known: F32" in refused(_saved(tmp_path / "odd.gguf", odd))
+    odd = packers.gguf(one, {"blk.0.attn_q.weight": ("IQ3_S", np.zeros((2, 256)), b"\0" * 220)})
+    assert "blk.0.attn_q.weight has type IQ3_S; known: F32" in refused(_saved(tmp_path / "odd.gguf", odd))
     odd = packers.gguf(one, {"blk.0.attn_q.weight": ("Q4_K", np.zeros((2, 96)), b"\0" * 288)})
     assert "has shape [2, 96], which Q4_K cannot hold" in refused(_saved(tmp_path / "narrow.gguf", odd))
     none = packers.gguf({"general.architecture": "llama"}, {"token_embd.weight": ("F32", np.zeros((2, 4)), b"\0" * 32)})

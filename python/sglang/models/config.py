@@ -138,6 +138,8 @@ def eos_ids(folder: Path, config: HFConfig) -> tuple[int, ...]:
     for source in sources:
         value = source.get("eos_token_id")
         ids += value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(one, int) for one in ids):
+            refuse(source, "eos_token_id", "it must be a number or a list of numbers")
     return tuple(dict.fromkeys(ids))
 
 

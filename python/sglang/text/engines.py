@@ -138,6 +138,7 @@ def open_with_transformers(folder: Path, mode: str, trust_remote_code: bool) -> 
         )
     except Exception as error:  # whatever a tokenizer's own code raises
         hint = "" if trust_remote_code else " (its own Python code runs only with --trust-remote-code)"
-        raise ConfigError(f"{folder}: no tokenizer can be loaded: {error}{hint}") from None
+        why = " ".join(str(error).split())
+        raise ConfigError(f"{folder}: no tokenizer can be loaded: {why}{hint}") from None
     fast = getattr(loaded, "backend_tokenizer", None)
     return PythonEngine(loaded) if fast is None else FastEngine(fast)

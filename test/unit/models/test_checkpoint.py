@@ -284,6 +284,7 @@ def test_a_folder_without_weights_says_what_would_work(tmp_path: Path) -> None:
         ({"rope_scaling": {"type": "linear", "factor": "two"}}, "rope_scaling.factor = 'two' is not supported"),
         ({"rope_scaling": {"type": "yarn"}}, "factor is missing .rope_type = 'yarn' needs it"),
         ({"rope_parameters": {"full_attention": {"rope_theta": "x"}}}, "rope_parameters.rope_theta = 'x' is not"),
+        ({"eos_token_id": "</s>"}, "eos_token_id = '</s>' is not supported .it must be a number or a list"),
         ({"quantization_config": "awq"}, "quantization_config = 'awq' is not supported .it must be an object"),
         (
             {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": "big"}},

@@ -193,8 +193,9 @@ def test_padding_and_truncation_of_the_file_are_off(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_read_is_refused_with_the_reason(tmp_path: Path, change: Any, says: str) -> None:
     folder = save(tmp_path, "byte_level")
     change(folder)
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=says) as caught:
         load(str(folder))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("path", ["/no/such/folder", "./nothing", "one-word"])
