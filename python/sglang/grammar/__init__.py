@@ -2,5 +2,5 @@
 
 It knows a vocabulary as bytes; it does not know models, requests or tokenizers (`text` does; `jump.py` is handed an
 encode function), nor torch: an automaton is two plain arrays (`rules.Machine`), which a device may follow by itself.
-Start with `rules.py` (the words), then `automaton.py` and `vocab.py`; `schema.py` and `facts.py` read JSON schemas.
+Start with `rules.py` (the words), then `automaton.py` and `vocab.py`; `schema.py` and `reader.py` read JSON schemas.
 """

@@ -14,7 +14,8 @@ from typing import Any
 from sglang.base import limits
 from sglang.base.errors import FieldError
 from sglang.grammar import numbers, regex, strings
-from sglang.grammar.facts import DEPTH, REMARKS, TYPES, Facts, NotRegular, Reader, all_of, load, types_of
+from sglang.grammar.facts import TYPES, Facts, all_of, types_of
+from sglang.grammar.keywords import REMARKS
 from sglang.grammar.language import (
     EMPTY,
     NOTHING,
@@ -31,6 +32,7 @@ from sglang.grammar.language import (
     shortened,
     to_regex,
 )
+from sglang.grammar.reader import DEPTH, NotRegular, Reader, load
 
 COUNTED = 256  # characters: where a pattern may have more, its one endless repeat is cut instead of counting them all
 _ANY_KEY = Repeat(strings.CANONICAL, 0, None)  # one way to write each, so that keys can be told apart
