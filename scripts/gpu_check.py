@@ -353,8 +353,10 @@ def quant() -> dict[str, Any]:
 
 def moe() -> dict[str, Any]:
     import gpu_moe
+    import gpu_moe_packed
 
-    found = gpu_moe.run()
+    found, packed = gpu_moe.run(), gpu_moe_packed.run()
+    found |= packed | {"ok": found["ok"] and packed["ok"]}
     for rows in found.values():
         if isinstance(rows, list):
             table(rows)

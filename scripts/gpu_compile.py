@@ -24,6 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+BEFORE = {"_matvec": 1, "_gated": 2, "_split": 2}  # loads of weights
 MOST_SPILLED = 64  # bytes of a thread: a loop's counter, not a loop's tile
 
 
@@ -74,7 +75,7 @@ class Compiler:
         row = {"kernel": name, "for": self._why, **resources(compiled.asm["cubin"])}
         row |= {"dynamic shared": compiled.metadata.shared, "warps": compiled.metadata.num_warps, "early": early}
         row["ok"] = row["spilled"] <= MOST_SPILLED and early == waits(compiled.asm["ptx"]) and (
-            not early or loads_before_the_wait(compiled.asm["ptx"]) <= {"_matvec": 1, "_gated": 2}.get(name, 0)
+            not early or loads_before_the_wait(compiled.asm["ptx"]) <= BEFORE.get(name, 0)
         )  # fmt: skip
         self.rows.append({**row, "s": round(seconds, 2)})
         print(self.rows[-1], flush=True)
@@ -119,9 +120,11 @@ def kernels(compiler: Compiler) -> None:
         int4,
         long,
         matvec,
+        packed,
         pointwise,
         routing,
         sample,
+        skinny,
         stream,
     )
 
@@ -158,7 +161,7 @@ def kernels(compiler: Compiler) -> None:
     automata.make_masks(arena, spelling, 512, 300)
     for rows in (1, 2, 8, 16, 32, 64, 128, 512):
         compiler.of(f"{rows} rows")
-        early = rows == 1
+        early = rows <= matvec.FEW
         pointwise.rms_norm(some(rows, hidden), some(hidden), 1e-5, early)
         pointwise.gate(some(rows, 2 * inter), "silu")
         qkv = some(rows, heads + 2 * kv, dim)
@@ -169,8 +172,15 @@ def kernels(compiler: Compiler) -> None:
         splits = own.splits_for(rows, kv)
         own.decode(q, pool, score, ints(rows), ints(rows), ints(rows), out, splits, early=early)
         shared = own.Shared(ints(rows), ints(rows), ints(3 * rows), ints(36, 6), 8)
+        fresh = own.Fresh(k, v, turn)
+        own.decode(q, pool, score, ints(rows), ints(rows), ints(rows), out, splits, fresh=fresh, early=early)
         if rows > 1:
             own.decode(q, pool, score, ints(rows), ints(rows), ints(rows), out, splits, shared=shared)
+            own.decode(q, pool, score, ints(rows), ints(rows), ints(rows), out, ints(2))
+            own.decode(q, pool, score, ints(rows), ints(rows), ints(rows), out, ints(2), shared=shared)
+        if 1 < rows <= matvec.FEW:
+            for inputs in (hidden, inter):
+                skinny.split(some(rows, inputs), some(hidden, inputs))
         entries = ints(rows), ints(rows), ints(rows)
         enter.enter(ints(rows), ints(rows), entries, ints(512), table, ints(rows))
         held = automata.Held(arena.masks, ints(rows), ints(rows), ints(512))
@@ -217,6 +227,23 @@ def kernels(compiler: Compiler) -> None:
             logits = routing.scores(x, some(61, 2048), None) if rows <= routing.FEW else some(rows, 61)
             weights, ids, gates = routing.choose(rule, logits, None, True)
             experts.forward(x, weights, ids, *stacks, experts_stack.Gate("silu"), tail=experts_stack.Tail(x, gates, x))
+    for kind, each, hidden, inter, count, bias in (
+        ("mxfp4", 1, 2880, 2880, 32, True),  # of GPT-OSS 20B
+        ("int4", 1, 4096, 14336, 8, False),  # of Mixtral 8x7B
+        ("int4", 4, 2048, 1408, 60, False),
+    ):
+        stacks = []
+        for rows, inputs in ((2 * inter, hidden), (hidden, inter)):
+            one = packed.Packed.empty(1, rows, inputs, kind, each, torch.device("cpu"))
+            words, steps = (t.expand(count, -1, -1, -1) for t in (one.words, one.steps))
+            bias_of = some(count, rows) if bias else None
+            stacks.append(experts_stack.Stack(packed.Packed(words, steps, inputs, kind), bias_of))
+        for rows in (1, 16, 64, 256, 4096):
+            compiler.of(f"experts, {kind}, {each} groups, {rows} rows")
+            ids, weights = some(rows, 4, dtype=torch.int32), some(rows, 4, dtype=torch.float32)
+            gate = experts_stack.Gate("silu", 7.0 if bias else None)
+            experts.forward(some(rows, hidden), weights, ids, *stacks, gate)
+    hidden, inter = 4096, 14336
     for longest in (2, 64, 128):
         compiler.of(f"rows of {longest}")
         q = some(256, heads + 2 * kv, dim)[:, :heads]

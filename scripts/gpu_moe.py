@@ -21,7 +21,7 @@ from sglang.quant.stacked import Stacked
 
 BF16_TFLOP_S = 770.0  # of an H200, measured
 BUDGET_S = 38.0
-DEVICE = torch.device("cuda")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BF16 = torch.bfloat16
 DECODES, PREFILLS = (1, 8, 32, 64, 256), (1024, 4096, 8192)
 # hidden, experts, of which a token takes, width of one, width of the shared one
@@ -45,6 +45,7 @@ def rounded(weight: torch.Tensor, groups: int) -> Stack:
 
 
 def wide(stack: Stack) -> torch.Tensor:
+    assert isinstance(stack.weight, torch.Tensor)
     weight = stack.weight.double()
     if stack.scales is not None:
         weight *= stack.scales.double().transpose(1, 2).repeat_interleave(weight.shape[-1] // stack.groups, -1)
