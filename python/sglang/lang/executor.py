@@ -12,14 +12,12 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
-from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, cast
 
 from sglang.base.chat import ChatTemplate
 from sglang.lang import loop
 from sglang.lang.backends.base import BaseBackend, NotFused
-from sglang.lang.config import global_config
 from sglang.lang.interpreter import (
     Ask,
     Chain,
@@ -29,112 +27,17 @@ from sglang.lang.interpreter import (
     More,
     Next,
     Prefill,
-    Transcript,
     Until,
-    Where,
     Work,
     execute,
     fusable,
 )
 from sglang.lang.ir import Expr, Fork, Gen, Join, Select, SglSamplingParams, VarEnd
+from sglang.lang.run import Cancelled, NotGenerated, Run, inside, ticker
+from sglang.lang.transcript import Transcript, Where
 
 log = logging.getLogger("sglang.lang")
 
-inside: ContextVar[tuple["Run", ...]] = ContextVar("inside", default=())  # the runs whose bodies are running here
-
-
-class Cancelled(RuntimeError):
-    """The run was ended before it was done: its body raised, or Ctrl-C."""
-
-
-class NotGenerated(KeyError):
-    """A variable that was to be generated and will not be; the cause is the error that ended its state."""
-
-
-class Run:
-    """One call of a program: its states share the lock, and end together when it is cancelled.
-
-    open: the body still runs while others may read (a streaming run); they wait for what it has not said yet.
-    """
-
-    def __init__(self, stream: bool = False, name: str = ""):
-        self.stream = stream
-        self.name = name
-        self.open = False
-        self.lock = threading.Lock()
-        self.held: dict[Executor, None] = {}  # those that hold a gen back, for others to come along
-        self.working: dict[Executor, None] = {}  # those that wait for an answer
-        self.tasks: set[asyncio.Task[None]] = set()
-        self.cancelled: Exception | None = None
-        self.body_error: BaseException | None = None
-        self.count = 0  # of nodes
-        self.flushed = 0  # the number of the last one that does not wait
-
-    def flush(self) -> None:
-        """Send what is held back, and hold back nothing that is there by now. With the lock."""
-        self.flushed = self.count
-        for executor in [*self.held]:
-            if executor in self.held:
-                executor.pump(None)
-
-    def flush_idle(self) -> None:
-        with self.lock:
-            self.flush()
-
-    def body_ended(self, root: "Executor") -> None:
-        with self.lock:
-            self.open = False
-            self.flush()
-            root.news()
-
-    def cancel(self, reason: Exception, root: "Executor") -> None:
-        """End `root` and every state that is not done; requests under way are dropped."""
-        with self.lock:
-            if self.cancelled is not None:
-                return
-            self.cancelled = reason
-            for executor in [root, *self.held, *self.working]:
-                executor.fail(reason, quiet=True)
-
-        def drop() -> None:
-            for task in self.tasks:
-                task.cancel()
-
-        loop.get().call_soon_threadsafe(drop)
-
-
-class _Ticker:
-    """Flushes runs to which nothing was added between two ticks. Sleeps while nothing is held anywhere.
-
-    The loop sleeps between ticks, so that a program is not taken for idle while we keep it from running.
-    """
-
-    def __init__(self) -> None:
-        self._runs: dict[Run, int] = {}  # what `count` was at the last tick
-        self._awake = False
-
-    def watch(self, run: Run) -> None:
-        self._runs.setdefault(run, -1)
-        if not self._awake:
-            self._awake = True
-            loop.get().call_soon_threadsafe(self._tick)
-
-    def _tick(self) -> None:
-        for run, seen in list(self._runs.items()):
-            if not run.held:
-                self._runs.pop(run, None)
-            elif run.count == seen:
-                self._runs.pop(run, None)
-                run.flush_idle()
-            else:
-                self._runs[run] = run.count
-        self._awake = False
-        if self._runs:  # also what came in between the last two lines
-            self._awake = True
-            asyncio.get_running_loop().call_later(global_config.fusion_idle_s, self._tick)
-
-
-_ticker = _Ticker()
 _HERE = __name__.rpartition(".")[0]
 
 
@@ -363,7 +266,7 @@ class Executor(Transcript):
                 self._rest()
                 if patient:
                     self.run.held[self] = None
-                    _ticker.watch(self.run)
+                    ticker.watch(self.run)
             case Next():
                 pass
             case Until(children):

@@ -13,8 +13,9 @@ from typing import Any
 from sglang.lang import loop, tracer
 from sglang.lang.backends.base import BaseBackend
 from sglang.lang.config import global_config
-from sglang.lang.executor import Cancelled, Executor, NotGenerated, Run, inside
+from sglang.lang.executor import Executor
 from sglang.lang.ir import SAMPLING_NAMES, SglSamplingParams, overrides
+from sglang.lang.run import Cancelled, NotGenerated, Run, inside
 from sglang.lang.state import AsyncProgramState, ProgramState
 
 log = logging.getLogger("sglang.lang")
