@@ -20,7 +20,7 @@ from sglang.attention.flashinfer import FlashInfer, Job, able, kernel
 from sglang.attention.long import LongRows, Row
 from sglang.kernels import attention as kernels
 from sglang.kernels.cells import file_cells
-from sglang.kernels.matvec import early
+from sglang.kernels.matvec import FEW, early
 from sglang.kernels.staging import Stager
 
 log = logging.getLogger("sglang.attention")
@@ -42,6 +42,7 @@ class _Step:
     short: int = 0  # tiles of rows that are not long: the first
     flash: Job | None = None  # rows that FlashInfer computes
     flash_decodes: Job | int | None = None  # the same of decodes; of a graph: how many
+    files: bool = True  # keys and values before any is read; else each decode its own
 
     @property
     def mixed(self) -> bool:
@@ -172,10 +173,11 @@ class TritonAttention:
         foreseen: bool = False,
     ) -> None:
         """All rows are decodes, read from these tensors at the time the kernels run. Each [R]; slot -1: padding;
-        places: 0 ... foreseen: what `foresee` said."""
+        places: 0 ... foreseen: what `foresee` said. No row reads what another one files."""
         n = len(slots)
         splits = kernels.splits_for(n, self._shape.kv_heads, self._programs)
         self._step = _Step(slots, positions, (slots, positions, places), splits, None, 1, n, shared)
+        self._step.files = shared is not None or foreseen
         if foreseen and self.flash is not None:
             self.flash.list_fixed(slots)
             self._step.flash_decodes = n
@@ -228,15 +230,19 @@ class TritonAttention:
         step, pool = self._step, self._pools[layer]
         assert step is not None, "plan() first"
         n = step.tokens
-        chained = early(n)
+        chained = early(n, FEW)
         # Zeros: what nobody writes must not be a NaN.
         out = q.new_empty(q.shape) if n == len(q) and not step.mixed else q.new_zeros(q.shape)
-        file_cells(q[:n], k[:n], v[:n], turn, pool, step.slots, step.positions, chained)
+        fresh = None
+        if step.files:
+            file_cells(q[:n], k[:n], v[:n], turn, pool, step.slots, step.positions, chained)
+        else:
+            fresh = kernels.Fresh(k, v, turn)
         score = kernels.Score(self._shape.scale, look.window or 0, look.chunk or 0, look.softcap or 0.0, look.sinks)
         if step.decodes is not None and not self._decoded(q, pool, look, out):
             shared = None if look.window or look.chunk else step.shared
             try:
-                kernels.decode(q, pool, score, *step.decodes, out, step.splits, shared=shared, early=chained)
+                kernels.decode(q, pool, score, *step.decodes, out, step.splits, None, shared, fresh, chained)
             except Exception as error:
                 if shared is None:
                     raise

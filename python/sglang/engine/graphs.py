@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sglang.attention import cascade
 from sglang.attention.triton import TritonAttention
-from sglang.base.plan import FREE, Plan
+from sglang.base.plan import DRAWN, FREE, Plan
 from sglang.engine.automata import Automata
 from sglang.engine.batch import Tables
 from sglang.engine.capture import Graph
@@ -172,7 +172,10 @@ class DecodeGraphs:
 
     def fits(self, plan: Plan) -> bool:
         n = len(plan.slots)
-        return n <= self._most and len(plan.tokens) == n and bool(plan.samples.all()) and not plan.prompt_asks
+        # What a row is given, not drawn, another one may find in the prefix cache in this very step; here each files
+        # its own while others read.
+        drawn = len(plan.tokens) == n and bool((plan.tokens == DRAWN).all())
+        return n <= self._most and drawn and bool(plan.samples.all()) and not plan.prompt_asks
 
     def launch(self, plan: Plan, places: np.ndarray | None) -> tuple[Tensor, Tensor | None, Tensor]:
         """Returns logits [n, vocab], the drawn tokens or None where more than the sampler's wishes and masks say what

@@ -18,6 +18,7 @@ from sglang.attention import cascade
 from sglang.base.plan import FREE, Plan, Seat
 from sglang.base.sampling import SamplingParams
 from sglang.kernels.compiling import compile_ahead
+from sglang.kernels.matvec import FEW as FEW_ROWS
 from sglang.kernels.matvec import works
 
 if TYPE_CHECKING:
@@ -74,14 +75,19 @@ def held(plans: list[Plan]) -> list[Plan]:
 
 
 def decodes(slots: int, kv_heads: int) -> list[int]:
-    """Numbers of rows, one for each set of kernels. A single row has its own, which start early."""
+    """Numbers of rows, one for each set of kernels. A single row has its own, and few rows some that start early."""
     from sglang.engine.graphs import sizes
     from sglang.kernels import attention as kernels
 
-    found: dict[tuple[bool, int], int] = {}
+    found: dict[tuple[int, int], int] = {}
     for rows in sizes(slots):
-        found.setdefault((rows == 1, kernels.merge_room(kernels.splits_for(rows, kv_heads))), rows)
+        found.setdefault((kind_of(rows), kernels.merge_room(kernels.splits_for(rows, kv_heads))), rows)
     return list(found.values())
+
+
+def kind_of(rows: int) -> int:
+    """Of what kernels of decodes depend on, besides attention's parts (`kernels.matvec`, `kernels.skinny`)."""
+    return 0 if rows == 1 else 1 if rows <= 16 else 2 if rows <= FEW_ROWS else 3
 
 
 def sharing(slots: int, kv_heads: int) -> list[tuple[int, int]]:

@@ -43,11 +43,17 @@ def _fit(query, keys):
 
 
 @triton.jit
+def _capped(s, scale, cap):
+    """cap tanh(scale s / cap), in log 2."""
+    return cap * (1.0 - 2.0 / (tl.exp2(s * (scale / cap * 2.0 * LOG2E)) + 1.0)) * LOG2E
+
+
+@triton.jit
 def _scores(q, k, scale, cap, CAPPED: tl.constexpr, PRECISION: tl.constexpr):
     """q: [M, D], k: [N, D] -> [M, N]: in log 2 where capped, else what `_unit` says."""
     s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     if CAPPED:
-        s = cap * (1.0 - 2.0 / (tl.exp2(s * (scale / cap * 2.0 * LOG2E)) + 1.0)) * LOG2E  # cap tanh(s / cap)
+        s = _capped(s, scale, cap)
     return s
 
 
@@ -74,9 +80,34 @@ def _absorb(s, unit, v, most, total, out, PRECISION: tl.constexpr):
     return new, total, out
 
 
+@triton.jit
+def turned(x, cos, sin, d, mask, TURN: tl.constexpr):
+    """What lies at x + d of heads, its first TURN dims rotated. cos, sin (signed): of the token."""
+    a = tl.load(x + d, mask=mask, other=0.0)
+    if TURN > 0:
+        HALF: tl.constexpr = TURN // 2
+        other = tl.load(x + tl.where(d < HALF, d + HALF, d - HALF), mask=mask & (d < TURN), other=0.0)
+        c = tl.load(cos + d, mask=d < TURN, other=1.0).to(tl.float32)
+        s = tl.load(sin + d, mask=d < TURN, other=0.0).to(tl.float32)
+        a = (a.to(tl.float32) * c + other.to(tl.float32) * s).to(a.dtype)
+    return a
+
+
+@triton.jit
+def narrowed(x, down, to, MOST: tl.constexpr):
+    """x as the type of what `to` points to; MOST: the largest there, of 8 bits, where what is larger becomes that."""
+    if MOST > 0:
+        x = tl.minimum(tl.maximum(x.to(tl.float32) * down, -MOST), MOST)
+    return x.to(to.dtype.element_ty)
+
+
 @triton.jit(do_not_specialize=["splits", "width"])
 def _decode(
     q,
+    k,
+    v,
+    cos,
+    sin,
     keys,
     values,
     out,
@@ -89,10 +120,14 @@ def _decode(
     own,
     table,
     q_row,
+    k_row,
+    v_row,
     table_row,
     scale,
     lift,
     cap,
+    k_down,
+    v_down,
     splits,
     width,
     GROUP: tl.constexpr,
@@ -103,6 +138,9 @@ def _decode(
     CHUNK: tl.constexpr,
     CAPPED: tl.constexpr,
     SINKS: tl.constexpr,
+    FILES: tl.constexpr,  # the row's own key and value are k and v, not rotated as q is not, and not in the pool yet
+    TURN: tl.constexpr,
+    MOST: tl.constexpr,
     PARTED: tl.constexpr,  # parts and norms are written, not out
     LATE: tl.constexpr,  # splits is where their number lies, width what there is room for besides
     SHARED: tl.constexpr,  # what stands before key own[row] is read elsewhere
@@ -144,19 +182,44 @@ def _decode(
     acc = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
     unit = _unit(scale, CAPPED)
     if begin < end:
-        query = _fit(tl.load(q + place * q_row + head[:, None] * DIM + d[None, :], mask=mine, other=0.0), keys)
+        if FILES:
+            filed = tl.minimum(end, length - 1)
+            cos += place * TURN
+            sin += place * TURN
+        else:
+            filed = end
+        query = _fit(turned(q + place * q_row + head[:, None] * DIM, cos, sin, d[None, :], mine, TURN), keys)
         pages = table + slot * table_row
-        for at in range(begin, end, BLOCK_N):
+        for at in range(begin, filed, BLOCK_N):
             position = at + n
-            there = position < end
+            there = position < filed
             page = tl.load(pages + position // PAGE, mask=there, other=0).to(tl.int64)
             cell = (page * PAGE + position % PAGE) * (KV * DIM) + kv * DIM
             read = there[:, None] & (d < DIM)[None, :]
-            k = tl.load(keys + cell[:, None] + d[None, :], mask=read, other=0.0)
-            v = tl.load(values + cell[:, None] + d[None, :], mask=read, other=0.0)
-            s = _scores(query, k.to(query.dtype), scale, cap, CAPPED, PRECISION)
+            key = tl.load(keys + cell[:, None] + d[None, :], mask=read, other=0.0)
+            value = tl.load(values + cell[:, None] + d[None, :], mask=read, other=0.0)
+            s = _scores(query, key.to(query.dtype), scale, cap, CAPPED, PRECISION)
             s = tl.where((there & (position >= nearest))[None, :], s, float("-inf"))
-            most, total, acc = _absorb(s, unit, v.to(query.dtype), most, total, acc, PRECISION)
+            most, total, acc = _absorb(s, unit, value.to(query.dtype), most, total, acc, PRECISION)
+        if FILES:  # noqa: SIM102 - known when it is compiled
+            if end == length:
+                page = tl.load(pages + (length - 1) // PAGE).to(tl.int64)
+                cell = (page * PAGE + (length - 1) % PAGE) * (KV * DIM) + kv * DIM
+                own_key = narrowed(turned(k + place * k_row + kv * DIM, cos, sin, d, d < DIM, TURN), k_down, keys, MOST)
+                own_value = narrowed(tl.load(v + place * v_row + kv * DIM + d, mask=d < DIM), v_down, values, MOST)
+                tl.store(keys + cell + d, own_key, mask=d < DIM)
+                tl.store(values + cell + d, own_value, mask=d < DIM)
+                own_key = tl.where(d < DIM, own_key.to(query.dtype).to(tl.float32), 0.0)
+                own_value = tl.where(d < DIM, own_value.to(query.dtype).to(tl.float32), 0.0)
+                one = tl.sum(query.to(tl.float32) * own_key[None, :], 1)
+                if CAPPED:
+                    one = _capped(one, scale, cap)
+                new = tl.maximum(most, one * unit)
+                p = tl.exp2(one * unit - new)
+                shrink = tl.exp2(most - new)
+                total = total * shrink + p
+                acc = acc * shrink[:, None] + p.to(query.dtype).to(tl.float32)[:, None] * own_value[None, :]
+                most = new
     if not PARTED:
         if SINKS:
             sink = tl.load(sinks + head, mask=g < GROUP, other=0.0).to(tl.float32) * LOG2E
@@ -410,6 +473,21 @@ class Pool:
     k_scale: float = 1.0
     v_scale: float = 1.0
 
+    @property
+    def most(self) -> float:
+        """The largest value of 8 bits; 0: it is kept in more."""
+        return torch.finfo(self.keys.dtype).max if self.keys.itemsize == 1 else 0
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """A step's own keys and values, not filed yet: [T, kv_heads, dim]. turn: cos and signed sin of the tokens, each
+    [T, 1, rotary dim], which q and keys are to be rotated by; None: they are."""
+
+    keys: Tensor
+    values: Tensor
+    turn: tuple[Tensor, Tensor] | None
+
 
 @dataclass(frozen=True)
 class Score:
@@ -505,11 +583,12 @@ def decode(
     splits: int | Tensor,
     tuning: Tuning | None = None,
     shared: Shared | None = None,
+    fresh: Fresh | None = None,
     early: bool = False,
 ) -> None:
     """Rows of one token. q: [T, heads, dim]; slots (-1: padding, which yields zeros), positions, places (in q and out,
     [T, heads, dim], of each row's token; -1 with a tensor of splits: none): [R]. shared: without window or chunk.
-    early: see `matvec`.
+    fresh: not with shared; early: see `matvec`.
 
     splits: parts of a row, a power of two; or a tensor that says so when the kernels run, at most LATE_SPLITS and such
     that there are no more parts than R.
@@ -530,10 +609,14 @@ def decode(
         norms = torch.empty(lines, heads, dtype=torch.float32, device=q.device)
     sinks = out if score.sinks is None else score.sinks
     block_d = triton.next_power_of_2(dim)
+    k, v, turn = (q, q, None) if fresh is None else (fresh.keys, fresh.values, fresh.turn)
+    cos, sin = turn or (q, q)
     _decode[(rows, kv, 1 if late else splits)](
-        q, pool.keys, pool.values, out, parts, norms, sinks, slots, positions, places,
+        q, k, v, cos, sin, pool.keys, pool.values, out, parts, norms, sinks, slots, positions, places,
         shared.own if shared else slots, pool.table,
-        q.stride(0), pool.table.stride(0), score.scale * pool.k_scale, pool.v_scale, score.cap, splits, width,
+        q.stride(0), k.stride(0), v.stride(0), pool.table.stride(0),
+        score.scale * pool.k_scale, pool.v_scale, score.cap, 1 / pool.k_scale, 1 / pool.v_scale, splits, width,
+        FILES=fresh is not None, TURN=0 if turn is None else turn[0].shape[-1], MOST=pool.most,
         GROUP=heads // kv, KV=kv, DIM=dim, PAGE=pool.page_size, WINDOW=score.window, CHUNK=score.chunk,
         CAPPED=score.cap != 0, SINKS=score.sinks is not None, PARTED=parted, LATE=late, SHARED=shared is not None,
         PRECISION=_precision(q),

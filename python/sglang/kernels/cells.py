@@ -2,13 +2,12 @@
 # Launch options and compile-time branches are beyond the types of Triton's decorators.
 """Rotary embedding and filing of keys and values in the pool, in one pass over a step's tokens."""
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from sglang.kernels.attention import Pool
+from sglang.kernels.attention import Pool, narrowed
 
 HEADS_A_PROGRAM = 8
 
@@ -21,14 +20,6 @@ def _half(x, offsets, cos, sin, HALF: tl.constexpr, i, mask):
     a = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
     b = tl.load(x + offsets + HALF, mask=mask, other=0.0).to(tl.float32)
     return a * c - b * s, b * c + a * s
-
-
-@triton.jit
-def _narrow(x, down, to, MOST: tl.constexpr):
-    """x as the type of what `to` points to; MOST: the largest there, of 8 bits, where what is larger becomes that."""
-    if MOST > 0:
-        x = tl.minimum(tl.maximum(x.to(tl.float32) * down, -MOST), MOST)
-    return x.to(to.dtype.element_ty)
 
 
 @triton.jit
@@ -91,18 +82,18 @@ def _file(
                 turned = (head < KV)[:, None] & (i < HALF)[None, :]
                 from_ = token * k_row + here + i[None, :]
                 a, b = _half(k, from_, cos + token * ROTARY, sin + token * ROTARY, HALF, i, turned)
-                tl.store(to + i[None, :], _narrow(a, k_down, keys, MOST), mask=turned)
-                tl.store(to + HALF + i[None, :], _narrow(b, k_down, keys, MOST), mask=turned)
+                tl.store(to + i[None, :], narrowed(a, k_down, keys, MOST), mask=turned)
+                tl.store(to + HALF + i[None, :], narrowed(b, k_down, keys, MOST), mask=turned)
             if ROTARY < DIM:
                 beyond = (head < KV)[:, None] & ((d >= ROTARY) & (d < DIM))[None, :]
                 rest = tl.load(k + token * k_row + here + d[None, :], mask=beyond, other=0.0)
-                tl.store(to + d[None, :], _narrow(rest, k_down, keys, MOST), mask=beyond)
+                tl.store(to + d[None, :], narrowed(rest, k_down, keys, MOST), mask=beyond)
         else:
             head = (first - K_PARTS) * BLOCK_H + tl.arange(0, BLOCK_H)
             wide = head[:, None] * DIM + d[None, :]
             all_ = (head < KV)[:, None] & (d < DIM)[None, :]
             new = tl.load(v + token * v_row + wide, mask=all_, other=0.0)
-            tl.store(values + cell * (KV * DIM) + wide, _narrow(new, v_down, values, MOST), mask=all_)
+            tl.store(values + cell * (KV * DIM) + wide, narrowed(new, v_down, values, MOST), mask=all_)
 
 
 def file_cells(
@@ -130,7 +121,7 @@ def file_cells(
         q, k, v, pool.keys, pool.values, cos, sin, slots, positions, pool.table,
         q.stride(0), k.stride(0), v.stride(0), pool.table.stride(0), 1 / pool.k_scale, 1 / pool.v_scale,
         HEADS=heads, KV=kv, DIM=dim, ROTARY=rotary, PAGE=pool.page_size,
-        MOST=torch.finfo(pool.keys.dtype).max if pool.keys.itemsize == 1 else 0,
+        MOST=pool.most,
         BLOCK_H=block_h, BLOCK_I=triton.next_power_of_2(max(rotary // 2, 1)), BLOCK_D=triton.next_power_of_2(dim),
         EARLY=early, num_warps=4, launch_pdl=early,
     )  # fmt: skip

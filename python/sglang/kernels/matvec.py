@@ -22,6 +22,7 @@ from sglang.kernels.pointwise import ACTS, act_of
 
 log = logging.getLogger("sglang.kernels")
 TYPES = (torch.bfloat16, torch.float16)
+FEW = 32  # rows
 
 
 @triton.jit
@@ -144,9 +145,10 @@ class _Switch:
 switch = _Switch()
 
 
-def early(rows: int) -> bool:
-    """Whether the kernels of a step of so many rows start before the one ahead of them has ended."""
-    return rows == 1 and switch.chain and _capable()
+def early(rows: int, most: int = 1) -> bool:
+    """Whether kernels of a step of so many rows start before the one ahead of them has ended. most: rows with which
+    those gain from it; FEW where one of them has weights to load meanwhile."""
+    return rows <= most and switch.chain and _capable()
 
 
 @functools.cache

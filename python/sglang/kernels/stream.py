@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from sglang.kernels.matvec import FEW as FEW_ROWS
 from sglang.kernels.matvec import early
 from sglang.kernels.pointwise import ACTS, act_of
 
@@ -123,7 +124,7 @@ def join(
     groups, fixed = (1, None) if form is None else form
     read = stream if norm is None else torch.empty_like(stream, dtype=stream.dtype if form is None else FP8)
     scales = None if form is None else torch.empty(m, groups, dtype=torch.float32, device=stream.device)
-    chained = early(m)
+    chained = early(m, FEW_ROWS)
     _join[(m,)](
         parts, parts if bias is None else bias, stream, parts if post is None else post[0],
         parts if norm is None else norm[0], read, read if scales is None else scales, 1.0 if fixed is None else fixed,

@@ -33,10 +33,10 @@ class RMSNorm:
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._fused:
-            from sglang.kernels.matvec import early
+            from sglang.kernels.matvec import FEW, early
             from sglang.kernels.pointwise import rms_norm
 
-            return rms_norm(x, self.weight, self.eps, early(x.shape[0]))
+            return rms_norm(x, self.weight, self.eps, early(x.shape[0], FEW))
         return (unit(x.float(), self._eps_tensor)).mul_(self.weight).to(x.dtype)
 
 

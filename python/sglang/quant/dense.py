@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sglang.kernels.staging import triton_works
-from sglang.quant.base import Act, Form, Inputs
+from sglang.quant.base import Act, Form, Inputs, Parts
 
 ACTS: dict[Act, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -101,7 +101,12 @@ class Dense:
 
     takes = None
 
-    def unfinished(self, x: Inputs) -> None: ...
+    def unfinished(self, x: Inputs) -> Parts | None:
+        if not isinstance(x, Tensor) or not x.is_cuda or not triton_works():
+            return None
+        from sglang.kernels import skinny
+
+        return Parts(skinny.split(x, self.weight), self.bias) if skinny.wanted(x, self.weight) else None
 
     def multiply(self, x: Inputs) -> Tensor:
         assert isinstance(x, Tensor)

@@ -20,7 +20,7 @@ from sglang.kernels.compiling import _load, compile_ahead, trial
 
 def sets(rows: int, kv_heads: int) -> tuple[Any, ...]:
     """What decides about the kernels of a decode of as many rows."""
-    return rows == 1, kernels.merge_room(kernels.splits_for(rows, kv_heads))
+    return warmup.kind_of(rows), kernels.merge_room(kernels.splits_for(rows, kv_heads))
 
 
 @pytest.mark.parametrize("slots", [1, 3, 64, 512])

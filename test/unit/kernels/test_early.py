@@ -8,7 +8,7 @@ import pytest
 
 KERNELS = Path(__file__).parents[3] / "python" / "sglang" / "kernels"
 # Loads that may come before the wait: weights, which nothing writes while a model serves.
-BEFORE = {"_matvec": {"own"}, "_gated": {"weight"}}
+BEFORE = {"_matvec": {"own"}, "_gated": {"weight"}, "_split": {"own"}}
 
 
 def calls(node: ast.AST, name: str) -> list[ast.Call]:
@@ -28,9 +28,8 @@ def launches() -> list[ast.Call]:
 
 
 def launched(call: ast.Call) -> str:
-    """The kernel of kernel[grid](...) or of launch(kernel, grid, ...)."""
-    name = ast.unparse(call.func).split("[")[0]
-    return ast.unparse(call.args[0]) if name == "launch" else name
+    """The kernel of kernel[grid](...)."""
+    return ast.unparse(call.func).split("[")[0]
 
 
 def is_early(statement: ast.stmt) -> bool:

@@ -1,0 +1,142 @@
+# pyright: reportCallIssue=false, reportIndexIssue=false, reportPossiblyUnboundVariable=false
+# Launch options are beyond the types of Triton's decorators.
+"""A few rows times a weight of few outputs, in parts: what follows sums them (`kernels.stream.join`).
+
+Such a product reads its weight so quickly that filling and draining the device is a third of it, in torch's kernel.
+Here inputs are split over programs, as many as there are multiprocessors, and each loads its first weights before it
+waits for what it multiplies them with (`matvec.early`).
+"""
+
+import functools
+import logging
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from sglang.kernels.compiling import trial
+from sglang.kernels.matvec import FEW, TYPES, early, switch
+
+log = logging.getLogger("sglang.kernels")
+OUTPUTS = 8192  # of a weight, at most: larger ones are read at the memory's rate as they are
+PROGRAMS = 132  # multiprocessors of an H200
+
+
+@dataclass(frozen=True)
+class Tile:
+    """outputs, inputs: of a step of a program; stages: steps on their way; splits: of the inputs; None: `splits_of`."""
+
+    outputs: int = 64
+    inputs: int = 128
+    stages: int = 4
+    splits: int | None = None
+
+
+TILE = Tile()
+
+
+@triton.jit(do_not_specialize=["M"])
+def _split(
+    x,
+    weight,
+    parts,
+    M,
+    x_row,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    STEPS: tl.constexpr,  # of BLOCK_K inputs, of a program
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    if EARLY:
+        gdc_launch_dependents()
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    split = tl.program_id(1)
+    k = split * STEPS * BLOCK_K + tl.arange(0, BLOCK_K)
+    m = tl.arange(0, BLOCK_M)
+    own = weight + n[:, None].to(tl.int64) * K
+    w = tl.load(own + k[None, :], mask=(n < N)[:, None] & (k < K)[None, :], other=0.0)
+    if EARLY:
+        gdc_wait()
+    rows = x + m[:, None].to(tl.int64) * x_row
+    a = tl.load(rows + k[None, :], mask=(m < M)[:, None] & (k < K)[None, :], other=0.0)
+    acc = tl.dot(w, tl.trans(a), input_precision=PRECISION)
+    for step in range(1, STEPS):
+        i = k + step * BLOCK_K
+        w = tl.load(own + i[None, :], mask=(n < N)[:, None] & (i < K)[None, :], other=0.0)
+        a = tl.load(rows + i[None, :], mask=(m < M)[:, None] & (i < K)[None, :], other=0.0)
+        acc = tl.dot(w, tl.trans(a), acc, input_precision=PRECISION)
+    to = parts + (split * M + m[None, :]).to(tl.int64) * N + n[:, None]
+    tl.store(to, acc, mask=(n < N)[:, None] & (m < M)[None, :])
+
+
+def split(x: Tensor, weight: Tensor, tile: Tile = TILE) -> Tensor:
+    """x W^T in parts that are to be summed: float32 [splits, n, rows]. x: [n, inputs]; weight: [rows, inputs]."""
+    m, (rows, inputs) = x.shape[0], weight.shape
+    steps = triton.cdiv(inputs, tile.inputs)
+    splits = tile.splits or splits_of(rows, inputs, tile)
+    parts = torch.empty(splits, m, rows, dtype=torch.float32, device=x.device)
+    chained = early(m, FEW)
+    _split[(triton.cdiv(rows, tile.outputs), splits)](
+        x, weight, parts, m, x.stride(0), N=rows, K=inputs, STEPS=triton.cdiv(steps, splits),
+        BLOCK_M=max(16, triton.next_power_of_2(m)), BLOCK_N=tile.outputs, BLOCK_K=tile.inputs,
+        PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
+        EARLY=chained, num_warps=4, num_stages=tile.stages, launch_pdl=chained,
+    )  # fmt: skip
+    return parts
+
+
+def splits_of(rows: int, inputs: int, tile: Tile = TILE) -> int:
+    """Parts of the inputs: about a program for each multiprocessor, and none without inputs."""
+    wanted = max(1, round(PROGRAMS / triton.cdiv(rows, tile.outputs)))
+    steps = triton.cdiv(inputs, tile.inputs)
+    return triton.cdiv(steps, triton.cdiv(steps, wanted))
+
+
+def wanted(x: Tensor, weight: Tensor) -> bool:
+    return (
+        2 <= x.shape[0] <= FEW  # torch's product is as fast for 64
+        and weight.shape[0] <= OUTPUTS
+        and switch.matvec
+        and x.dtype in TYPES
+        and x.stride(-1) == 1
+        and works(x.dtype)
+    )
+
+
+@functools.cache
+def works(dtype: torch.dtype) -> bool:
+    """Whether the products agree with torch's on this device; tried once."""
+    if not torch.cuda.is_available():
+        return False
+    try:
+        if _agrees(dtype):
+            return True
+        reason = "results differ from torch's"
+    except Exception as error:  # a compiler's or a driver's: whatever it is, torch's products are there
+        reason = str(error)
+    log.warning("Products of a few rows are torch's: %s", reason)
+    return False
+
+
+@trial
+def _agrees(dtype: torch.dtype) -> bool:
+    random = torch.Generator("cuda").manual_seed(0)
+    x, first, second = (
+        torch.randn(size, generator=random, device="cuda").to(dtype) * 0.05
+        for size in ((20, 1536), (1024, 1536), (1536, 1024))
+    )
+    linear = torch.nn.functional.linear
+    inner = linear(x.float(), first.float()).to(dtype)
+    expected = linear(inner.float(), second.float())
+    for _ in range(3):
+        got = split(split(x, first).sum(0).to(dtype), second).sum(0)
+        if not torch.linalg.norm(got - expected) < 0.02 * torch.linalg.norm(expected):
+            return False
+    return True

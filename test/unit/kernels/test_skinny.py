@@ -1,0 +1,34 @@
+"""A few rows times a weight, in parts: their sum is the product."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+from sglang.kernels.skinny import Tile, split, splits_of
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.mark.parametrize(
+    ("m", "rows", "inputs", "tile"),
+    [(2, 64, 256, Tile()), (17, 100, 300, Tile()), (32, 192, 640, Tile(32, 64, 3, 3)), (5, 130, 129, Tile(splits=2))],
+)
+def test_parts_are_those_of_the_product(m: int, rows: int, inputs: int, tile: Tile) -> None:
+    random = torch.Generator().manual_seed(m)
+    wide = torch.randn(m, 2 * inputs, generator=random)
+    weight = torch.randn(rows, inputs, generator=random)
+    x = wide.to(DEVICE)[:, inputs:]  # rows that do not lie side by side
+    parts = split(x, weight.to(DEVICE), tile)
+    assert parts.shape == (tile.splits or splits_of(rows, inputs, tile), m, rows)
+    wanted = wide[:, inputs:].double() @ weight.double().T
+    assert (parts.double().sum(0).cpu() - wanted).abs().max() < 1e-4
+
+
+def test_a_program_for_each_multiprocessor_and_none_without_inputs() -> None:
+    assert splits_of(4096, 4096) == splits_of(4096, 14336) == 2
+    assert splits_of(8192, 4096) == 1
+    assert splits_of(64, 256) == 2, "no more parts than there are steps of 128 inputs"
+    for rows, inputs in ((1024, 4096), (896, 4864), (2048, 11008)):
+        steps = -(-inputs // 128)
+        splits = splits_of(rows, inputs)
+        assert (splits - 1) * -(-steps // splits) < steps, "a part without inputs"
