@@ -9,6 +9,7 @@
     python scripts/gpu_check.py loop                      # the device's pauses between steps; time by batch, by context
     python scripts/gpu_check.py idle                      # what is prepared while nobody waits, and how soon it is left
     python scripts/gpu_check.py stream                    # what lies between products: one kernel, and step by step
+    python scripts/gpu_check.py few                       # layers and products of a few rows beside what they replace
     python scripts/gpu_check.py quant                     # products of 4 and 8 bits against float64, then their time
     python scripts/gpu_check.py moe                       # experts against float64, then their time beside the floor
     python scripts/gpu_check.py constraints               # automata on the device against the CPU's, then their time
@@ -342,6 +343,15 @@ def stream() -> dict[str, Any]:
     return found
 
 
+def few() -> dict[str, Any]:
+    import gpu_few
+
+    found = gpu_few.run()
+    for name in ("checks", "layers", "products"):
+        table(found[name])
+    return found
+
+
 def quant() -> dict[str, Any]:
     import gpu_quant
 
@@ -389,6 +399,7 @@ def main() -> int:
             "loop",
             "idle",
             "stream",
+            "few",
             "quant",
             "moe",
             "constraints",
@@ -431,6 +442,8 @@ def main() -> int:
             figures = long()
         case "stream":
             figures = stream()
+        case "few":
+            figures = few()
         case "quant":
             figures = quant()
         case "moe":
