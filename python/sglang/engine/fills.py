@@ -87,6 +87,7 @@ class Fills:
         self._pages = tables.device_pages
         self._seen = seen or Seen()
         self._rooms = [n for n in ROWS if n < len(tables.pages)] + [even(len(tables.pages))]
+        self._usual = self._rooms[min(2, len(self._rooms) - 1)]
         device, most = model.device, SIZES[-1]
         largest = self._parts(_Kind(most, self._rooms[-1], True, True))
         self._buffer = torch.zeros(sum(map(even, largest)), dtype=torch.int64, device=device)
@@ -153,12 +154,11 @@ class Fills:
     def start(self, most: int) -> None:
         """Graphs of steps that most are, of as many tokens as a step may have: half a second in all, and whoever met
         one later would wait for it. The largest first, the others use its memory."""
-        rows = self._rooms[min(2, len(self._rooms) - 1)]
         began = time.monotonic()
         for size in reversed(SIZES):
             if CHEAP <= size < most and self.captures:
-                self._of_nobody(_Kind(size, rows, False, False))
-                self._capture(_Kind(size, rows, False, False))
+                self._of_nobody(_Kind(size, self._usual, False, False))
+                self._capture(_Kind(size, self._usual, False, False))
         log.info("start: %d graphs of steps with prompts in %.1f s", len(self._captured), time.monotonic() - began)
 
     def rehearse(self, experts: bool) -> None:
@@ -184,7 +184,7 @@ class Fills:
 
     def _worth(self, met: bool) -> Iterator[_Kind]:
         if not met:
-            yield from (_Kind(size, rows, False, False) for size in SIZES for rows in self._rooms if rows < 2 * size)
+            yield from (_Kind(size, self._usual, False, False) for size in SIZES)
             return
         for one in self._seen.first("fills"):
             if len(one) == 4 and one[0] in SIZES and one[1] in self._rooms:
