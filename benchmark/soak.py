@@ -2,9 +2,10 @@
 
 A server is started and sent random prompts (some begin alike), streamed and not, a part of them under a regular
 expression; three in ten clients close their connection at a random moment. After each round of a fifth of them the
-server must be idle: no sequence, no KV token in use. Its memory (PSS of its processes, and what nvidia-smi says) must
-not grow from the second round to the last by more than --grows MiB. Exits 1 where it does. On a CPU the pool's memory
-is taken as the prefix cache first writes to it: a small one (`-- --max-total-tokens 16384`) shows what else grows.
+server must be idle: no sequence, no KV token in use. Its memory (PSS of its processes without files, whose pages
+others may share for a while, and what nvidia-smi says) must not grow from the second round to the last by more than
+--grows MiB. Exits 1 where it does. On a CPU the pool's memory is taken as the prefix cache first writes to it: a small
+one (`-- --max-total-tokens 16384`) shows what else grows.
 """
 
 import argparse
@@ -117,7 +118,8 @@ def memory_mib(pid: int) -> dict[str, float]:
     pss = 0
     for one in pids:
         lines = Path(f"/proc/{one}/smaps_rollup").read_text().splitlines()
-        pss += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        kib = {line.split()[0]: int(line.split()[1]) for line in lines[1:]}
+        pss += kib["Pss:"] - kib["Pss_File:"]
     found = {"host MiB": pss / 1024}
     try:
         query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]

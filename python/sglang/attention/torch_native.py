@@ -65,9 +65,12 @@ class TorchAttention:
         self._rows = rows
         self._groups.clear()
         self._tokens = int(rows.counts.sum())
-        ends = np.cumsum(rows.counts)
-        positions = np.arange(self._tokens) + np.repeat(rows.starts - (ends - rows.counts), rows.counts)
-        self._new = self._place(cells_at(rows, np.repeat(rows.slots, rows.counts), positions))
+        slots, positions = rows.slots, rows.starts
+        if self._tokens > len(slots):
+            ends = np.cumsum(rows.counts)
+            positions = np.arange(self._tokens) + np.repeat(rows.starts - (ends - rows.counts), rows.counts)
+            slots = np.repeat(slots, rows.counts)
+        self._new = self._place(cells_at(rows, slots, positions))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int, look: Look) -> Tensor:
         keys, values, n = self._keys[layer], self._values[layer], self._tokens

@@ -21,7 +21,7 @@ class Batch:
     rows: Rows
     offsets: np.ndarray  # [R + 1] where each row's tokens begin
     sampled_rows: np.ndarray  # [S] rows that draw
-    sampled: Tensor | None  # [S] int64, their last tokens' places; None: all tokens draw, in order, and there is no padding
+    sampled: Tensor | None  # [S] int64, their last tokens' places; None: all of T draw, and there is no padding
     sampled_slots: Tensor  # [S] int64
 
 
@@ -38,10 +38,11 @@ class Tables:
         self.pages = np.zeros((slots, pages_per_seq), np.int32)
         self.last = torch.zeros(slots, dtype=torch.int64, device=device)
         self.page_size = page_size
-        self._device = device
         self._padded = padded
         self.device_pages: Tensor | None = None
-        if device.type == "cuda":
+        if device.type == "cpu":
+            self._last = self.last.numpy()  # the same memory: torch takes ten times as long for a few numbers
+        else:
             self.device_pages = torch.zeros(slots, pages_per_seq, dtype=torch.int32, device=device)
         self._stager = Stager(device)
 
@@ -54,29 +55,31 @@ class Tables:
         self.file(plan)
         if self.device_pages is not None:
             return self._staged(plan, self.device_pages)
-        offsets = np.concatenate(([0], np.cumsum(plan.counts)))
-        total = int(offsets[-1])
-        padding = self._padded(total) - total
-        positions = np.arange(total) + np.repeat(plan.starts - offsets[:-1], plan.counts)
-        tokens = self._to_device(np.pad(plan.tokens, (0, padding)))
-        drawn = np.flatnonzero(plan.tokens == DRAWN)
-        if len(drawn):
-            slots = np.repeat(plan.slots, plan.counts)[drawn]
-            tokens[self._to_device(drawn)] = self.last[self._to_device(slots)]
-        rows = Rows(plan.slots, plan.starts, plan.counts, self.pages, self.page_size)
+        total = len(plan.tokens)
+        if total == len(plan.slots):  # one token a row, as where all decode
+            offsets, slots, positions = np.arange(total + 1), plan.slots, plan.starts
+        else:
+            offsets = np.concatenate(([0], np.cumsum(plan.counts)))
+            slots = np.repeat(plan.slots, plan.counts)
+            positions = np.arange(total) + np.repeat(plan.starts - offsets[:-1], plan.counts)
+        both = np.zeros((2, self._padded(total)), np.int64)
+        both[0, :total] = np.where(plan.tokens == DRAWN, self._last[slots], plan.tokens)
+        both[1, :total] = positions
+        tokens, places = torch.from_numpy(both)
         sampled_rows = np.flatnonzero(plan.samples)
         sampled = None
-        if len(sampled_rows) < total + padding:
-            sampled = self._to_device(offsets[1:][sampled_rows] - 1)
-        return Batch(
-            tokens,
-            self._to_device(np.pad(positions, (0, padding))),
-            rows,
-            offsets,
-            sampled_rows,
-            sampled,
-            self._to_device(plan.slots[sampled_rows]),
-        )
+        if len(sampled_rows) < len(tokens):
+            sampled = torch.from_numpy(offsets[1:][sampled_rows] - 1)
+        rows = Rows(plan.slots, plan.starts, plan.counts, self.pages, self.page_size)
+        sampled_slots = torch.from_numpy(plan.slots[sampled_rows].astype(np.int64))
+        return Batch(tokens, places, rows, offsets, sampled_rows, sampled, sampled_slots)
+
+    def keep(self, slots: Tensor, drawn: Tensor) -> None:
+        """The tokens that these slots have drawn; both int64 [S], on the device."""
+        if self.device_pages is None:
+            self._last[slots.numpy()] = drawn.numpy()
+        else:
+            self.last[slots] = drawn
 
     def _staged(self, plan: Plan, table: Tensor) -> Batch:
         """`batch` in one copy that nobody waits for; no padding, which pays on CPUs alone."""
@@ -97,6 +100,3 @@ class Tables:
         rows = Rows(plan.slots, plan.starts, plan.counts, self.pages, self.page_size)
         sampled = staged[4] if len(last) < total else None
         return Batch(tokens, staged[1], rows, offsets, sampled_rows, sampled, staged[5])
-
-    def _to_device(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array.astype(np.int64)).to(self._device, non_blocking=True)

@@ -285,9 +285,10 @@ class Engine:
         if len(batch.sampled_rows):
             rows = batch.sampled_rows
             last = hidden if batch.sampled is None else hidden[batch.sampled]
-            logits = self._model.logits(last)[: len(rows)]
+            widen = bool(plan.asks) or len(plan.masked) > 0 or not self._sampler.ranks(plan.slots[rows])
+            logits = self._model.logits(last, widen)[: len(rows)]
             drawn = self._draw(plan, rows, logits, batch.sampled_slots, places)
-            self._tables.last[batch.sampled_slots] = drawn
+            self._tables.keep(batch.sampled_slots, drawn)
             if plan.asks:
                 result.scores = score_drawn(logits, drawn, plan.asks, rows)
         return Flight(result, batch.sampled_rows, drawn, self._landing)

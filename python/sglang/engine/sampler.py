@@ -192,7 +192,8 @@ class Sampler:
     ) -> Tensor:
         """One token per row.
 
-        logits: float32 [S, vocab], left as they are; slots, positions (of the tokens to draw): [S].
+        logits: float32 [S, vocab], or in the model's own type where `ranks`, left as they are; slots, positions (of the
+        tokens to draw): [S].
         masked: what may be drawn; `held` on a device whose kernels draw.
         Returns int64 [S]. A row without a single finite logit, or with a NaN, draws some token of the vocabulary. No
         row fails, and none harms another.
@@ -212,6 +213,10 @@ class Sampler:
         if len(some):
             tokens[some] = self._draw_dense(logits[some], slots[some], positions[some], masked.among(some))
         return tokens
+
+    def ranks(self, slots: np.ndarray) -> bool:
+        """Whether all that is done with these slots' logits, without masks, is to find the largest on a CPU."""
+        return self._device.type == "cpu" and bool(self._plain[slots].all())
 
     def _draw_listed(
         self, logits: Tensor, ids: Tensor, rows: np.ndarray, slots: np.ndarray, positions: np.ndarray
@@ -390,11 +395,19 @@ class Sampler:
 
 
 def most_likely(logits: Tensor) -> Tensor:
-    """The first index of each row's largest value; a NaN counts as largest. logits: [n, m]. Returns int64 [n]."""
+    """The first index of each row's largest value; a NaN in float32 counts as largest.
+
+    logits: [n, m]. Returns int64 [n].
+    """
     if logits.is_cuda:
         return logits.argmax(-1)
     # On a CPU torch compares one value at a time, numpy a vector of them: a tenth of the time.
-    return torch.from_numpy(logits.numpy().argmax(-1))
+    if logits.itemsize == 2:  # which numpy does not know, but above zero floats order like their bits
+        bits = logits.view(torch.int16).numpy()
+        found = bits.argmax(-1)
+        if (bits[np.arange(len(bits)), found] > 0).all():
+            return torch.from_numpy(found)
+    return torch.from_numpy(logits.float().numpy().argmax(-1))
 
 
 def _nucleus(probs: Tensor, top_p: Tensor) -> Tensor:

@@ -280,6 +280,31 @@ def test_the_most_likely_token_is_the_first_largest(m: int, seed: int, scale: fl
     assert most_likely(torch.from_numpy(rows)).tolist() == wanted
 
 
+def test_the_most_likely_token_of_16_bits_is_that_of_32() -> None:
+    inf = math.inf
+    rows = [
+        [-3.0, -0.5, -7.0],
+        [-1.0, -0.0, 0.0],
+        [0.5, 2.0, 2.0],
+        [-inf, -inf, -inf],
+        [1.0, inf, 2.0],
+        [0, -2.0, -1.0],
+    ]
+    for some in ([*rows], [[1.0, 3.0, 2.0], [5.0, 5.0, -9.0]], *([row] for row in rows)):
+        for dtype in (torch.bfloat16, torch.float16):
+            logits = torch.tensor(some).to(dtype)
+            assert most_likely(logits).tolist() == most_likely(logits.float()).tolist()
+
+
+def test_logits_stay_as_they_are_where_the_largest_is_all_that_is_looked_for(device: torch.device) -> None:
+    sampler = Sampler(4, 8, (0,), device)
+    sampler.seat(Seat(0, SamplingParams(temperature=0), 0))
+    sampler.seat(Seat(1, SamplingParams(temperature=1), 0))
+    sampler.seat(Seat(2, SamplingParams(temperature=0, logit_bias={3: 5.0}), 0))
+    found = [sampler.ranks(np.array(slots)) for slots in ([0], [0, 1], [2])]
+    assert found == [device.type == "cpu", False, False]
+
+
 def test_scores_are_those_of_the_raw_distribution() -> None:
     logits = torch.stack([logits_of(50, 2.0, i) for i in range(3)])
     wanted = logits.double().log_softmax(-1)
