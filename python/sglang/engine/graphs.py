@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sglang.attention import cascade
 from sglang.attention.triton import TritonAttention
-from sglang.base.plan import DRAWN, FREE, Plan
+from sglang.base.plan import FREE, Plan
 from sglang.engine.automata import Automata
 from sglang.engine.batch import Tables
 from sglang.engine.capture import Graph
@@ -96,7 +96,7 @@ class _Common:
     def look(self, plan: Plan) -> bool:
         """Whether the plan's rows share keys; the page tables are filed."""
         size = self._tables.page_size
-        same = np.array_equal(plan.slots, self._slots) and not plan.seats
+        same = np.array_equal(plan.slots, self._slots) and True
         if not same or (plan.table_index * size < self._known).any():
             self._slots = plan.slots.copy()
             self._found = self._attention.sharing(plan.slots, plan.starts, self._tables.pages, size)
@@ -172,10 +172,10 @@ class DecodeGraphs:
 
     def fits(self, plan: Plan) -> bool:
         n = len(plan.slots)
-        # What a row is given, not drawn, another one may find in the prefix cache in this very step; here each files
-        # its own while others read.
-        drawn = len(plan.tokens) == n and bool((plan.tokens == DRAWN).all())
-        return n <= self._most and drawn and bool(plan.samples.all()) and not plan.prompt_asks
+        # A sequence that is new may have found in the prefix cache what another row of the step only now files; here
+        # each row files its own while others read.
+        alike = len(plan.tokens) == n and not plan.seats
+        return n <= self._most and alike and bool(plan.samples.all()) and not plan.prompt_asks
 
     def launch(self, plan: Plan, places: np.ndarray | None) -> tuple[Tensor, Tensor | None, Tensor]:
         """Returns logits [n, vocab], the drawn tokens or None where more than the sampler's wishes and masks say what

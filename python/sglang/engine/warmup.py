@@ -15,8 +15,7 @@ import torch
 from msgspec import structs
 
 from sglang.attention import cascade
-from sglang.base.plan import FREE, Plan, Seat
-from sglang.base.sampling import SamplingParams
+from sglang.base.plan import FREE, Plan
 from sglang.kernels.compiling import compile_ahead
 from sglang.kernels.matvec import FEW as FEW_ROWS
 from sglang.kernels.matvec import works
@@ -103,7 +102,8 @@ def sharing(slots: int, kv_heads: int) -> list[tuple[int, int]]:
 
 
 def _plan(rows: int, start: int, tokens: int, page_size: int) -> Plan:
-    """`rows` sequences, each with `tokens` tokens from position `start` on."""
+    """`rows` sequences, each with `tokens` tokens from position `start` on. Without seats: slots that nobody ever took
+    draw the most likely token."""
     slots, pages = np.arange(rows, dtype=np.int32), np.arange(-(-(start + tokens) // page_size), dtype=np.int32)
     return Plan(
         step=0,
@@ -115,5 +115,4 @@ def _plan(rows: int, start: int, tokens: int, page_size: int) -> Plan:
         table_slots=np.repeat(slots, len(pages)),
         table_index=np.tile(pages, rows),
         table_pages=np.tile(pages, rows),
-        seats=[Seat(slot, SamplingParams(temperature=0), 0) for slot in slots.tolist()],
     )
