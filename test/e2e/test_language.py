@@ -230,7 +230,9 @@ def test_an_empty_choice_and_two_that_are_the_same(fused: bool) -> None:
     assert choose.run(["", " Berlin"])["c"] in ("", " Berlin")
 
 
-def test_fusion_changes_no_output(backend: sgl.RuntimeEndpoint) -> None:
+def test_fusion_changes_no_output(start_server: Any) -> None:
+    """In float32: in bfloat16 what is computed in other pieces may turn a near tie."""
+
     @sgl.function
     def chain(s, place):
         s += sgl.user(f"Tell me about {place}.")
@@ -239,17 +241,17 @@ def test_fusion_changes_no_output(backend: sgl.RuntimeEndpoint) -> None:
         s += sgl.user("And a number?")
         s += sgl.assistant(sgl.gen("n", dtype=int, max_tokens=5) + " " + sgl.gen("end", max_tokens=12, stop=[".", "é"]))
 
-    for place in ("Japan", "the moon", "Grüße", "a b  c", "日本"):
-        states = {}
-        for fusion in (True, False):
-            backend.fusion = fusion
-            for stream in (True, False):
-                state = chain.run(place, temperature=0, stream=stream)
-                assert state.error() is None
-                states[fusion, stream] = state.text()
-        assert len(set(states.values())) == 1, states
-        sgl.flush_cache()
-    backend.fusion = True
+    with start_server("--dtype", "float32") as server:
+        own = sgl.RuntimeEndpoint(server.url)
+        for place in ("Japan", "the moon", "Grüße", "a b  c", "日本"):
+            states = {}
+            for own.fusion in (True, False):
+                for stream in (True, False):
+                    state = chain.run(place, temperature=0, stream=stream, backend=own)
+                    assert state.error() is None
+                    states[own.fusion, stream] = state.text()
+            assert len(set(states.values())) == 1, states
+            own.flush_cache()
 
 
 def test_logprobs_and_cot_decoding(fused: bool) -> None:
