@@ -65,7 +65,7 @@ class Tables:
         both = np.zeros((2, self._padded(total)), np.int64)
         both[0, :total] = np.where(plan.tokens == DRAWN, self._last[slots], plan.tokens)
         both[1, :total] = positions
-        tokens, places = torch.from_numpy(both)
+        tokens, places = torch.from_numpy(both[0]), torch.from_numpy(both[1])  # unpacking a tensor takes longer
         sampled_rows = np.flatnonzero(plan.samples)
         sampled = None
         if len(sampled_rows) < len(tokens):

@@ -22,7 +22,7 @@ from sglang.engine.batch import Tables
 from sglang.engine.blueprint import Blueprint, draw_up, load_foreign
 from sglang.engine.pool import GIB, beside_of, chunk_of, default_fraction, grain_of, make_pool, slots_of
 from sglang.engine.pooling import Pooler
-from sglang.engine.sampler import SCORE_BLOCK, Masked, Sampler, next_positions, score_drawn, score_known
+from sglang.engine.sampler import SCORE_BLOCK, Masked, Sampler, most_likely, next_positions, score_drawn, score_known
 from sglang.engine.seen import Seen, describe
 from sglang.kernels.staging import Landing, triton_works
 from sglang.layers.memory import free_bytes
@@ -266,7 +266,7 @@ class Engine:
             batch = self._tables.batch(plan)
             self._attention.plan(batch.rows)
             hidden = self._model.forward(batch.tokens, batch.positions, self._attention)
-        result = Result(plan.samples.astype("int32") - 1)  # -1 where nothing is drawn
+        result = Result(np.full(len(plan.slots), -1, np.int32))
         for ask in plan.prompt_asks:
             begin = int(batch.offsets[ask.row]) + ask.offset
             result.prompt_scores[ask.row] = [
@@ -281,17 +281,16 @@ class Engine:
             ]
         if self.pooler is not None:
             result.embeddings = self.pooler.pool(plan, batch, hidden)
-        drawn = self._tables.last[:0]
-        if len(batch.sampled_rows):
-            rows = batch.sampled_rows
+        rows, drawn = batch.sampled_rows, batch.sampled_slots
+        if len(rows):
             last = hidden if batch.sampled is None else hidden[batch.sampled]
-            widen = bool(plan.asks) or len(plan.masked) > 0 or not self._sampler.ranks(plan.slots[rows])
-            logits = self._model.logits(last, widen)[: len(rows)]
-            drawn = self._draw(plan, rows, logits, batch.sampled_slots, places)
+            ranked = not plan.asks and self._sampler.ranks(plan, rows)
+            logits = self._model.logits(last, widen=not ranked)[: len(rows)]
+            drawn = most_likely(logits) if ranked else self._draw(plan, rows, logits, batch.sampled_slots, places)
             self._tables.keep(batch.sampled_slots, drawn)
             if plan.asks:
                 result.scores = score_drawn(logits, drawn, plan.asks, rows)
-        return Flight(result, batch.sampled_rows, drawn, self._landing)
+        return Flight(result, rows, drawn, self._landing)
 
     def _decode(self, plan: Plan, graphs: "DecodeGraphs", places: np.ndarray | None) -> Flight:
         """`launch` where all rows decode."""

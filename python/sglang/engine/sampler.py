@@ -192,8 +192,7 @@ class Sampler:
     ) -> Tensor:
         """One token per row.
 
-        logits: float32 [S, vocab], or in the model's own type where `ranks`, left as they are; slots, positions (of the
-        tokens to draw): [S].
+        logits: float32 [S, vocab], left as they are; slots, positions (of the tokens to draw): [S].
         masked: what may be drawn; `held` on a device whose kernels draw.
         Returns int64 [S]. A row without a single finite logit, or with a NaN, draws some token of the vocabulary. No
         row fails, and none harms another.
@@ -214,9 +213,11 @@ class Sampler:
             tokens[some] = self._draw_dense(logits[some], slots[some], positions[some], masked.among(some))
         return tokens
 
-    def ranks(self, slots: np.ndarray) -> bool:
-        """Whether all that is done with these slots' logits, without masks, is to find the largest on a CPU."""
-        return self._device.type == "cpu" and bool(self._plain[slots].all())
+    def ranks(self, plan: Plan, rows: np.ndarray) -> bool:
+        """Whether these rows' draws on a CPU are their most likely tokens: `draw` would do no more than find them."""
+        if self._device.type != "cpu" or len(plan.masked):
+            return False
+        return np.count_nonzero(self._plain[plan.slots[rows]]) == len(rows)
 
     def _draw_listed(
         self, logits: Tensor, ids: Tensor, rows: np.ndarray, slots: np.ndarray, positions: np.ndarray
@@ -405,7 +406,7 @@ def most_likely(logits: Tensor) -> Tensor:
     if logits.itemsize == 2:  # which numpy does not know, but above zero floats order like their bits
         bits = logits.view(torch.int16).numpy()
         found = bits.argmax(-1)
-        if (bits[np.arange(len(bits)), found] > 0).all():
+        if min(bits[np.arange(len(bits)), found].tolist()) > 0:
             return torch.from_numpy(found)
     return torch.from_numpy(logits.float().numpy().argmax(-1))
 

@@ -280,13 +280,22 @@ class _Draft:
 
         decodes = len(self.rows) - len(self._counts)
         counts, samples = np.ones(len(self.rows), np.int32), np.ones(len(self.rows), np.bool_)
-        counts[decodes:], samples[decodes:] = self._counts, self._samples
+        if self._counts:
+            counts[decodes:], samples[decodes:] = self._counts, self._samples
         embeds = self.state.budget.embeds
-        more: dict[str, Any] = {"masks": np.stack(self._mask_rows)} if self._mask_rows else {}
-        lengths = [len(pages) for _, _, pages in self._tables]
-        table_slots = np.repeat(ints([slot for slot, _, _ in self._tables]), lengths)
-        table_index = [np.arange(begin, begin + len(pages), dtype=np.int32) for _, begin, pages in self._tables]
-        table_pages = [pages for _, _, pages in self._tables]
+        more: dict[str, Any] = {}
+        table_slots, table_index, table_pages = (
+            ints(one) for one in (self._table_slots, self._table_index, self._table_pages)
+        )
+        if self._tables:
+            lengths = [len(pages) for _, _, pages in self._tables]
+            index = [np.arange(begin, begin + len(pages), dtype=np.int32) for _, begin, pages in self._tables]
+            slots = np.repeat(ints([slot for slot, _, _ in self._tables]), lengths)
+            table_slots = np.concatenate((table_slots, slots))
+            table_index = np.concatenate((table_index, *index))
+            table_pages = np.concatenate((table_pages, *(pages for _, _, pages in self._tables)))
+        if self._masked:
+            more |= {"masks": np.stack(self._mask_rows), "masked": ints(self._masked), "mask_of": ints(self._mask_of)}
         if self._places:
             more["places"] = ints([self._places.get(row, FREE) for row in range(len(self.rows))])
         if self.state.residents is not None:
@@ -298,14 +307,12 @@ class _Draft:
             counts=counts,
             samples=samples,
             tokens=ints(self._tokens),
-            table_slots=np.concatenate((ints(self._table_slots), table_slots)),
-            table_index=np.concatenate((ints(self._table_index), *table_index)),
-            table_pages=np.concatenate((ints(self._table_pages), *table_pages)),
+            table_slots=table_slots,
+            table_index=table_index,
+            table_pages=table_pages,
             seats=self._seats,
             asks=self._asks,
             prompt_asks=self._prompt_asks,
-            masked=ints(self._masked),
-            mask_of=ints(self._mask_of),
             embeds=[row for row, (_, _, does) in enumerate(self.rows) if does is Does.ENDS] if embeds else [],
             **more,
         )

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sglang.base.plan import Ask, Seat
+from sglang.base.plan import Ask, Plan, Seat
 from sglang.base.sampling import SamplingParams
 from sglang.engine.sampler import CANDIDATES, Masked, Sampler, invert, most_likely, score_drawn, score_known, uniform
 
@@ -296,13 +296,21 @@ def test_the_most_likely_token_of_16_bits_is_that_of_32() -> None:
             assert most_likely(logits).tolist() == most_likely(logits.float()).tolist()
 
 
-def test_logits_stay_as_they_are_where_the_largest_is_all_that_is_looked_for(device: torch.device) -> None:
+def test_rows_are_ranked_where_they_are_greedy_and_nothing_else_is_asked(device: torch.device) -> None:
     sampler = Sampler(4, 8, (0,), device)
-    sampler.seat(Seat(0, SamplingParams(temperature=0), 0))
-    sampler.seat(Seat(1, SamplingParams(temperature=1), 0))
-    sampler.seat(Seat(2, SamplingParams(temperature=0, logit_bias={3: 5.0}), 0))
-    found = [sampler.ranks(np.array(slots)) for slots in ([0], [0, 1], [2])]
-    assert found == [device.type == "cpu", False, False]
+    kinds = [SamplingParams(temperature=0), SamplingParams(), SamplingParams(temperature=0, logit_bias={3: 5.0})]
+    for slot, sampling in enumerate(kinds):
+        sampler.seat(Seat(slot, sampling, 0))
+
+    def ranks(slots: list[int], rows: list[int], **more: Any) -> bool:
+        some = np.array(slots, np.int32)
+        ones, none = np.ones(len(slots), np.int32), np.empty(0, np.int32)
+        plan = Plan(0, some, ones, ones, ones > 0, ones, none, none, none, **more)
+        return sampler.ranks(plan, np.array(rows))
+
+    assert ranks([0], [0]) == ranks([1, 0], [1]) == (device.type == "cpu")
+    assert not ranks([0, 1], [0, 1]) and not ranks([2], [0])
+    assert not ranks([0], [0], masked=np.zeros(1, np.int32))
 
 
 def test_scores_are_those_of_the_raw_distribution() -> None:
