@@ -218,7 +218,7 @@ PROBE_BYTES = 64 * 2**20  # more than a last-level cache keeps
 class Routes:
     """What is fastest here. cheapest[n]: rows to compute where n are asked for. single: one row goes plain.
 
-    grain: more rows than `cheapest` tells of are rounded up to multiples of it, and to few numbers; 0: they are not.
+    grain: rows that take no longer than one. More than `cheapest` tells of are rounded up to few numbers; 0: are not.
     oneDNN prepares each map for each number of rows that it meets, and keeps that: half a MiB and more, which is some
     MiB for a model.
     """
@@ -233,7 +233,9 @@ class Routes:
             return self.cheapest[n]
         if not self.grain:
             return n
-        grain = max(self.grain, 1 << max(0, n.bit_length() - 4))  # beyond `grain` at most an eighth is padding
+        # An eighth at most is padding; more where that costs products nothing, but not all, for norms and others pay.
+        eighth, quarter = (1 << max(0, n.bit_length() - bits) for bits in (4, 2))
+        grain = max(eighth, min(self.grain, quarter))
         return -(-n // grain) * grain
 
 
