@@ -135,7 +135,9 @@ def test_a_queue_that_is_full_answers_503_until_it_is_not(start_server: Any) -> 
             threading.Thread(target=lambda: generate(server, text="x", sampling_params=LONG, rid="long"))
             for _ in range(3)
         ]
-        for reader in readers:
+        readers[0].start()
+        assert eventually(lambda: state(server)["running"] == 1)  # until then it waits too
+        for reader in readers[1:]:
             reader.start()
         assert eventually(lambda: (state(server)["running"], state(server)["waiting"]) == (1, 2))
         for path, body in (("/generate", {"text": "y"}), ("/v1/completions", {"prompt": "y"})):
