@@ -7,7 +7,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from sglang.kernels.attention import Pool, narrowed
+from sglang.kernels.attention import Pool
+from sglang.kernels.attention_kernels import narrowed
 
 HEADS_A_PROGRAM = 8
 
