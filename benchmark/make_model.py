@@ -43,7 +43,7 @@ def make(shape: dict[str, Any], folder: Path) -> None:
     demo = json.loads((DEMO_MODEL / "config.json").read_text())
     ends = {name: demo[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if name in demo}
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(Qwen2Config(**{**shape, **ends, "tie_word_embeddings": True, "dtype": "bfloat16"}))
+    model: Any = Qwen2ForCausalLM(Qwen2Config(**{**shape, **ends, "tie_word_embeddings": True, "dtype": "bfloat16"}))
     model.to(torch.bfloat16).save_pretrained(folder)
 
 
