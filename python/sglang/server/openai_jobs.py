@@ -26,7 +26,10 @@ SAME_NAME = (
     "compact_json",
 )  # fmt: skip
 CHAT_NOT_SUPPORTED = ("input_ids", "functions", "function_call", "audio")
-NOT_SUPPORTED = ("stop_regex", "lora_path", "session_params", "custom_logit_processor", "return_hidden_states")
+NOT_SUPPORTED = (
+    "stop_regex", "lora_path", "session_params", "custom_logit_processor", "return_hidden_states",
+    "guided_whitespace_pattern",
+)  # fmt: skip
 
 
 class Job:

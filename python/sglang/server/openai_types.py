@@ -87,6 +87,7 @@ class SamplingFields(Struct, kw_only=True):
     session_params: Refused = None
     custom_logit_processor: Refused = None
     return_hidden_states: Refused = None
+    guided_whitespace_pattern: Refused = None
 
 
 class CompletionRequest(SamplingFields, kw_only=True):

@@ -145,6 +145,7 @@ BAD: list[tuple[str, Any, str, str]] = [
     (C, prompt(min_tokens=5, max_tokens=2), "min_tokens", "got 5"),
     (C, prompt(lora_path="a"), "lora_path", "not supported"),
     (C, prompt(stop_regex="a"), "stop_regex", "not supported"),
+    (C, prompt(guided_json={}, guided_whitespace_pattern=" ?"), "guided_whitespace_pattern", "not supported"),
     (H, {}, "messages", "missing required field messages"),
     (H, {"messages": []}, "messages", "1 to 4096 turns, got 0"),
     (H, {"messages": [{}]}, "messages[0].role", "missing required field role"),
