@@ -1,21 +1,8 @@
 """What GGUF files call the tensors of Hugging Face's files; those of a layer without its number."""
 
-LLAMA = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
+import packers
+
+LLAMA = {**packers.TOP, **packers.OURS}
 MOE = {
     "mlp.gate": "ffn_gate_inp",
     "mlp.experts.*.gate_proj": "ffn_gate_exps",
