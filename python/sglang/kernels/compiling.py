@@ -28,6 +28,14 @@ def trial(check: Callable[P, T]) -> Callable[P, T]:
     return checked
 
 
+def objection(agrees: Callable[[], bool]) -> str | None:
+    """Why kernels are not to be used that `agrees` compares with torch's; None: they may be."""
+    try:
+        return None if agrees() else "results differ from torch's"
+    except Exception as error:  # a compiler's or a driver's: whatever it is, torch's products are there
+        return str(error)
+
+
 def compile_ahead(launch: Callable[[], object]) -> int:
     """Call `launch`; what it launches of Triton's kernels is compiled and not run: their outputs hold anything.
 

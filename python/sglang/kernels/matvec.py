@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from sglang.kernels.compiling import trial
+from sglang.kernels.compiling import objection, trial
 from sglang.kernels.pointwise import ACTS, act_of
 
 log = logging.getLogger("sglang.kernels")
@@ -165,18 +165,13 @@ def works(dtype: torch.dtype) -> bool:
     """Whether the products agree with torch's on this device; tried once, first as a chain of early starts."""
     if dtype not in TYPES or not torch.cuda.is_available():
         return False
-    while True:
-        try:
-            if _agrees(dtype):
-                return True
-            reason = "results differ from torch's"
-        except Exception as error:  # a compiler's or a driver's: whatever it is, torch's products are there
-            reason = str(error)
+    while (reason := objection(lambda: _agrees(dtype))) is not None:
         if not switch.chain:
             log.warning("Products of one row are torch's: %s", reason)
             return False
-        log.warning("Kernels of a step of one row do not start early: %s", reason)
+        log.warning("Kernels of a step of few rows do not start early: %s", reason)
         switch.chain = False
+    return True
 
 
 @trial

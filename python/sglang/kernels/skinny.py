@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from sglang.kernels.compiling import trial
+from sglang.kernels.compiling import objection, trial
 from sglang.kernels.matvec import FEW, TYPES, early, switch
 
 log = logging.getLogger("sglang.kernels")
@@ -115,14 +115,9 @@ def works(dtype: torch.dtype) -> bool:
     """Whether the products agree with torch's on this device; tried once."""
     if not torch.cuda.is_available():
         return False
-    try:
-        if _agrees(dtype):
-            return True
-        reason = "results differ from torch's"
-    except Exception as error:  # a compiler's or a driver's: whatever it is, torch's products are there
-        reason = str(error)
-    log.warning("Products of a few rows are torch's: %s", reason)
-    return False
+    if (reason := objection(lambda: _agrees(dtype))) is not None:
+        log.warning("Products of a few rows are torch's: %s", reason)
+    return reason is None
 
 
 @trial

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
+from sglang.kernels import matvec, skinny
 from sglang.kernels.skinny import Tile, split, splits_of
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -32,3 +33,32 @@ def test_a_program_for_each_multiprocessor_and_none_without_inputs() -> None:
         steps = -(-inputs // 128)
         splits = splits_of(rows, inputs)
         assert (splits - 1) * -(-steps // splits) < steps, "a part without inputs"
+
+
+def fails(*_: object) -> bool:
+    raise RuntimeError("no compiler")
+
+
+def test_what_fails_or_differs_is_left_to_torch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for agrees, said in ((fails, "no compiler"), (lambda _: False, "results differ"), (lambda _: True, "")):
+        caplog.clear()
+        monkeypatch.setattr(skinny, "_agrees", agrees)
+        skinny.works.cache_clear()
+        assert skinny.works(torch.bfloat16) is (said == "")
+        assert said in caplog.text and len(caplog.records) == (said != "")
+    skinny.works.cache_clear()
+
+
+def test_early_starts_are_given_up_before_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for agrees, found in (
+        (lambda _: True, (True, True)), (lambda _: not matvec.switch.chain, (True, False)), (fails, (False, False)),
+    ):  # fmt: skip
+        monkeypatch.setattr(matvec, "switch", matvec._Switch())
+        monkeypatch.setattr(matvec, "_agrees", agrees)
+        matvec.works.cache_clear()
+        assert (matvec.works(torch.bfloat16), matvec.switch.chain) == found
+    matvec.works.cache_clear()
