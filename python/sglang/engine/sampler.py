@@ -215,7 +215,7 @@ class Sampler:
 
     def ranks(self, plan: Plan, rows: np.ndarray) -> bool:
         """Whether these rows' draws on a CPU are their most likely tokens: `draw` would do no more than find them."""
-        if self._device.type != "cpu" or len(plan.masked):
+        if self._device.type != "cpu" or len(plan.masked) or len(plan.places):
             return False
         return np.count_nonzero(self._plain[plan.slots[rows]]) == len(rows)
 

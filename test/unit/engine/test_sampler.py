@@ -311,6 +311,7 @@ def test_rows_are_ranked_where_they_are_greedy_and_nothing_else_is_asked(device:
     assert ranks([0], [0]) == ranks([1, 0], [1]) == (device.type == "cpu")
     assert not ranks([0, 1], [0, 1]) and not ranks([2], [0])
     assert not ranks([0], [0], masked=np.zeros(1, np.int32))
+    assert not ranks([0], [0], places=np.zeros(1, np.int32)), "an automaton says what may be drawn"
 
 
 def test_scores_are_those_of_the_raw_distribution() -> None:
