@@ -47,13 +47,17 @@ class Served:
 
 @contextlib.contextmanager
 def serve(folder: Path, *flags: str) -> Iterator[Served]:
-    """Start `python -m sglang.launch_server` with `flags`, wait until it answers, stop it at the end."""
+    """Start `python -m sglang.launch_server` with `flags`, wait until it answers, stop it at the end.
+
+    In float32 where they do not say otherwise: in bfloat16 a near tie may turn with the rows beside it, or with how
+    many of its tokens were computed at once, and many tests compare texts.
+    """
     port = free_port()
     log_path = folder / f"server-{port}.log"
     environment = dict(
         os.environ, PYTHONPATH=str(PACKAGE_ROOT), OMP_NUM_THREADS="1"
     )  # several servers share the machine
-    command = [sys.executable, "-m", "sglang.launch_server", "--port", str(port), *flags]
+    command = [sys.executable, "-m", "sglang.launch_server", "--port", str(port), "--dtype", "float32", *flags]
     with log_path.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
     served = Served(f"http://127.0.0.1:{port}", process, log_path, list(flags))
@@ -76,7 +80,7 @@ def serve(folder: Path, *flags: str) -> Iterator[Served]:
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The demo model with its default settings."""
+    """The demo model."""
     with serve(tmp_path_factory.mktemp("server"), "--max-total-tokens", "40000") as running:
         yield running
 

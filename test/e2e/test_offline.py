@@ -22,7 +22,7 @@ PACKAGE = Path(__file__).parents[2] / "python"
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    with Engine(worker=ThreadWorker, max_total_tokens=8000, log_level="error") as engine:
+    with Engine(worker=ThreadWorker, dtype="float32", max_total_tokens=8000, log_level="error") as engine:
         yield engine
 
 

@@ -14,12 +14,13 @@ from sglang.launch import ThreadWorker
 from sglang.offline import Engine
 
 GREEDY = {"temperature": 0, "max_new_tokens": 12}
+FLAGS: dict[str, Any] = {"dtype": "float32", "max_total_tokens": 6000, "log_level": "error"}
 PROMPT = "Q: What is the capital of France?\nA:"
 
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    with Engine(worker=ThreadWorker, max_total_tokens=6000, log_level="error") as engine:
+    with Engine(worker=ThreadWorker, **FLAGS) as engine:
         yield engine
 
 
@@ -100,7 +101,7 @@ def test_a_chain_says_what_its_gens_say_one_by_one(engine: Engine, name: str) ->
 @pytest.mark.parametrize("flags", [{"disable_radix_cache": True}, {"max_total_tokens": 120}], ids=["no cache", "tiny"])
 def test_settings_change_no_chain(engine: Engine, flags: dict[str, Any]) -> None:
     expected = engine.generate(segments=CHAINS["stop strings"])["text"]
-    with Engine(worker=ThreadWorker, **{"max_total_tokens": 6000, "log_level": "error", **flags}) as other:
+    with Engine(worker=ThreadWorker, **{**FLAGS, **flags}) as other:
         answers: list[str] = []
         chains = [
             threading.Thread(target=lambda: answers.append(other.generate(segments=CHAINS["stop strings"])["text"]))
