@@ -172,7 +172,7 @@ def test_a_server_that_loads_says_so_and_can_be_stopped() -> None:
 
 
 def test_sigterm_lets_a_running_request_end_and_exits_zero(start_server: Any) -> None:
-    with start_server() as server:
+    with start_server("--drain-timeout", "60") as server:
         answers: list[httpx.Response] = []
         reader = threading.Thread(target=lambda: answers.append(generate(server, text="x", sampling_params=LONG)))
         reader.start()
