@@ -9,9 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from sglang.base import limits
 from sglang.base.errors import FieldError
+from sglang.grammar import documents, strings
+from sglang.grammar.language import to_regex
 from sglang.grammar.rules import Illegal, Words
 from sglang.grammar.vocab import Vocabulary
+
+FORMATS = frozenset(("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"))
 
 
 class Engine:
@@ -61,19 +66,35 @@ class _Tokens:
 
 def from_schema(schema: dict[str, Any] | bool, strict: bool, spaced: bool) -> str:
     """Any JSON schema -> llguidance's grammar. oneOf is taken as anyOf: see `schema.check_one_of`."""
-    options = _layout(spaced) | {"coerce_one_of": True, "lenient": not strict}
     import llguidance
 
-    text = json.dumps({} if schema is True else schema)  # options need an object to go into
+    options = _options(strict, spaced)
+    text = json.dumps({} if schema is True else _told(schema))  # options need an object to go into
     return llguidance.LLMatcher.grammar_from_json_schema(text, overrides=options)  # type: ignore[arg-type]  # its stub forgets dicts
 
 
-def _layout(spaced: bool) -> dict[str, Any]:
+def _options(strict: bool, spaced: bool) -> dict[str, Any]:
     return {
+        "coerce_one_of": True,
+        "lenient": not strict,
         "whitespace_flexible": False,
         "item_separator": ", " if spaced else ",",
         "key_separator": ": " if spaced else ":",
     }
+
+
+def _told(schema: dict[str, Any] | bool) -> Any:
+    """`schema` with patterns for formats that the library does not know."""
+
+    def change(part: dict[str, Any]) -> dict[str, Any]:
+        name = part.get("format")
+        node = strings.of_format(name) if isinstance(name, str) and name not in FORMATS else None
+        if node is None or "pattern" in part:
+            return part
+        said = {key: value for key, value in part.items() if key != "format"}
+        return said | {"pattern": f"^(?:{to_regex(node, 'json_schema', limits.GRAMMAR_CHARS)})$"}
+
+    return documents.rewritten(schema, change)
 
 
 def from_grammar(text: str) -> str:
@@ -90,12 +111,12 @@ def from_tags(tags: list[tuple[str, str, dict[str, Any] | bool, str]], strict: b
     """(trigger, begin, schema, end) of each tag -> llguidance's grammar: free text, and instances inside the tags."""
     import llguidance as library
 
-    options = _layout(spaced) | {"lenient": not strict}
+    options = _options(strict, spaced)
     built = [
         library.StructTag(
             trigger=trigger,
             begin=begin,
-            grammar={**(schema if isinstance(schema, dict) else {}), "x-guidance": options},
+            grammar={**(_told(schema) if isinstance(schema, dict) else {}), "x-guidance": options},
             end=end,
         )
         for trigger, begin, schema, end in tags

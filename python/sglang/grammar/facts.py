@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
+from sglang.grammar import multiples
+
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 
 
@@ -24,6 +26,7 @@ class Facts:
     lengths: tuple[int, int | None] = (0, None)
     low: tuple[Decimal, bool] | None = None  # the bound, and whether it is left out
     high: tuple[Decimal, bool] | None = None
+    multiple: Decimal | None = None  # multipleOf
     properties: dict[str, Any] = field(default_factory=dict)
     required: tuple[str, ...] = ()
     key_patterns: dict[str, Any] = field(default_factory=dict)
@@ -33,6 +36,7 @@ class Facts:
     head: tuple[Any, ...] = ()  # prefixItems
     rest: Any = None  # items
     counts: tuple[int, int | None] = (0, None)
+    unique: bool = False
     implied: frozenset[str] = frozenset()
     through: frozenset[str] = frozenset()  # references that led here
 
@@ -69,15 +73,17 @@ def meet(a: Facts, b: Facts) -> Facts | None:
         lengths=narrower(a.lengths, b.lengths),
         low=tighter(a.low, b.low, max),
         high=tighter(a.high, b.high, min),
+        multiple=_meet_multiples(a.multiple, b.multiple),
         properties=properties,
         required=tuple(dict.fromkeys((*a.required, *b.required))),
         key_patterns=key_patterns,
         key_schemas=(*a.key_schemas, *b.key_schemas),
         others=_meet_schemas(a.others, b.others),
         sizes=narrower(a.sizes, b.sizes),
-        head=tuple(_meet_schemas(_item(a, i), _item(b, i)) for i in range(heads)),
+        head=tuple(_meet_schemas(item_of(a, i), item_of(b, i)) for i in range(heads)),
         rest=_meet_schemas(a.rest, b.rest),
         counts=narrower(a.counts, b.counts),
+        unique=a.unique or b.unique,
         implied=a.implied | b.implied,
         through=a.through | b.through,
     )
@@ -101,7 +107,12 @@ def _meet_schemas(a: Any, b: Any) -> Any:
     return b if a is None else a if b is None else all_of(a, b)
 
 
-def _item(facts: Facts, i: int) -> Any:
+def _meet_multiples(a: Decimal | None, b: Decimal | None) -> Decimal | None:
+    return b if a is None else a if b is None else multiples.common(a, b)
+
+
+def item_of(facts: Facts, i: int) -> Any:
+    """What is said of the item at `i`."""
     return facts.head[i] if i < len(facts.head) else facts.rest
 
 

@@ -12,24 +12,20 @@ BOUNDED_FORMATS = {"int32": (-(2**31), 2**31 - 1), "uint32": (0, 2**32 - 1), "in
                    "uint64": (0, 2**64 - 1)}  # fmt: skip
 NUMBER_FORMATS = frozenset((*BOUNDED_FORMATS, "float", "double", "decimal"))
 
-# Said for people and tools, not about the value.
-REMARKS = frozenset(
-    ("title", "description", "default", "example", "examples", "deprecated", "readOnly", "writeOnly", "$comment",
-     "$schema", "$id", "$anchor", "$defs", "definitions", "$vocabulary", "discriminator", "contentEncoding",
-     "contentMediaType", "contentSchema", "xml", "externalDocs", "strict", "propertyOrdering", "additionalItems")
-)  # fmt: skip
-KNOWN = frozenset(
-    ("type", "enum", "const", "nullable", "$ref", "allOf", "anyOf", "oneOf", "properties", "required",
+# Of the document, not about the value.
+ASIDE = frozenset(("$schema", "$id", "$anchor", "$defs", "definitions", "additionalItems", "nullable"))
+KNOWN = ASIDE | frozenset(
+    ("type", "enum", "const", "$ref", "allOf", "anyOf", "oneOf", "properties", "required",
      "additionalProperties", "propertyNames", "patternProperties", "minProperties", "maxProperties", "items",
      "prefixItems", "minItems", "maxItems", "pattern", "minLength", "maxLength", "format", "minimum", "maximum",
-     "exclusiveMinimum", "exclusiveMaximum")
+     "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "uniqueItems")
 )  # fmt: skip
 _IMPLIED = {
     "object": frozenset(("properties", "required", "additionalProperties", "propertyNames", "patternProperties",
                          "minProperties", "maxProperties")),
-    "array": frozenset(("items", "prefixItems", "minItems", "maxItems")),
+    "array": frozenset(("items", "prefixItems", "minItems", "maxItems", "uniqueItems")),
     "string": frozenset(("pattern", "minLength", "maxLength")),
-    "number": frozenset(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")),
+    "number": frozenset(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")),
 }  # fmt: skip
 
 
@@ -68,6 +64,7 @@ class Keywords:
             lengths=self.span(schema, "minLength", "maxLength", path),
             low=self.bound(schema, "minimum", "exclusiveMinimum", path, max),
             high=self.bound(schema, "maximum", "exclusiveMaximum", path, min),
+            multiple=self.multiple(schema, path),
             properties=self.mapping(schema, "properties", path),
             required=tuple(dict.fromkeys(self.names(schema, path))),
             key_patterns=self.mapping(schema, "patternProperties", path),
@@ -77,6 +74,7 @@ class Keywords:
             head=tuple(head),
             rest=rest,
             counts=self.span(schema, "minItems", "maxItems", path),
+            unique=schema.get("uniqueItems") is True,
             implied=frozenset(t for t, keys in _IMPLIED.items() if not keys.isdisjoint(schema)),
         )
         for name in formats:
@@ -90,9 +88,7 @@ class Keywords:
     def check_known(self, schema: dict[str, Any], path: str) -> None:
         if not self.strict:
             return
-        unknown = [k for k in schema if k not in KNOWN and k not in REMARKS and not k.startswith("x-")]
-        harmless = {"uniqueItems": False, "multipleOf": 1}
-        unknown = [k for k in unknown if k not in harmless or schema[k] != harmless[k]]
+        unknown = [k for k in schema if k not in KNOWN]
         if unknown:
             raise self.error(
                 path, f"unsupported: {', '.join(map(repr, unknown))} (strict: false ignores what is unsupported)"
@@ -106,14 +102,7 @@ class Keywords:
         for name in listed:
             if name not in TYPES:
                 raise self.error(path, f"type must be one of {', '.join(TYPES)}, got {name!r}")
-        types = {
-            *listed,
-            *(["integer"] if "number" in listed else []),
-            *(["null"] if schema.get("nullable") is True else []),
-        }
-        if schema.get("multipleOf") == 1:
-            types.discard("number")
-        return frozenset(types), True
+        return frozenset((*listed, *(["integer"] if "number" in listed else []))), True
 
     def format_of(self, name: Any, types: frozenset[str], path: str) -> str:
         """The format where it says something of strings, else nothing."""
@@ -157,6 +146,14 @@ class Keywords:
         if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < 0:
             raise self.error(path, f"{key} must be a whole number >= 0, got {value!r}")
         return int(value)
+
+    def multiple(self, schema: dict[str, Any], path: str) -> Decimal | None:
+        value = schema.get("multipleOf")
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 10**numbers.LONGEST_BOUND:
+            raise self.error(path, f"multipleOf must be a number > 0, got {value!r}")
+        return Decimal(repr(value))
 
     def bound(
         self, schema: dict[str, Any], key: str, open_key: str, path: str, tight: Any

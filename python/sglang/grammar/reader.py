@@ -5,15 +5,16 @@ conjunction about one value.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 from sglang.base import limits
 from sglang.base.errors import FieldError
-from sglang.grammar import automaton, regex, strings
-from sglang.grammar.facts import CannotMeet, Facts, key_of, meet, narrower, tighter, type_of, types_of
+from sglang.grammar import automaton, documents, regex, strings
+from sglang.grammar.facts import CannotMeet, Facts, item_of, key_of, meet, narrower, tighter, type_of, types_of
 from sglang.grammar.keywords import Keywords
 from sglang.grammar.language import Node
 
@@ -27,7 +28,15 @@ class NotRegular(Exception):
 
 
 def load(schema: str | dict[str, Any] | bool, name: str = "json_schema") -> dict[str, Any] | bool:
-    """The schema as Python has it. Raises FieldError(name)."""
+    """The schema as Python has it, without remarks. Raises FieldError(name)."""
+    try:
+        return documents.simplified(decode(schema, name))
+    except RecursionError:
+        raise FieldError(name, f"{name} is nested too deeply") from None
+
+
+def decode(schema: str | dict[str, Any] | bool, name: str) -> dict[str, Any] | bool:
+    """A document as it was sent. Raises FieldError(name)."""
     if isinstance(schema, str):
         if len(schema) > limits.GRAMMAR_CHARS:
             raise FieldError(name, f"{name} may have at most {limits.GRAMMAR_CHARS} characters, got {len(schema)}")
@@ -56,28 +65,25 @@ class Reader:
         self._searches: dict[str, automaton.Automaton] = {}
         self._looking = 0  # only comparing: recursion does no harm there
 
+    def spend(self, amount: int, path: str) -> None:
+        self.work -= amount
+        if self.work < 0:
+            raise self.error(path, "the schema is too large")
+
     def is_open(self, ref: str) -> bool:
         return any(ref in refs for refs in self.open)
 
     def resolve(self, ref: str, path: str) -> Any:
         if not ref.startswith("#"):
             raise self.error(path, f"$ref {ref!r}: only references inside the schema (#/...) are followed")
-        found: Any = self.root
-        for part in ref[1:].split("/")[1:]:
-            key = part.replace("~1", "/").replace("~0", "~")
-            if isinstance(found, dict) and key in found:
-                found = found[key]
-            elif isinstance(found, list) and key.isdecimal() and int(key) < len(found):
-                found = found[int(key)]
-            else:
-                raise self.error(path, f"$ref {ref!r} leads nowhere")
-        return found
+        try:
+            return documents.target(self.root, ref)
+        except KeyError:
+            raise self.error(path, f"$ref {ref!r} leads nowhere") from None
 
     def cases(self, schema: Any, path: str, depth: int, through: tuple[str, ...]) -> list[Facts]:
         """The alternatives of a schema. through: references followed on the way."""
-        self.work -= 1
-        if self.work < 0:
-            raise self.error(path, "the schema is too large")
+        self.spend(1, path)
         if schema is True:
             return [Facts()]
         if schema is False:
@@ -202,12 +208,14 @@ class Reader:
         return False
 
     def admits(self, facts: Facts, value: Any) -> bool:
-        """Whether `value` obeys what `facts` say of scalars (`values` aside); objects and arrays are taken to."""
+        """Whether `value` obeys what `facts` say, `values` aside."""
         kind = type_of(value)
         if kind not in facts.types:
             return False
         if kind in ("integer", "number"):
             number = Decimal(repr(value))
+            if facts.multiple is not None and Fraction(number) % Fraction(facts.multiple):
+                return False
             above = facts.low is None or number > facts.low[0] or (number == facts.low[0] and not facts.low[1])
             return above and (
                 facts.high is None or number < facts.high[0] or (number == facts.high[0] and not facts.high[1])
@@ -220,7 +228,50 @@ class Reader:
             return all(self.found(p, value) for p in facts.patterns) and all(
                 automaton.compile(node, self.name).matches(value) for node in formats
             )
+        if kind == "array":
+            low, high = facts.counts
+            if len(value) < low or (high is not None and len(value) > high):
+                return False
+            if facts.unique and len({key_of(item) for item in value}) < len(value):
+                return False
+            return all(self.holds(item_of(facts, i), item) for i, item in enumerate(value))
+        if kind == "object":
+            low, high = facts.sizes
+            if len(value) < low or (high is not None and len(value) > high) or not {*facts.required} <= {*value}:
+                return False
+            return all(self.admits_member(facts, key, item) for key, item in value.items())
         return True
+
+    def admits_member(self, facts: Facts, key: str, value: Any) -> bool:
+        said = [schema for pattern, schema in facts.key_patterns.items() if self.found(pattern, key)]
+        said += [facts.properties[key]] if key in facts.properties else []
+        return all(self.holds(names, key) for names in facts.key_schemas) and all(
+            self.holds(schema, value) for schema in said or [facts.others]
+        )
+
+    def holds(self, schema: Any, value: Any) -> bool:
+        """Whether `value` is an instance; None is the schema of anything."""
+        if schema is None:
+            return True
+        self._looking += 1
+        cases = self.cases(schema, "$", 0, ())
+        self._looking -= 1
+        return any(
+            self.admits(facts, value) and (facts.values is None or key_of(value) in map(key_of, facts.values))
+            for facts in cases
+        )
+
+    def choices(self, schema: Any, path: str, depth: int) -> list[Any] | None:
+        """All instances of `schema`, where they are listed or there are few."""
+        found: dict[Hashable, Any] = {}
+        for facts in self.cases(schema, path, depth, ()):
+            values = facts.values
+            if values is None and types_of(facts) <= {"boolean", "null"}:
+                values = tuple(v for v in (False, True, None) if type_of(v) in facts.types)
+            if values is None:
+                return None
+            found |= {key_of(value): value for value in values if self.admits(facts, value)}
+        return list(found.values())
 
     def found(self, pattern: str, text: str) -> bool:
         known = self._searches.get(pattern)

@@ -8,14 +8,15 @@ with `properties` get others only where `additionalProperties` says so, numbers 
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import reduce
 from typing import Any
 
 from sglang.base import limits
 from sglang.base.errors import FieldError
-from sglang.grammar import numbers, regex, strings
+from sglang.grammar import distinct, multiples, numbers, regex, strings
 from sglang.grammar.facts import TYPES, Facts, all_of, types_of
-from sglang.grammar.keywords import REMARKS
+from sglang.grammar.keywords import ASIDE
 from sglang.grammar.language import (
     EMPTY,
     NOTHING,
@@ -108,10 +109,10 @@ class _Writer:
         if depth > DEPTH:
             raise self.reader.error(path, f"schemas may be nested {DEPTH} deep at most")
         ref = schema.get("$ref") if isinstance(schema, dict) else None
-        if isinstance(ref, str) and all(key == "$ref" or key in REMARKS for key in schema):
+        if isinstance(ref, str) and all(key == "$ref" or key in ASIDE for key in schema):
             return self.referred(ref, path, depth)
         for key in ("anyOf", "oneOf"):
-            if isinstance(schema, dict) and key in schema and all(k == key or k in REMARKS for k in schema):
+            if isinstance(schema, dict) and key in schema and all(k == key or k in ASIDE for k in schema):
                 # Nothing to multiply out: alternatives stay whole, and are shared where they are references.
                 parts = self.reader.list_of(schema, key, path)
                 if key == "oneOf" and self.reader.strict:
@@ -172,8 +173,11 @@ class _Writer:
         return cat(start, self.layout.pad, *joined, self.layout.pad, end) if joined else Text(start + end)
 
     def number(self, facts: Facts) -> Node:
+        if facts.multiple is not None and facts.multiple == facts.multiple.to_integral_value():
+            return self.integer(facts)
         low, high = facts.low or (None, False), facts.high or (None, False)
-        return numbers.decimals(low[0], high[0], low[1], high[1])
+        node = numbers.decimals(low[0], high[0], low[1], high[1])
+        return node if facts.multiple is None else self.multiples(node, facts.multiple, low[0], high[0])
 
     def integer(self, facts: Facts) -> Node:
         low = high = None
@@ -183,7 +187,18 @@ class _Writer:
         if facts.high is not None:
             high = int(facts.high[0].to_integral_value("ROUND_FLOOR"))
             high -= facts.high[1] and high == facts.high[0]
-        return numbers.integers(low, high)
+        node = numbers.integers(low, high)
+        if facts.multiple is None or facts.multiple == 1:
+            return node
+        bounds = [None if bound is None else Decimal(bound) for bound in (low, high)]
+        return self.multiples(node, multiples.common(facts.multiple, Decimal(1)), *bounds)
+
+    def multiples(self, node: Node, step: Decimal, low: Decimal | None, high: Decimal | None) -> Node:
+        """The multiples of `step` in `node`, numbers from `low` to `high`."""
+        found = multiples.multiples(step, low, high)
+        if found is None:
+            raise NotRegular(f"multiples of {step} have too many remainders")
+        return found if low is None and high is None else Both(node, found)
 
     def string(self, facts: Facts) -> Node:
         return strings.quoted(self.characters(facts))
@@ -217,6 +232,10 @@ class _Writer:
             high = len(facts.head) if high is None else min(high, len(facts.head))
         if high is not None and low > high:
             return NOTHING
+        if facts.unique and (high is None or high > 1):
+            values = self.listed_items(facts, path, depth)
+            if values is not None:
+                return self.unique(values, low, len(values) if high is None else min(high, len(values)), path)
         head = facts.head if high is None else facts.head[:high]
         items = [self.node(s, f"{path}.prefixItems[{i}]", depth + 1) for i, s in enumerate(head)]
         more: Node | None = None  # what may follow the head, each with a comma before it
@@ -236,6 +255,27 @@ class _Writer:
             assert isinstance(texts, Repeat)
             return alt("[]", cat("[", self.layout.pad, texts.item, self.layout.pad, "]"))
         return cat("[", self.layout.pad, texts, self.layout.pad, "]") if items else Text("[]")
+
+    def listed_items(self, facts: Facts, path: str, depth: int) -> list[Any] | None:
+        """What the items of a list of different ones may be; None where `uniqueItems` is to be ignored."""
+        rest = True if facts.rest is None else facts.rest
+        values = None if facts.head else self.reader.choices(rest, f"{path}.items", depth + 1)
+        if values is None and self.reader.strict:
+            raise self.reader.error(
+                path,
+                "unsupported: 'uniqueItems' of items that are not of an enum (strict: false ignores it)",
+            )
+        return values
+
+    def unique(self, values: Sequence[Any], low: int, high: int, path: str) -> Node:
+        if low > high:
+            return NOTHING
+        self.reader.spend(len(values) * max(low, 1), path)
+        if low == len(values) > distinct.ANY_ORDER:
+            raise self.reader.error(path, f"uniqueItems: at most {distinct.ANY_ORDER} items can be ordered")
+        pad, items = self.layout.pad, distinct.lists(list(map(self.literal, values)), self.layout.comma, low or 1, high)
+        filled = cat("[", pad, items, pad, "]")
+        return filled if low else alt("[]", filled)
 
     def listed(self, one: Node, least: int, most: int | None) -> Node:
         if most == 0:

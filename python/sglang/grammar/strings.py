@@ -130,10 +130,14 @@ _FORMATS: dict[str, str | Callable[[int], str]] = {
     "date": _DAY,
     "time": _CLOCK + _ZONE,
     "date-time": f"{_DAY}T{_CLOCK}{_ZONE}",
-    "duration": r"P(\d{1,9}W|(\d{1,9}Y(\d{1,9}M(\d{1,9}D)?)?|\d{1,9}M(\d{1,9}D)?|\d{1,9}D)"
-    r"(T(\d{1,9}H(\d{1,9}M(\d{1,9}S)?)?|\d{1,9}M(\d{1,9}S)?|\d{1,9}S))?"
-    r"|T(\d{1,9}H(\d{1,9}M(\d{1,9}S)?)?|\d{1,9}M(\d{1,9}S)?|\d{1,9}S))",
+    "duration": r"P(\d{1,6}W|(\d{1,6}Y(\d{1,6}M(\d{1,6}D)?)?|\d{1,6}M(\d{1,6}D)?|\d{1,6}D)"
+    r"(T(\d{1,6}H(\d{1,6}M(\d{1,6}S)?)?|\d{1,6}M(\d{1,6}S)?|\d{1,6}S))?"
+    r"|T(\d{1,6}H(\d{1,6}M(\d{1,6}S)?)?|\d{1,6}M(\d{1,6}S)?|\d{1,6}S))",
     "uuid": r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
+    **{
+        f"uuid{n}": f"[0-9a-f]{{8}}-[0-9a-f]{{4}}-{n}[0-9a-f]{{3}}-[89ab][0-9a-f]{{3}}-[0-9a-f]{{12}}"
+        for n in range(1, 9)
+    },
     # Up to three of twenty stay under the 64 characters before an @.
     "email": lambda n: (
         rf"{_ATOM}{{1,{min(n, 20)}}}(\.{_ATOM}{{1,{min(n, 20)}}}){{0,2}}@"
@@ -150,7 +154,7 @@ _FORMATS: dict[str, str | Callable[[int], str]] = {
     "json-pointer": r"(/([^~/]|~[01])*)*",
 }
 _ALIASES = {"uri-reference": "uri", "iri": "uri", "iri-reference": "uri", "url": "uri", "idn-email": "email",
-            "idn-hostname": "hostname", "base64": "byte", "uuid4": "uuid", "ipvanyaddress": "ipv4"}  # fmt: skip
+            "idn-hostname": "hostname", "base64": "byte", "ipvanyaddress": "ipv4"}  # fmt: skip
 # Said for people, or true of every text.
 REMARKS = frozenset(("password", "path", "file-path", "directory-path", "binary", "text", "string", "char", "markdown"))
 

@@ -1,12 +1,12 @@
 """Structural tags: free text until a trigger, an instance of a schema inside the tag, then free text again."""
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 from sglang.base.errors import FieldError
 from sglang.grammar import schema
 from sglang.grammar.language import ANY, EMPTY, Node, Repeat, Text, Without, alt, cat
+from sglang.grammar.reader import decode
 
 NAME = "structural_tag"
 
@@ -21,7 +21,7 @@ class Tag:
 
 def read(text: str) -> list[Tag]:
     """{"structures": [{"begin": ..., "schema": ..., "end": ...}], "triggers": [...]} as JSON. Raises FieldError."""
-    value = schema.load(text, NAME)
+    value = decode(text, NAME)
     if not isinstance(value, dict) or not isinstance(value.get("structures"), list) or not value["structures"]:
         raise FieldError(NAME, f"{NAME} must have a list of structures")
     triggers = value.get("triggers")
@@ -37,10 +37,9 @@ def read(text: str) -> list[Tag]:
         ):
             raise FieldError(NAME, f"{where} must have begin and end, both strings")
         inner = item.get("schema", True)
-        if isinstance(inner, str):
-            inner = json.loads(inner) if inner else True
-        if not isinstance(inner, dict | bool):
+        if not isinstance(inner, dict | bool | str):
             raise FieldError(NAME, f"{where}.schema must be an object")
+        inner = schema.load(inner or True, NAME)
         fitting = [t for t in triggers if item["begin"].startswith(t)]
         if not fitting:
             raise FieldError(NAME, f"{where}.begin must start with one of the triggers")
