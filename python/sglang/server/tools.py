@@ -84,16 +84,28 @@ def choose(body: oai.ChatRequest, style: Style) -> Choice:
         if wanted == "auto":
             return Choice([])
         raise FieldError("tool_choice", "tool_choice needs tools")
+    mode, asked = (wanted, names) if isinstance(wanted, str) else _asked(wanted)
+    unknown = next((name for name in asked if name not in names), None)
+    if unknown is not None:
+        raise FieldError("tool_choice", f"tool_choice names {unknown[:NAME_CHARS]!r}, which is not in tools")
+    allowed = [tool for tool in tools if tool.function.name in asked]
+    if mode == "auto":  # a tool that is shown may be called: nothing holds the model back
+        return Choice([msgspec.to_builtins(tool) for tool in allowed], frozenset(asked), style)
+    most = 1 if mode == "one" or body.parallel_tool_calls is False else None
+    strict = any(tool.function.strict for tool in allowed)
     shown = [msgspec.to_builtins(tool) for tool in tools]
-    if wanted == "auto":
-        return Choice(shown, frozenset(names), style)
-    if isinstance(wanted, oai.NamedTool):
-        tools = [tool for tool in tools if tool.function.name == wanted.function.name]
-        if not tools:
-            raise FieldError("tool_choice", f"tool_choice names {wanted.function.name!r}, which is not in tools")
-    most = 1 if isinstance(wanted, oai.NamedTool) or body.parallel_tool_calls is False else None
-    strict = any(tool.function.strict for tool in tools)
-    return Choice(shown, frozenset(names), DEMANDED, _calls_schema(tools, most), strict)
+    return Choice(shown, frozenset(names), DEMANDED, _calls_schema(allowed, most), strict)
+
+
+def _asked(wanted: oai.ToolChoice) -> tuple[str, list[str]]:
+    """auto, required or one; and the names it is about."""
+    if wanted.type == "function":
+        if wanted.function is None:
+            raise FieldError("tool_choice", "tool_choice.function must be an object with a name")
+        return "one", [wanted.function.name]
+    if wanted.allowed_tools is None or not wanted.allowed_tools.tools:
+        raise FieldError("tool_choice", "tool_choice.allowed_tools.tools must be a list of functions, not empty")
+    return wanted.allowed_tools.mode, [tool.function.name for tool in wanted.allowed_tools.tools]
 
 
 def _calls_schema(tools: Sequence[oai.Tool], most: int | None) -> str:

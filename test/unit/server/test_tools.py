@@ -1,7 +1,7 @@
 """Calls are found in what models write, however it is cut into pieces; the rest is text."""
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -81,6 +81,24 @@ def asked(**body: Any) -> oai.ChatRequest:
     return oai.ChatRequest(messages="x", **{"tools": kinds, **body})
 
 
+def allowed(mode: Literal["auto", "required"], *names: str) -> oai.ToolChoice:
+    listed = [oai.NamedTool(function=oai.FunctionName(name=name)) for name in names]
+    return oai.ToolChoice(type="allowed_tools", allowed_tools=oai.AllowedTools(mode=mode, tools=listed))
+
+
+def test_some_of_the_tools_may_be_called() -> None:
+    auto = tools.choose(asked(tool_choice=allowed("auto", "now")), HERMES)
+    assert (auto.names, auto.schema, auto.style) == ({"now"}, None, HERMES)
+    assert [tool["function"]["name"] for tool in auto.tools] == ["now"]
+    demanded = tools.choose(asked(tool_choice=allowed("required", "now")), HERMES)
+    schema = json.loads(demanded.schema or "")
+    assert [kind["properties"]["name"] for kind in schema["items"]["anyOf"]] == [{"const": "now"}]
+    assert "maxItems" not in schema
+    assert [tool["function"]["name"] for tool in demanded.tools] == ["add", "now"]
+    both = tools.choose(asked(tool_choice=allowed("auto", "now", "add")), HERMES)
+    assert both == tools.choose(asked(), HERMES)
+
+
 def test_what_may_be_called() -> None:
     assert tools.choose(asked(), HERMES).names == NAMES
     assert tools.choose(asked(tool_choice="none"), HERMES).tools == []
@@ -88,7 +106,7 @@ def test_what_may_be_called() -> None:
     demanded = json.loads(tools.choose(asked(tool_choice="required"), HERMES).schema or "")
     assert demanded["minItems"] == 1
     assert "maxItems" not in demanded
-    named = oai.NamedTool(function=oai.FunctionName(name="now"))
+    named = oai.ToolChoice(function=oai.FunctionName(name="now"))
     one = json.loads(tools.choose(asked(tool_choice=named), HERMES).schema or "")
     assert [kind["properties"]["name"] for kind in one["items"]["anyOf"]] == [{"const": "now"}]
     assert one["maxItems"] == 1
@@ -111,7 +129,11 @@ def test_definitions_of_two_tools_do_not_meet() -> None:
     [
         ({"tool_choice": "always"}, "tool_choice"),
         ({"tools": None, "tool_choice": "required"}, "tool_choice"),
-        ({"tool_choice": oai.NamedTool(function=oai.FunctionName(name="x"))}, "tool_choice"),
+        ({"tool_choice": oai.ToolChoice(function=oai.FunctionName(name="x"))}, "tool_choice"),
+        ({"tool_choice": oai.ToolChoice()}, "tool_choice"),
+        ({"tool_choice": oai.ToolChoice(type="allowed_tools")}, "tool_choice"),
+        ({"tool_choice": allowed("auto")}, "tool_choice"),
+        ({"tool_choice": allowed("required", "now", "x")}, "tool_choice"),
         ({"tools": [oai.Tool(function=oai.Function(name="a"))] * 2}, "tools"),
         ({"tools": [oai.Tool(function=oai.Function(name=""))]}, "tools[0].function.name"),
         ({"tools": [oai.Tool(function=oai.Function(name=f"f{i}")) for i in range(129)]}, "tools"),
