@@ -36,9 +36,10 @@ def simplified(root: Any) -> Any:
         return said
 
     found = rewritten(root, change)
+    seen: set[tuple[int, str]] = set()
     for union, tag in unions:
         for part in _parts(union):
-            _demand(found, part, tag, set())
+            _demand(found, part, tag, seen)
     return found
 
 
@@ -95,13 +96,13 @@ def _parts(schema: Schema) -> list[Any]:
     return [part for listed in lists if isinstance(listed, list) for part in listed]
 
 
-def _demand(root: Any, schema: Any, name: str, seen: set[str]) -> None:
+def _demand(root: Any, schema: Any, name: str, seen: set[tuple[int, str]]) -> None:
     """Makes the property `name` required wherever `schema` has it."""
-    if not isinstance(schema, dict):
+    if not isinstance(schema, dict) or (id(schema), name) in seen:
         return
+    seen.add((id(schema), name))
     ref = schema.get("$ref")
-    if isinstance(ref, str) and ref.startswith("#") and ref not in seen:
-        seen.add(ref)
+    if isinstance(ref, str) and ref.startswith("#"):
         with suppress(KeyError):  # whoever reads the schema will say so
             _demand(root, target(root, ref), name, seen)
     required = schema.get("required", [])

@@ -8,8 +8,7 @@ from math import gcd
 from sglang.grammar.language import EMPTY, Node, alt, cat, chars, optional
 from sglang.grammar.numbers import EXACT_DIGITS, INTEGER_DIGITS
 
-REMAINDERS = 10_000  # that are looked at
-NODES = 8_000  # remainders that differ, for each digit that may follow
+ROOM = 12_000  # remainders, and those that differ again for each digit that may follow: of one schema
 
 
 def common(a: Decimal, b: Decimal) -> Decimal:
@@ -19,19 +18,20 @@ def common(a: Decimal, b: Decimal) -> Decimal:
     return Decimal(x * y // gcd(x, y)).scaleb(-places)
 
 
-def multiples(step: Decimal, low: Decimal | None, high: Decimal | None) -> Node | None:
-    """Multiples of `step`, without exponents, of any sign; None where their remainders are too many to tell apart.
+def multiples(step: Decimal, low: Decimal | None, high: Decimal | None, room: int) -> tuple[Node, int] | None:
+    """Multiples of `step`, without exponents, of any sign, and what they take of `room`; None where that is too much.
 
     low, high: bounds that are seen to elsewhere; how many digits are needed depends on them. Behind the point there are
     as many digits as `step` has, or fewer.
     """
     places = _places(step)
     unit = int(step.scaleb(places))  # what the digits without the point are multiples of
-    if unit > REMAINDERS or places >= EXACT_DIGITS:
+    if unit > room or places >= EXACT_DIGITS:
         return None
     kinds = _kinds(unit, places)
     longest = _longest(low, high, EXACT_DIGITS - places if places else INTEGER_DIGITS)
-    if len({*kinds}) * longest > NODES:
+    taken = unit + len({*kinds}) * longest
+    if taken > room:
         return None
 
     @cache
@@ -56,7 +56,7 @@ def multiples(step: Decimal, low: Decimal | None, high: Decimal | None) -> Node 
 
     first = _by_digit(lambda d: kinds[d % unit], range(1, 10))
     positive = (cat(chars(digits), whole(longest - 1, after)) for after, digits in first.items())
-    return cat(optional(cat("-")), alt(cat("0", whole(0, 0)), *positive))
+    return cat(optional(cat("-")), alt(cat("0", whole(0, 0)), *positive)), taken
 
 
 def _longest(low: Decimal | None, high: Decimal | None, usual: int) -> int:

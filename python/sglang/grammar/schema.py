@@ -36,6 +36,7 @@ from sglang.grammar.language import (
 from sglang.grammar.reader import DEPTH, NotRegular, Reader, load
 
 COUNTED = 256  # characters: where a pattern may have more, its one endless repeat is cut instead of counting them all
+PAIRS = 5_000_000  # of optional properties of which any may be the first; more of them take seconds
 _ANY_KEY = Repeat(strings.CANONICAL, 0, None)  # one way to write each, so that keys can be told apart
 
 
@@ -104,6 +105,9 @@ class _Writer:
         self.reader = reader
         self.layout = layout
         self._refs: dict[str, Node] = {}
+        self._multiples: dict[tuple[Decimal | None, ...], Node] = {}
+        self._room = multiples.ROOM
+        self._pairs = 0
 
     def node(self, schema: Any, path: str, depth: int) -> Node:
         if depth > DEPTH:
@@ -195,9 +199,14 @@ class _Writer:
 
     def multiples(self, node: Node, step: Decimal, low: Decimal | None, high: Decimal | None) -> Node:
         """The multiples of `step` in `node`, numbers from `low` to `high`."""
-        found = multiples.multiples(step, low, high)
-        if found is None:
-            raise NotRegular(f"multiples of {step} have too many remainders")
+        key = step, low, high
+        if key not in self._multiples:
+            made = multiples.multiples(step, low, high, self._room)
+            if made is None:
+                raise NotRegular(f"multiples of {step} have too many remainders")
+            self._multiples[key], taken = made
+            self._room -= taken
+        found = self._multiples[key]
         return found if low is None and high is None else Both(node, found)
 
     def string(self, facts: Facts) -> Node:
@@ -325,6 +334,9 @@ class _Writer:
             before = [optional(cat(text, comma)) for text, _ in members[:first]]
             return cat("{", pad, *before, members[first][0], *tail[first + 1 :], pad, "}")
         # None is required: any may come first, or none at all.
+        self._pairs += len(members) ** 2
+        if self._pairs > PAIRS:
+            raise NotRegular("too many optional properties")
         ways = [Cat((text, *tail[i + 1 :])) for i, (text, _) in enumerate(members)]
         if other is not None and high != 0:
             ways.append(Cat((other, Repeat(cat(comma, other), max(0, low - 1), None if high is None else high - 1))))

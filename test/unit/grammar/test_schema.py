@@ -348,6 +348,21 @@ def test_large_schemas_end_soon(value: Any):
     assert time.process_time() - start < 4  # one or two seconds where nothing else runs
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        obj(**{f"optional_{i}": INT for i in range(6000)}),
+        obj(**{f"p{i}": {"type": "integer", "multipleOf": 97, "minimum": i} for i in range(100)}),
+        {"anyOf": [{"type": "integer", "multipleOf": 1900 + i, "maximum": 5000, "minimum": 0} for i in range(300)]},
+    ],
+)
+def test_what_would_take_long_is_the_librarys_soon(value: Any):
+    start = time.process_time()
+    with pytest.raises(schema.NotRegular):
+        schema.parse(value)
+    assert time.process_time() - start < 4
+
+
 def test_decimal_bounds_are_taken_as_written():
     a = made({"type": "number", "minimum": 0.1, "maximum": 0.3})
     assert a.matches("0.1")
