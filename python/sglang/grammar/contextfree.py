@@ -146,7 +146,8 @@ class ContextFreeCompiled:
 
 
 class ContextFreeCursor:
-    """RuntimeError from `mask` where the grammar grows beyond the library's limits in the middle of a text."""
+    """RuntimeError where the grammar grows beyond the library's limits in the middle of a text: from `mask`, `advance`
+    and `feed`."""
 
     __slots__ = ("_ended", "_engine", "_matcher")
 
@@ -173,7 +174,9 @@ class ContextFreeCursor:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise RuntimeError(f"the grammar failed: {str(self._matcher.get_error()).strip()}")
+            reason = str(self._matcher.get_error()).strip().splitlines()[0]  # a picture of its state comes behind
+            known = {"NoExtensionBias": "no text may come next"}
+            raise RuntimeError(f"the grammar failed: {known.get(reason, reason)}")
 
     def advance(self, token: int) -> None:
         if token in self._engine.vocabulary.eos_ids and self.accepting:
@@ -186,9 +189,11 @@ class ContextFreeCursor:
             raise Illegal(f"{text!r} is not allowed here")
 
     def _take(self, tokens: list[int]) -> bool:
-        if self._ended or self._matcher.validate_tokens(tokens) < len(tokens):
+        if self._ended:
             return not tokens
-        return self._matcher.consume_tokens(tokens)
+        taken = self._matcher.validate_tokens(tokens) == len(tokens) and self._matcher.consume_tokens(tokens)
+        self._check()
+        return taken
 
     def forced(self) -> bytes:
         return b"" if self._ended else self._matcher.compute_ff_bytes()

@@ -21,6 +21,8 @@ def advance(state: State, seq: Seq, token: int) -> Finish | None:
         seq.cursor.advance(token)
     except Illegal as error:  # no token had a finite logit
         return Finish("abort", message=f"the model gave no probability to any token allowed: {error}", status=500)
+    except RuntimeError as error:
+        return Finish("abort", message=str(error), status=400, field="constraint")
     if seq.cursor.finished:
         return Finish("stop", token if token in state.budget.eos_ids else None)
     return None

@@ -98,6 +98,27 @@ def test_a_mask_fits_the_number_of_logits():
         assert np.flatnonzero(vocabulary.unpack(at.mask())).tolist() == eos
 
 
+def test_a_schema_without_a_finite_instance_fails_its_request_alone(engine: Engine):
+    endless = {
+        "$ref": "#/$defs/n",
+        "$defs": {"n": {"type": "object", "properties": {"n": {"$ref": "#/$defs/n"}}, "required": ["n"]}},
+    }
+    made = ContextFreeCompiled(engine, contextfree.from_schema(endless, True, True), "json_schema")
+    token = engine.vocabulary.bytes.index(b"{")
+    for step in (lambda at: at.feed(b"{"), lambda at: at.advance(token)):
+        at = made.cursor()
+        assert at.forced().startswith(b'{"n": {"n": ')
+        with pytest.raises(RuntimeError, match=r"^the grammar failed: .*Too many items.*$") as error:
+            step(at)
+        assert "\n" not in str(error.value)
+
+
+def test_a_schema_that_says_nothing_but_itself_fails_its_request_alone(engine: Engine):
+    made = ContextFreeCompiled(engine, contextfree.from_schema({"anyOf": [{"$ref": "#"}]}, True, True), "json_schema")
+    with pytest.raises(RuntimeError, match="the grammar failed: no text may come next"):
+        made.cursor().mask()
+
+
 @pytest.mark.parametrize("grammar", ["root ::= (", "start: x", "", "nonsense", 'root ::= "a" root2'])
 def test_a_bad_grammar_is_refused(engine: Engine, grammar: str):
     with pytest.raises(FieldError, match="ebnf"):

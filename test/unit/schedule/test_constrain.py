@@ -227,10 +227,18 @@ class Failing(Toy):
         return super().mask(row)
 
 
-def test_a_grammar_that_fails_in_the_middle_fails_one_sequence() -> None:
+class FailingLate(Toy):
+    def advance(self, token: int) -> None:
+        if len(self.text) > 4:
+            raise RuntimeError("the grammar grew too large")
+        super().advance(token)
+
+
+@pytest.mark.parametrize("cursor", [Failing, FailingLate])
+def test_a_grammar_that_fails_in_the_middle_fails_one_sequence(cursor: type[Toy]) -> None:
     run = Constrained(0, False)
     run.got[0] = []
-    run._take(schedule.apply(run.state, submit(0, [5], 30), 0.0, Failing()))
+    run._take(schedule.apply(run.state, submit(0, [5], 30), 0.0, cursor()))
     run.drain()
     assert run.finish[0].status == 400
     assert run.finish[0].field == "constraint"
