@@ -8,7 +8,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from sglang.base.errors import ConfigError
 from sglang.base.gguf import header
 from sglang.text.engines import FastEngine
-from sglang.text.released import CONTROL, GPT4, USER_DEFINED, begin_with, pieces_of, special
+from sglang.text.released import CONTROL, GPT4, UNKNOWN, USER_DEFINED, begin_with, pieces_of, special
 
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
@@ -61,6 +61,8 @@ def open_gguf(path: Path) -> tuple[FastEngine, dict[str, Any], dict[str, list[in
                 scores = keys["ggml.scores"]
                 pieces = list(zip(tokens, scores, kinds, strict=True))
                 raw = pieces_of(pieces, {}, None, bool(keys.get("ggml.add_space_prefix", True)), False, True)
+            case "bert":
+                raw = _words(tokens, kinds)
             case "gpt2" if pre in CUTS:
                 raw = _merged(tokens, kinds, keys["ggml.merges"], pre)
             case "gpt2":
@@ -75,11 +77,13 @@ def open_gguf(path: Path) -> tuple[FastEngine, dict[str, Any], dict[str, list[in
         raise ConfigError(f"{path.name}: not a readable tokenizer ({error}); {beside}") from None
     given = {name: keys.get(f"ggml.{name}_token_id") for name in ("bos", *ENDS)}
     given["unk"] = keys.get("ggml.unknown_token_id")
+    if kind == "bert":  # seperator: as llama.cpp spells it
+        given |= {"bos": raw.token_to_id("[CLS]"), "eos": keys.get("ggml.seperator_token_id", raw.token_to_id("[SEP]"))}
     ids = {name: id for name, id in given.items() if isinstance(id, int) and 0 <= id < len(tokens)}
     named = {f"{name}_token": tokens[id] for name, id in ids.items()}
-    begun = keys.get("ggml.add_bos_token", kind == "llama" or pre in BEGUN)
+    begun = keys.get("ggml.add_bos_token", kind in ("llama", "bert") or pre in BEGUN)
     before = [named["bos_token"]] if begun and "bos" in ids else []
-    after = [named["eos_token"]] if keys.get("ggml.add_eos_token") and "eos" in ids else []
+    after = [named["eos_token"]] if keys.get("ggml.add_eos_token", kind == "bert") and "eos" in ids else []
     if before or after:
         begin_with(raw, before, after)
     config = {name: token for name, token in named.items() if name in ("bos_token", "eos_token", "unk_token")}
@@ -87,6 +91,22 @@ def open_gguf(path: Path) -> tuple[FastEngine, dict[str, Any], dict[str, list[in
         config["chat_template"] = keys["chat_template"]
     known = {"bos": [ids["bos"]] if "bos" in ids else [], "eos": [ids[end] for end in ENDS if end in ids]}
     return FastEngine(raw), config, known
+
+
+def _words(tokens: list[str], kinds: list[int]) -> Tokenizer:
+    """BERT's pieces of words. In a file "▁" marks those that begin a word, where BERT marks the others with "##"."""
+    whole = [
+        k in (UNKNOWN, CONTROL) or (t[:1] == "[" and t[-1:] == "]" != t) for t, k in zip(tokens, kinds, strict=True)
+    ]
+    vocab = [t if w else t[1:] if t[:1] == "▁" else f"##{t}" for t, w in zip(tokens, whole, strict=True)]
+    raw = Tokenizer(models.WordPiece({token: i for i, token in enumerate(vocab)}, unk_token="[UNK]"))
+    # The file does not say whether case and accents matter. Where they do, its words have some.
+    letters = {c for token, w in zip(vocab, whole, strict=True) if not w for c in token}
+    small = not any(c.isupper() for c in letters)
+    raw.normalizer = normalizers.BertNormalizer(lowercase=small, strip_accents=small and letters.isdisjoint("äöüéèàñç"))
+    raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    raw.decoder = decoders.WordPiece()
+    return special(raw, {i: token for i, (token, k) in enumerate(zip(tokens, kinds, strict=True)) if k == CONTROL})
 
 
 def _merged(tokens: list[str], kinds: list[int], merges: list[str], pre: str) -> Tokenizer:

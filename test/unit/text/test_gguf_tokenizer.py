@@ -10,6 +10,7 @@ import pytest
 import sentencepiece
 import tiktoken
 import tokenizers
+import transformers
 from safetensors.torch import load_file
 from text_kinds import CORPUS
 
@@ -194,7 +195,8 @@ def test_every_end_ends_and_the_folders_tokenizer_goes_before(tmp_path: Path) ->
     [
         ({}, "it brings no tokenizer"),
         ({"ggml.model": "gpt2", "ggml.tokens": ["a"], "ggml.pre": "odd"}, "tokenizer.ggml.pre = 'odd' is not known"),
-        ({"ggml.model": "bert", "ggml.tokens": ["a"]}, "tokenizer.ggml.model = 'bert' is not known"),
+        ({"ggml.model": "t5", "ggml.tokens": ["a"]}, "tokenizer.ggml.model = 't5' is not known"),
+        ({"ggml.model": "bert", "ggml.tokens": ["▁a", "▁a"]}, "a token occurs twice"),
         ({"ggml.model": "gpt2", "ggml.tokens": ["a"], "ggml.pre": "gpt-2"}, "not a readable tokenizer"),
         (
             {"ggml.model": "gpt2", "ggml.tokens": ["a", "b"], "ggml.pre": "gpt-2", "ggml.merges": ["a c"]},
@@ -210,6 +212,45 @@ def test_what_cannot_be_read_is_named_and_what_to_do(keys: dict[str, Any], words
     with pytest.raises(ConfigError) as caught:
         load(str(saved(tmp_path / "x.gguf", keys)))
     assert words in str(caught.value) and "--tokenizer-path" in str(caught.value) and "\n" not in str(caught.value)
+
+
+ENGLISH = (
+    "the quick brown fox jumps over a lazy dog cafe naive un ##known ##s ##ing play it ' . , ! ? ( ) - 12 ##3 日 本"
+)
+VOCABULARIES = {
+    "uncased": [*ENGLISH.split(), *"abcdefghijklmnopqrstuvwxyz", *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz")],
+    "cased": [*ENGLISH.split(), "The", "Café", "##É", *"abcdefghijklmnopqrstuvwxyzQ", "##a", "##n", "##ï", "##ve"],
+    "accents": [*ENGLISH.split(), "über", "##é", *"abcdefghijklmnopqrstuvwxyz"],
+}
+WORDS = [
+    *TEXTS, "The quick Brown fox, jumps over the café!", "playing unknowns 1233", "über-naïve Über", "日本[MASK] it's",
+    "a" * 101, "[unused0] x [CLS] y",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", VOCABULARIES)
+@pytest.mark.parametrize("named", [True, False])
+def test_pieces_of_words_mean_what_berts_tokenizer_says(case: str, named: bool, tmp_path: Path) -> None:
+    marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = list(dict.fromkeys([*marks, "[unused0]", *VOCABULARIES[case]]))
+    small = case != "cased"
+    theirs = transformers.BertTokenizer(
+        {token: i for i, token in enumerate(vocabulary)}, do_lower_case=small, strip_accents=small and case == "uncased"
+    )
+    kept = {*marks} if named else {*marks, "[unused0]"}  # the first converter kept all in brackets, and told no kinds
+    keys: dict[str, Any] = {
+        "ggml.model": "bert", "ggml.pre": "bert-bge",
+        "ggml.tokens": [t if t in kept else t[2:] if t[:2] == "##" else f"▁{t}" for t in vocabulary],
+        "ggml.token_type": [3 if t in marks else 1 for t in vocabulary],
+    }  # fmt: skip
+    if named:
+        keys |= {"ggml.cls_token_id": 2, "ggml.seperator_token_id": 3, "ggml.unknown_token_id": 1}
+    ours = load(str(saved(tmp_path / "model.gguf", keys)))
+    assert ours.vocab_size == len(vocabulary)
+    for text in WORDS:
+        assert ours.encode(text) == theirs.encode(text), text
+        assert ours.encode(text, add_special_tokens=False) == theirs.encode(text, add_special_tokens=False)
+    assert ours.decode(ours.encode("the dog plays")) == "the dog plays"
 
 
 def same_as_llama_cpp(path: Path, texts: list[str]) -> None:
