@@ -17,6 +17,7 @@ from sglang.server import openai_types as oai
 
 TOOLS = 128
 NAME_CHARS = 64
+NO_PARAMETERS = {"type": "object", "additionalProperties": False}
 ARGUMENTS = ("arguments", "parameters")
 INSTRUCTIONS = (
     "You can call functions. Their signatures, as JSON schemas, are between these tags:\n<tools>\n{tools}\n</tools>\n"
@@ -109,35 +110,29 @@ def _asked(wanted: oai.ToolChoice) -> tuple[str, list[str]]:
 
 
 def _calls_schema(tools: Sequence[oai.Tool], most: int | None) -> str:
-    """The schema of a list of calls. Definitions move to its top, where references look for them."""
+    """The schema of a list of calls. Each tool's own is a definition, and so is what its references lead to."""
     definitions: dict[str, Any] = {}
     calls: list[dict[str, Any]] = []
     for i, tool in enumerate(tools):
-        parameters = dict(tool.function.parameters or {"type": "object", "properties": {}})
-        for key in ("$defs", "definitions"):
-            for name, value in (parameters.pop(key, None) or {}).items():
-                definitions[f"{i}.{name}"] = _moved(value, i)
-        kinds = {"name": {"const": tool.function.name}, "parameters": _moved(parameters, i)}
+        definitions[str(i)] = _moved(tool.function.parameters or NO_PARAMETERS, f"#/$defs/{i}")
+        kinds = {"name": {"const": tool.function.name}, "parameters": {"$ref": f"#/$defs/{i}"}}
         calls.append({"type": "object", "properties": kinds, "required": [*kinds], "additionalProperties": False})
-    schema: dict[str, Any] = {"type": "array", "items": {"anyOf": calls}, "minItems": 1}
+    schema: dict[str, Any] = {"type": "array", "items": {"anyOf": calls}, "minItems": 1, "$defs": definitions}
     if most is not None:
         schema["maxItems"] = most
-    if definitions:
-        schema["$defs"] = definitions
     return json.dumps(schema)
 
 
-def _moved(schema: Any, i: int) -> Any:
-    """References into a tool's own definitions -> into the common ones."""
+def _moved(schema: Any, place: str) -> Any:
+    """References into a document -> the same when it stands at `place` of another."""
     if isinstance(schema, list):
-        return [_moved(item, i) for item in schema]
+        return [_moved(item, place) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    out = {key: _moved(value, i) for key, value in schema.items()}
+    out = {key: _moved(value, place) for key, value in schema.items()}
     target = out.get("$ref")
-    for prefix in ("#/$defs/", "#/definitions/"):
-        if isinstance(target, str) and target.startswith(prefix):
-            out["$ref"] = f"#/$defs/{i}.{target[len(prefix) :]}"
+    if isinstance(target, str) and (target == "#" or target.startswith("#/")):
+        out["$ref"] = place + target[1:]
     return out
 
 

@@ -3,6 +3,7 @@
 import json
 from typing import Any, Literal
 
+import jsonschema
 import pytest
 
 from sglang.base.errors import FieldError
@@ -10,6 +11,7 @@ from sglang.server import openai_types as oai
 from sglang.server import tools
 from sglang.server.tools import DEMANDED, HERMES, LLAMA3, MISTRAL, Choice, Reader, Style
 
+INT = {"type": "integer"}
 NAMES = frozenset({"add", "now"})
 
 
@@ -119,9 +121,28 @@ def test_definitions_of_two_tools_do_not_meet() -> None:
         oai.Tool(function=oai.Function(name=n, parameters={"$defs": {"T": {"type": kind}}, "$ref": "#/$defs/T"}))
         for n, kind in (("add", "object"), ("now", "null"))
     ]
-    schema = json.loads(tools.choose(asked(tools=kinds, tool_choice="required"), HERMES).schema or "")
-    refs = [kind["properties"]["parameters"]["$ref"] for kind in schema["items"]["anyOf"]]
-    assert [schema["$defs"][ref.rsplit("/", 1)[1]]["type"] for ref in refs] == ["object", "null"]
+    schema = tools.choose(asked(tools=kinds, tool_choice="required"), HERMES).schema or ""
+    validator = jsonschema.Draft202012Validator(json.loads(schema))
+    assert validator.is_valid([{"name": "add", "parameters": {}}, {"name": "now", "parameters": None}])
+    assert not validator.is_valid([{"name": "now", "parameters": {}}])
+
+
+def test_a_tool_without_parameters_is_called_without_any() -> None:
+    kinds = [oai.Tool(function=oai.Function(name="now"))]
+    schema = tools.choose(asked(tools=kinds, tool_choice="required"), HERMES).schema or ""
+    validator = jsonschema.Draft202012Validator(json.loads(schema))
+    assert validator.is_valid([{"name": "now", "parameters": {}}])
+    assert not validator.is_valid([{"name": "now", "parameters": {"a": 1}}])
+
+
+def test_parameters_may_refer_to_themselves() -> None:
+    node = {"type": "object", "properties": {"then": {"$ref": "#"}, "v": {"$ref": "#/$defs/v"}}, "$defs": {"v": INT}}
+    kinds = [oai.Tool(function=oai.Function(name="add", parameters=node))]
+    schema = tools.choose(asked(tools=kinds, tool_choice="required"), HERMES).schema or ""
+    validator = jsonschema.Draft202012Validator(json.loads(schema))
+    assert validator.is_valid([{"name": "add", "parameters": {"then": {"then": {"v": 1}}}}])
+    assert not validator.is_valid([{"name": "add", "parameters": {"then": {"then": {"v": "1"}}}}])
+    assert not validator.is_valid([{"name": "add", "parameters": {"then": []}}])
 
 
 @pytest.mark.parametrize(
