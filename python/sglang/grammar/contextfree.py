@@ -5,6 +5,7 @@ lets go of the interpreter lock while it does.
 """
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -101,10 +102,23 @@ def from_grammar(text: str) -> str:
     """EBNF in the style of GBNF (`root ::= ...`) or Lark (`start: ...`) -> llguidance's grammar."""
     import llguidance as library
 
+    kind = "gbnf" if re.search(r"^\s*[\w-]+\s*::=", text, re.MULTILINE) else "lark"
     try:
-        return library.grammar_from("ebnf", text)
+        return library.grammar_from(kind, re.sub(_ESCAPE, _unescaped, text) if kind == "gbnf" else text)
     except (ValueError, RecursionError) as error:
         raise FieldError("ebnf", f"ebnf cannot be read: {error}") from None
+
+
+# A pair of a backslash and what it hides, or a code point.
+_ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|.)", re.DOTALL)
+
+
+def _unescaped(escape: re.Match[str]) -> str:
+    """The library's converter knows no code points but ASCII's."""
+    code = next((int(digits, 16) for digits in escape.groups() if digits), None)
+    if code is None:
+        return escape[0]
+    return f"\\x{code:02x}" if code < 128 else chr(code)
 
 
 def from_tags(tags: list[tuple[str, str, dict[str, Any] | bool, str]], strict: bool, spaced: bool) -> str:

@@ -77,6 +77,22 @@ def test_brackets_are_counted(engine: Engine, grammar: str):
     assert other.finished
 
 
+@pytest.mark.parametrize(
+    ("grammar", "text"),
+    [
+        (r'root ::= "\u00e9\x41\\u" [\u4e00-\u9fff\xe9]', "éA\\u日"),
+        (r'root ::= "\U0001f600" [^\x41]', "😀B"),
+        ('?start: sum\nsum: sum "+" one | one\n?one: /[0-9]/ | "(" sum ")"', "1+(2+3)"),
+        ('start: "a ::= b"', "a ::= b"),
+        ("# root ::= no\nroot ::= x-y\nx-y ::= 'b'".replace("'", '"'), "b"),
+    ],
+)
+def test_grammars_may_be_written_in_either_way(engine: Engine, grammar: str, text: str):
+    at = ContextFreeCompiled(engine, contextfree.from_grammar(grammar), "ebnf").cursor()
+    at.feed(text.encode())
+    assert at.accepting
+
+
 def test_a_refused_token_changes_nothing(engine: Engine):
     at = ContextFreeCompiled(engine, contextfree.from_grammar('root ::= "a" "b"'), "ebnf").cursor()
     for token in (engine.vocabulary.bytes.index(b"b"), engine.vocabulary.eos_ids[0]):
