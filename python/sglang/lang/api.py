@@ -89,12 +89,13 @@ def gen(
     choices_method: Method | None = None,
     regex: str | None = None,
     json_schema: Any = None,
+    ebnf: str | None = None,
 ) -> Expr:
     """The model goes on. The text becomes variable `name`; what is None comes from the run.
 
     choices: one of these is chosen instead (see `select`). dtype: int, float, bool or str; the variable is the text of
-    such a value. regex, json_schema: the text matches it; a schema is its text, a dict, or a pydantic model. What a
-    backend cannot do of these is an error of that gen.
+    such a value. regex, json_schema, ebnf: the text matches it; a schema is its text, a dict, or a pydantic model; a
+    grammar is EBNF or Lark. What a backend cannot do of these is an error of that gen.
     """
     if choices is not None:
         return select(name, choices, 0.0, choices_method or token_length_normalized)
@@ -124,6 +125,7 @@ def gen(
         "dtype": kind,
         "regex": regex,
         "json_schema": schema_text(json_schema),
+        "ebnf": ebnf,
     }
     return Gen(name, overrides(given))
 
@@ -139,7 +141,7 @@ def gen_string(name: str | None = None, max_tokens: int | None = None, **kwargs:
 
 
 def _typed(dtype: str, name: str | None, max_tokens: int | None, kwargs: dict[str, Any]) -> Expr:
-    for fixed in ("dtype", "choices", "choices_method", "regex", "json_schema"):
+    for fixed in ("dtype", "choices", "choices_method", "regex", "json_schema", "ebnf"):
         if fixed in kwargs:
             raise TypeError(f"gen_{dtype} takes no {fixed}; use gen")
     return gen(name, max_tokens, dtype=dtype, **kwargs)

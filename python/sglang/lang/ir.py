@@ -46,6 +46,7 @@ class SglSamplingParams:
     dtype: Dtype | None = None
     regex: str | None = None
     json_schema: str | None = None
+    ebnf: str | None = None
 
     def but(self, overrides: dict[str, Any]) -> "SglSamplingParams":
         """With `overrides` (of fields) in place of what it has."""

@@ -24,7 +24,7 @@ BODIES = 256  # plain bodies of streaming runs that run at a time
 IN_FLIGHT = 512  # programs of a batch that have begun and are not done, with num_threads="auto"
 AHEAD = 200  # the same for generator_style=True, so that results do not pile up
 PRECACHE_CHARS = 64  # a shorter common prefix is not worth a request
-RUN_NAMES = SAMPLING_NAMES - {"dtype", "regex"}  # sampling arguments of run and run_batch
+RUN_NAMES = SAMPLING_NAMES - {"dtype", "regex", "ebnf"}  # sampling arguments of run and run_batch
 
 _bodies = loop.Pool(BODIES, "sglang-body")
 _engines: "weakref.WeakKeyDictionary[Any, BaseBackend]" = weakref.WeakKeyDictionary()

@@ -294,6 +294,8 @@ def test_primitives_refuse_what_makes_no_sense() -> None:
         sgl.gen("x", 5, "stop by position")  # type: ignore[misc]
     with pytest.raises(TypeError, match="regex"):
         sgl.gen_int("x", regex="1")
+    with pytest.raises(TypeError, match="ebnf"):
+        sgl.gen_string("x", ebnf='root ::= "a"')
 
 
 def test_a_long_body_of_constants_is_quick() -> None:

@@ -88,6 +88,11 @@ def test_a_type_is_a_pattern(dtype: Any, regex: str, stop: list[str]) -> None:
     assert "dtype" not in params
 
 
+def test_a_grammar_is_sent_as_it_is() -> None:
+    grammar = 'root ::= "yes" | "no"'
+    assert body_of(ebnf=grammar)["sampling_params"]["ebnf"] == grammar
+
+
 class Point(BaseModel):
     x: int
 

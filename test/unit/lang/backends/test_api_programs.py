@@ -2,6 +2,7 @@
 test/e2e/test_seed_programs.py), and what the documentation says of speculation and errors."""
 
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -209,6 +210,20 @@ def test_one_item_of_a_batch_fails_alone(api):
     )
     assert [state.error() is None for state in states] == [True, False, True]
     assert states[2]["answer"] == "Washington, D.C."
+
+
+@pytest.mark.parametrize("make", [lambda: sgl.OpenAI("gpt-4o"), lambda: sgl.OpenAI("gpt-3.5-turbo-instruct")])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_grammar_is_refused_at_the_line_that_asked(api, make, stream):
+    @sgl.function
+    def answer(s):
+        s += sgl.user("Paris?") + sgl.assistant_begin()
+        s += sgl.gen("answer", ebnf='root ::= "yes" | "no"')
+
+    error = answer.run(backend=make(), stream=stream).error()
+    assert "cannot serve ebnf=" in str(error)
+    assert 'sgl.gen("answer", ebnf=' in "".join(traceback.format_exception(error))
+    assert not api.requests
 
 
 def test_hundreds_of_chats_at_a_time(api):

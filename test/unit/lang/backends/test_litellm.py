@@ -61,8 +61,9 @@ def test_a_rate_limited_request_is_repeated(wire, model):
 
 
 def test_what_it_cannot_do_is_an_error_that_names_it(wire, model):
-    with pytest.raises(ValueError, match="cannot serve regex="):
-        model().generate(chat("Hi"), Params(regex=r"\d+"))
+    for name, wanted in (("regex", r"\d+"), ("ebnf", 'root ::= "a"')):
+        with pytest.raises(ValueError, match=f"cannot serve {name}="):
+            model().generate(chat("Hi"), Params(**{name: wanted}))
     with pytest.raises(NotImplementedError, match="cannot select"):
         model().select(chat("Hi"), ["a", "b"])
     assert not wire.requests

@@ -165,7 +165,7 @@ def test_logprobs_come_in_the_words_of_the_local_server(wire, make, state, strea
 
 @pytest.mark.parametrize(
     "wanted",
-    [{"regex": r"\d+"}, {"top_k": 5}, {"ignore_eos": True}, {"min_p": 0.1}, {"stop_token_ids": (1,)},
+    [{"regex": r"\d+"}, {"ebnf": 'root ::= "a"'}, {"top_k": 5}, {"ignore_eos": True}, {"min_p": 0.1}, {"stop_token_ids": (1,)},
      {"min_new_tokens": 3}, {"stop_regex": ("a",)}, {"dtype": "float"},
      {"return_logprob": True, "logprob_start_len": 2}],
 )  # fmt: skip
