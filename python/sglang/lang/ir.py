@@ -185,6 +185,22 @@ class Join(Expr):
     mode: Literal["gather_variable", "concate_and_append"]
 
 
+def thoughts_of(name: str) -> str:
+    """The variable for what the model thinks before it answers with `name`."""
+    return f"{name}_reasoning_content"
+
+
+def sets(node: Expr) -> tuple[str, ...]:
+    """The variables that `node` sets."""
+    match node:
+        case Gen(str(name), thinking=tuple()):
+            return name, thoughts_of(name)
+        case Gen(str(name)) | Select(str(name)) | VarEnd(name):
+            return (name,)
+        case _:
+            return ()
+
+
 def parts(expr: Expr) -> Iterator[Expr]:
     """The nodes of an expression, in order."""
     if isinstance(expr, ExprList):

@@ -7,7 +7,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from sglang.lang import loop, tracer
@@ -63,22 +63,45 @@ class SglFunction:
         self.bind_arguments = bind_arguments or {}
         self.fuse = fuse
         self._signature = inspect.signature(func)
-        names = list(self._signature.parameters)
-        assert names and names[0] == "s", f"the first parameter of {func.__name__} must be called s"
-        self.arg_names = names[1:]
+        parameters = list(self._signature.parameters.values())
+        assert parameters and parameters[0].name == "s", f"the first parameter of {func.__name__} must be called s"
+        self.arg_names = [p.name for p in parameters[1:] if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        self._takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        self._free = self._signature.replace(parameters=[p for p in parameters if p.name not in self.bind_arguments])
         self.is_async = inspect.iscoroutinefunction(func)
         self.__name__ = func.__name__
         self.__doc__ = func.__doc__
 
     def bind(self, **kwargs: Any) -> "SglFunction":
         """The program with these arguments filled in. Raises TypeError for one that it does not have."""
-        if unknown := [name for name in kwargs if name not in self.arg_names]:
-            raise TypeError(f"{self.__name__} has no argument {unknown[0]}; it has: {', '.join(self.arg_names)}")
+        self.check_names(kwargs)
         return SglFunction(self.func, self.num_api_spec_tokens, {**self.bind_arguments, **kwargs}, self.fuse)
+
+    def check_names(self, names: Iterable[str]) -> None:
+        """Raises TypeError for what is not an argument of the program."""
+        if not self._takes_any and (unknown := [name for name in names if name not in self.arg_names]):
+            raise TypeError(f"{self.__name__} has no argument {unknown[0]}; it has: {', '.join(self.arg_names)}")
+
+    def arguments(self, args: Sequence[Any], kwargs: dict[str, Any]) -> inspect.BoundArguments:
+        """The arguments of a call, with None for `s`: positional ones fill what is not bound, in order.
+
+        Raises TypeError where they do not fit.
+        """
+        named = {**self.bind_arguments, **kwargs}
+        bound = {name: named.pop(name) for name in self.bind_arguments if name in self.arg_names}
+        try:
+            given = self._free.bind(None, *args, **named)
+        except TypeError as error:
+            raise TypeError(
+                f"the arguments of {self.__name__} mismatch the signature {self._signature}: {error}"
+            ) from None
+        return inspect.BoundArguments(self._signature, {**bound, **given.arguments})  # type: ignore[arg-type]  # a dict
 
     def run(self, *args: Any, stream: bool = False, backend: Any = None, **kwargs: Any) -> ProgramState:
         """Run the body here and return its state; generation may still go on. With `stream` the body runs elsewhere
         and the state comes at once, to be iterated. What the body raises is raised."""
+        if tracer.tracing():
+            return self._nested(args, kwargs)
         if loop.here():
             raise RuntimeError(f"{self.__name__}.run(...) would block the event loop: await run_async(...)")
         call = self._prepare(args, kwargs, backend, stream)
@@ -92,6 +115,8 @@ class SglFunction:
 
     async def run_async(self, *args: Any, stream: bool = False, backend: Any = None, **kwargs: Any) -> ProgramState:
         """`run` for event loops: the state is complete (or streams). An async body runs on the caller's loop."""
+        if tracer.tracing():
+            return self._nested(args, kwargs)
         call = self._prepare(args, kwargs, backend, stream)
         if stream:
             call.start(lambda: None)
@@ -120,6 +145,8 @@ class SglFunction:
         exception of a body's own ends the batch and is raised. generator_style: yields states as they are done.
         """
         items = [self._item(i, item) for i, item in enumerate(batch_kwargs)]
+        if tracer.tracing():
+            return [self._nested(args, kwargs) for args, kwargs in items]
         if isinstance(num_threads, str):
             if num_threads != "auto":
                 raise ValueError(f'num_threads must be "auto" or a number, got {num_threads!r}')
@@ -131,7 +158,7 @@ class SglFunction:
         found = resolve(backend) if items else None
         if len(items) > 1 and global_config.enable_precache_with_tracing and found is not None:
             _precache(self, found)
-        calls = (self._prepare((), kwargs, found, False, sampling) for kwargs in items)
+        calls = (self._prepare(args, kwargs, found, False, sampling) for args, kwargs in items)
         states = _Batch(calls, len(items), threads, limit, progress_bar).states()
         if generator_style:
             return (state for _, state in states)
@@ -143,7 +170,9 @@ class SglFunction:
     def trace(self, backend: Any = None, **kwargs: Any) -> "tracer.Trace":
         """The program's graph: what it does with these arguments, and with unknown values where none are given, as
         far as that does not depend on what is generated. Never asks a backend for anything but its chat template."""
-        return tracer.trace(self, kwargs, _template_of(backend))
+        self.check_names(kwargs)
+        named = {name: tracer.Unknown(name) for name in self.arg_names} | self.bind_arguments | kwargs
+        return tracer.trace(self, (), named, _template_of(backend))
 
     def cache(self, backend: Any = None) -> None:
         """Have the backend cache the constant beginning of the program's prompt, if it has one."""
@@ -152,25 +181,27 @@ class SglFunction:
             loop.run(found.async_cache_prefix(prefix))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As `run`; while another program is traced: a trace of its own, which becomes a part of that one."""
-        if tracer.tracing():
-            named = dict(zip(self.arg_names, args, strict=False))
-            return tracer.nested(self, {**named, **kwargs})
+        """As `run`."""
         return self.run(*args, **kwargs)
 
-    def _item(self, i: int, item: Any) -> dict[str, Any]:
-        kwargs = dict(item) if isinstance(item, dict) else None
-        free = [name for name in self.arg_names if name not in self.bind_arguments]
-        if kwargs is None:
-            values = list(item) if isinstance(item, list | tuple) else [item]
-            if len(values) > len(free):
-                raise TypeError(f"item {i}: {len(values)} arguments mismatch the signature {self._signature}")
-            kwargs = dict(zip(free, values, strict=False))
+    def _nested(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """What a run is while another program is traced: a trace of its own, which becomes a part of that one."""
+        own = {name: kwargs[name] for name in kwargs if name not in self._sampling_names}
+        return tracer.nested(self, self.arguments(args, own))
+
+    @property
+    def _sampling_names(self) -> frozenset[str]:
+        """What a run takes for itself: what the function calls `temperature` or `n` is its own."""
+        return RUN_NAMES.difference(self.arg_names)
+
+    def _item(self, i: int, item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        args = () if isinstance(item, dict) else tuple(item) if isinstance(item, list | tuple) else (item,)
+        kwargs = item if isinstance(item, dict) else {}
         try:
-            self._signature.bind(None, **{**self.bind_arguments, **kwargs})
+            self.arguments(args, kwargs)
         except TypeError as error:
-            raise TypeError(f"item {i}: the arguments mismatch the signature {self._signature}: {error}") from None
-        return kwargs
+            raise TypeError(f"item {i}: {error}") from None
+        return args, kwargs
 
     def _prepare(
         self,
@@ -181,11 +212,10 @@ class SglFunction:
         sampling: dict[str, Any] | None = None,
     ) -> "_Call":
         if sampling is None:
-            # What the function itself calls `temperature` or `n` is its own.
-            sampling = {name: kwargs.pop(name) for name in (RUN_NAMES & kwargs.keys()).difference(self.arg_names)}
+            sampling = {name: kwargs.pop(name) for name in self._sampling_names & kwargs.keys()}
         elif unknown := [name for name in sampling if name not in RUN_NAMES]:
             raise TypeError(f"run_batch has no argument {unknown[0]}")
-        arguments = {**self.bind_arguments, **kwargs}
+        arguments = self.arguments(args, kwargs)
         found = resolve(backend)
         assert not (stream and self.num_api_spec_tokens and found.spec == "chat"), (
             "num_api_spec_tokens does not stream with chat models: variables are known when the message ends"
@@ -194,16 +224,16 @@ class SglFunction:
         fuse = global_config.enable_fusion if self.fuse is None else self.fuse
         params = SglSamplingParams().but(overrides(sampling))
         root = Executor(run, found, found.get_chat_template(), params, fuse, self.num_api_spec_tokens)
-        return _Call(self, root, args, arguments)
+        return _Call(self, root, arguments)
 
 
 class _Call:
     """One run of a program, prepared."""
 
-    def __init__(self, program: SglFunction, root: Executor, args: tuple[Any, ...], kwargs: dict[str, Any]):
+    def __init__(self, program: SglFunction, root: Executor, arguments: inspect.BoundArguments):
         self._program = program
-        self._args = args
-        self._kwargs = kwargs
+        self._args = arguments.args[1:]
+        self._kwargs = arguments.kwargs
         self.root = root
         self.state = ProgramState(root)
         self.error: BaseException | None = None  # what the body raised

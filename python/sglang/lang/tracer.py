@@ -7,6 +7,7 @@ graph ends there.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from inspect import BoundArguments
 from typing import TYPE_CHECKING, Any, Self
 
 from sglang.base.chat import ChatTemplate
@@ -25,6 +26,7 @@ from sglang.lang.ir import (
     Video,
     as_expr,
     parts,
+    sets,
 )
 
 if TYPE_CHECKING:
@@ -98,8 +100,8 @@ class TraceState:
     def __iadd__(self, other: Any) -> Self:
         for node in parts(as_expr(other)):
             self.nodes.append(node)
-            if isinstance(node, Gen | Select | VarEnd) and node.name is not None:
-                self.variables[node.name] = Unknown(node.name)
+            for name in sets(node):
+                self.variables[name] = Unknown(name)
         return self
 
     def __getitem__(self, name: str) -> Any:
@@ -139,11 +141,13 @@ class TraceState:
         self.nodes.append(ForkNode(states))
         return TraceGroup(states, self)
 
-    @contextmanager
-    def copy(self) -> Iterator["TraceState"]:
-        group = self.fork(1)
-        yield group.states[0]
-        group.join()
+    def text_iter(self, var_name: str | None = None, return_meta_data: bool = False) -> Any:
+        return Unknown("the text")
+
+    text_async_iter = text_iter
+
+    def copy(self, position_ids_offset: Sequence[int] | None = None) -> "_Copy":
+        return _Copy(self.fork(1, position_ids_offset))
 
     @contextmanager
     def var_scope(self, name: str) -> Iterator[None]:
@@ -173,6 +177,26 @@ class TraceState:
         self += RoleEnd(role)
 
 
+class _Copy:
+    """For `with` and for `async with`."""
+
+    def __init__(self, group: "TraceGroup"):
+        self._group = group
+
+    def __enter__(self) -> TraceState:
+        return self._group[0]
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._group.join()
+
+    async def __aenter__(self) -> TraceState:
+        return self.__enter__()
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.__exit__(kind)
+
+
 class TraceGroup:
     def __init__(self, states: list[TraceState], parent: TraceState):
         self.states = states
@@ -183,6 +207,10 @@ class TraceGroup:
 
     def __getitem__(self, i: int) -> TraceState:
         return self.states[i]
+
+    def __setitem__(self, i: int, state: TraceState) -> None:
+        """For `forks[i] += ...`."""
+        assert state is self.states[i]
 
     def __iter__(self) -> Iterator[TraceState]:
         return iter(self.states)
@@ -254,26 +282,23 @@ def tracing() -> bool:
     return _current.get() is not None
 
 
-def nested(program: "SglFunction", kwargs: dict[str, Any]) -> TraceState:
+def nested(program: "SglFunction", arguments: BoundArguments) -> TraceState:
     """Called inside of a program that is traced."""
     outer = _current.get()
     assert outer is not None
-    found = trace(program, kwargs, None)
+    found = trace(program, arguments.args[1:], arguments.kwargs, None)
     outer.nodes.append(CallNode(found))
     return found.state
 
 
-def trace(program: "SglFunction", given: dict[str, Any], template: ChatTemplate | None) -> Trace:
+def trace(program: "SglFunction", args: Sequence[Any], kwargs: dict[str, Any], template: ChatTemplate | None) -> Trace:
     from sglang.base.chat import get_chat_template
 
-    arguments: dict[str, Any] = {name: Unknown(name) for name in program.arg_names} | program.bind_arguments | given
-    if unknown := [name for name in given if name not in program.arg_names]:
-        raise TypeError(f"{program.__name__} has no argument {unknown[0]}")
     state = TraceState()
     ended = None
     token = _current.set(state)
     try:
-        result = program.func(state, **arguments)
+        result = program.func(state, *args, **kwargs)
         state.ret_value = _step(result) if program.is_async else result
     except Exception as error:  # the body has met what is not known, or does not stand being run without a model
         ended = f"{type(error).__name__}: {error}"

@@ -128,6 +128,28 @@ def test_bind_and_defaults() -> None:
         sgl.function(lambda state: None)
 
 
+def test_positional_values_fill_what_is_not_bound() -> None:
+    @sgl.function
+    def program(s: Any, a: str, b: str = "b", *more: str, c: str = "c", **named: str) -> None:
+        s += " ".join([a, b, *more, c, *(f"{name}={value}" for name, value in named.items())])
+
+    @sgl.function
+    def few(s: Any, a: str, b: str, *, c: str = "c") -> None:
+        s += a + b + c
+
+    backend = Scripted()
+    assert program.run("1", "2", "3", "4", c="5", d="6", backend=backend).text() == "1 2 3 4 5 d=6"
+    states = program.run_batch([("1", "2", "3"), ["1"], "1", {"a": "1", "d": "6"}], backend=backend)
+    assert [state.text() for state in states] == ["1 2 3 c", "1 b c", "1 b c", "1 b c d=6"]
+    assert program.bind(d="6").run("1", backend=backend).text() == "1 b c d=6"
+    bound = few.bind(a="1")
+    assert bound.run("2", backend=backend).text() == bound.run_batch([("2",)], backend=backend)[0].text() == "12c"
+    assert bound.run("2", a="3", backend=backend).text() == "32c"
+    for wrong in (("1", "2", "3"), ("1",)):
+        with pytest.raises(TypeError, match="mismatch the signature"):
+            few.run(*wrong, backend=backend, stream=True)
+
+
 PLAIN = """
 @sgl.function
 def program(s, i):

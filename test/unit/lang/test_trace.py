@@ -114,6 +114,37 @@ def test_async_and_nested_programs_are_traced_too() -> None:
     assert "text 'inner '" in text and "text 'end'" in text and "..." not in text
 
 
+def test_nothing_is_run_while_a_program_is_traced() -> None:
+    @sgl.function
+    def inner(s: Any, q: str, end: str = ".") -> str:
+        s += "inner " + q + end + sgl.gen("x")
+        return "returned"
+
+    @sgl.function
+    def outer(s: Any) -> None:
+        s += inner("called", temperature=0)["x"]
+        s += inner.run("run", "!", backend=backend, max_new_tokens=3).ret_value
+        for state in inner.run_batch([("item 1",), {"q": "item 2"}], backend=backend, num_threads=2):
+            s += state["x"]
+        s += "end"
+
+    @sgl.function
+    async def awaiting(s: Any) -> None:
+        state = await inner.run_async("awaited", backend=backend)
+        async with s.copy() as c:
+            c += state["x"]
+        s += "end"
+
+    backend = Scripted()
+    for program, said in (
+        (outer, ["inner called.", "inner run!", "'returned'", "inner item 1.", "inner item 2.", "'end'"]),
+        (awaiting, ["inner awaited.", "join gather_variable", "'end'"]),
+    ):
+        text = str(program.trace(backend=Silent()))
+        assert all(word in text for word in said) and "..." not in text, text
+    assert backend.requests == []
+
+
 def letters(text: str, params: Any) -> str:
     return "<b> & co"
 
