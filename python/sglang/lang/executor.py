@@ -32,7 +32,7 @@ from sglang.lang.interpreter import (
     execute,
     fusable,
 )
-from sglang.lang.ir import Expr, Fork, Gen, Join, Select, SglSamplingParams, VarEnd
+from sglang.lang.ir import Expr, Fork, Join, SglSamplingParams, sets
 from sglang.lang.run import Cancelled, NotGenerated, Run, inside, ticker
 from sglang.lang.transcript import Transcript, Where
 
@@ -60,11 +60,13 @@ class Executor(Transcript):
         sampling: SglSamplingParams,
         fuse: bool = True,
         num_api_spec_tokens: int | None = None,
-        started: bool = True,
+        parent: "Executor | None" = None,
     ):
         super().__init__(backend, template, sampling, fuse, num_api_spec_tokens)
         self.run = run
-        self.started = started
+        self.started = parent is None
+        self._parent = parent
+        self._forked_at = parent.submitted if parent is not None else 0  # as many nodes of the parent come before
         self.closed = False
         self.lost: dict[str, int] = {}  # variables that were promised when it failed
         self._busy = False  # with a request; the flow waits for its events
@@ -75,9 +77,13 @@ class Executor(Transcript):
         self._flow = execute(self)
 
     def child(self) -> "Executor":
-        return Executor(
-            self.run, self.backend, self.chat_template, self.sampling, self.fuse, self.num_api_spec_tokens, False
+        """A state that begins as a copy of this one, when the Fork that is submitted next is done."""
+        child = Executor(
+            self.run, self.backend, self.chat_template, self.sampling, self.fuse, self.num_api_spec_tokens, self
         )
+        with self.run.lock:
+            self.foresee(child)
+        return child
 
     @property
     def hurried(self) -> bool:
@@ -95,7 +101,7 @@ class Executor(Transcript):
     def branch(self, child: Transcript) -> None:
         super().branch(child)
         child = cast(Executor, child)
-        child.started = True
+        child.started, child._parent = True, None
         if child.error_ is None and child.pending:
             child.pump(None)
         child.news()
@@ -114,8 +120,8 @@ class Executor(Transcript):
                 self._drop(nodes, self.error_)
                 return
             for node in nodes:
-                if isinstance(node, Gen | Select | VarEnd) and node.name is not None:
-                    self.promised[node.name] = self.promised.get(node.name, 0) + 1
+                for name in sets(node):
+                    self.promised[name] = self.promised.get(name, 0) + 1
                 self.run.count += 1
                 self.pending.append((node, where, self.run.count))
             self.submitted += len(nodes)
@@ -139,7 +145,10 @@ class Executor(Transcript):
         await self.wait_async(self._done_when())
 
     def end(self) -> None:
-        self.closed = True
+        """Nothing more will be submitted."""
+        with self.run.lock:
+            self.closed = True
+            self.hurry()
 
     def _done_when(self) -> Callable[[], bool]:
         upto, outside = self.submitted, self.outside
@@ -160,9 +169,9 @@ class Executor(Transcript):
         """Whether a reader of variable `name` has waited long enough."""
         if self.error_ is not None:
             return True
-        if not self.started or name in self.promised:
+        if name in self.promised:
             return False
-        return name in self.variables or not (outside and self.run.open)
+        return name in self.variables or (self.started and not (outside and self.run.open))
 
     def read(self, name: str) -> Any:
         """A variable that is `readable`. Raises KeyError where it has not been set, from the error that is to blame."""
@@ -179,7 +188,7 @@ class Executor(Transcript):
         if loop.here():
             raise RuntimeError("this would block the event loop: in an async program, await it")
         with self.run.lock:
-            self._hurry()
+            self.hurry()
             if ready():
                 return
             bell = threading.Lock()
@@ -204,19 +213,22 @@ class Executor(Transcript):
             running.call_soon_threadsafe(lambda: None if future.done() else future.set_result(None))
 
         with self.run.lock:
-            self._hurry()
+            self.hurry()
             if ready():
                 return
             self._waiters.append((ready, ring))
         await future
 
-    def _hurry(self) -> None:
-        self.awaited = self.submitted
+    # With the lock
+
+    def hurry(self, upto: int | None = None) -> None:
+        """Somebody waits for the nodes up to this one, or for all: nothing is held back for others to come along."""
+        self.awaited = max(self.awaited, self.submitted if upto is None else upto)
+        if self._parent is not None:
+            self._parent.hurry(self._forked_at)
         self.run.flush()
         if self.pending and self.started and not self._busy:
             self.pump(None)
-
-    # With the lock
 
     def pump(self, event: Any) -> None:
         """Move the flow on: with an answer, or with None where there is a node or no patience left."""

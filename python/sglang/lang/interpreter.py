@@ -25,6 +25,7 @@ from sglang.lang.ir import (
     VarBegin,
     VarEnd,
     Video,
+    thoughts_of,
 )
 from sglang.lang.transcript import Transcript
 
@@ -242,7 +243,7 @@ def _read(s: Transcript, node: Gen | Select, index: int, event: Event) -> Flow:
         if thinking is not None:
             thought, text = split_thinking(text, thinking, event.done)
             if event.done and node.name is not None:
-                s.variables[f"{node.name}_reasoning_content"] = thought
+                s.keep(thoughts_of(node.name), thought)
         s.append(text[len(shown) :])
         shown = text
         if event.done:
@@ -290,7 +291,10 @@ def _speculate_chat(s: Transcript) -> Flow:
     """An assistant message of a chat model: one request, whose text is matched against the message's pattern."""
     while not any(isinstance(node, RoleEnd) for node, *_ in s.pending):
         if s.executed < s.awaited:
-            raise RuntimeError("with num_api_spec_tokens a variable is readable after its assistant message ends")
+            raise RuntimeError(
+                "with num_api_spec_tokens an assistant message ends before one of its variables is read, its state is "
+                "forked or joined, or the program ends: nothing is asked before"
+            )
         yield MORE
     nodes = [node for node, *_ in s.pending]
     nodes = nodes[1 : next(i for i, node in enumerate(nodes) if isinstance(node, RoleEnd))]

@@ -26,6 +26,8 @@ class State(Protocol):
 
     def fail(self, error: Exception, quiet: bool = False) -> None: ...
 
+    def hurry(self) -> None: ...
+
     def news(self) -> None: ...
 
 
@@ -62,7 +64,7 @@ class Run:
     def body_ended(self, root: State) -> None:
         with self.lock:
             self.open = False
-            self.flush()
+            root.hurry()
             root.news()
 
     def cancel(self, reason: Exception, root: State) -> None:

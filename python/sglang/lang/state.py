@@ -1,7 +1,7 @@
 """ProgramState: the `s` of a program, for plain bodies and, with awaits, for async ones."""
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
@@ -119,7 +119,7 @@ class ProgramState(State):
     def messages(self) -> list[dict[str, Any]]:
         """The messages so far, [] in a program without roles. Waits."""
         self.sync()
-        return self.stream_executor.messages_
+        return [*self.stream_executor.messages_]
 
     def error(self) -> Exception | None:
         """What ended the generation early. Waits."""
@@ -135,10 +135,8 @@ class ProgramState(State):
     def copy(self, position_ids_offset: Sequence[int] | None = None) -> Iterator["ProgramState"]:
         """A copy to go on with; its new variables come back as lists of one."""
         group = self.fork(1, position_ids_offset)
-        try:
-            yield group[0]
-        finally:
-            group.join()
+        yield group[0]
+        group.join()  # not where the body raised: that ends at once
 
     def text_iter(self, var_name: str | None = None) -> Iterator[str]:
         """The text as it comes, from the beginning of the prompt or of variable `var_name`. In a run that does not
@@ -187,7 +185,7 @@ class AsyncProgramState(State):
 
     async def messages(self) -> list[dict[str, Any]]:
         await self.sync()
-        return self.stream_executor.messages_
+        return [*self.stream_executor.messages_]
 
     async def error(self) -> Exception | None:
         await self.sync()
@@ -196,16 +194,11 @@ class AsyncProgramState(State):
     def fork(self, size: int = 1, position_ids_offset: Sequence[int] | None = None) -> "AsyncProgramStateGroup":
         return AsyncProgramStateGroup(self._fork(size, position_ids_offset), self)
 
-    def copy(self) -> AbstractAsyncContextManager["AsyncProgramState"]:
-        return self._copy()
-
     @asynccontextmanager
-    async def _copy(self) -> AsyncIterator["AsyncProgramState"]:
-        group = self.fork(1)
-        try:
-            yield group[0]
-        finally:
-            await group.join()
+    async def copy(self, position_ids_offset: Sequence[int] | None = None) -> AsyncIterator["AsyncProgramState"]:
+        group = self.fork(1, position_ids_offset)
+        yield group[0]
+        await group.join()
 
     async def text_async_iter(self, var_name: str | None = None, return_meta_data: bool = False) -> AsyncIterator[Any]:
         async for piece in _iterate(self._stream(var_name), return_meta_data):
@@ -247,10 +240,12 @@ class _Pieces:
         return text[start:], meta
 
     def end(self) -> None:
-        """A body that raised where nobody could see it raises here."""
+        """A body that raised where nobody could see it raises here; so does a variable that nobody has made."""
         run = self._x.run
-        if self._outside and run.body_error is not None:
+        if run.stream and run.body_error is not None:
             raise run.body_error
+        if self._name is not None and self._x.error_ is None:
+            self._x.read(self._name)
 
 
 async def _iterate(pieces: _Pieces, with_meta: bool) -> AsyncIterator[Any]:
@@ -260,6 +255,7 @@ async def _iterate(pieces: _Pieces, with_meta: bool) -> AsyncIterator[Any]:
         if text:
             yield (text, meta) if with_meta else text
         elif pieces.over():
+            pieces.end()
             return
 
 
@@ -278,6 +274,11 @@ class Group(Generic[S]):
 
     def __getitem__(self, i: int) -> S:
         return self.states[i]
+
+    def __setitem__(self, i: int, state: S) -> None:
+        """For `forks[i] += ...`, which appends and then puts the state back."""
+        if state is not self.states[i]:
+            raise TypeError(f"state {i} of a fork cannot be replaced, only appended to")
 
     def __iter__(self) -> Iterator[S]:
         return iter(self.states)

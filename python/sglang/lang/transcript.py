@@ -58,6 +58,7 @@ class Transcript:
         self._scopes: dict[str, int] = {}
         self.spare = ""  # what an API model has said ahead of the program
         self.inherited: frozenset[str] = frozenset()
+        self.expected: frozenset[str] = frozenset()  # variables that its parent was promised when it was forked
         self.fork_start = (0, 0, 0)  # lengths of text, messages, images when it was forked
 
     @property
@@ -90,14 +91,15 @@ class Transcript:
         self.meta_info[name] = meta
         self.partial[name] = (value if isinstance(value, str) else value[0], meta)
         if name is not None:
-            self.variables[name] = value
-            self._keep(name)
+            self.keep(name, value)
 
     def lap(self) -> float:
         """Seconds since the last lap or request; whoever drives the flow has a clock."""
         return 0.0
 
-    def _keep(self, name: str) -> None:
+    def keep(self, name: str, value: Any) -> None:
+        """A variable that was promised is there."""
+        self.variables[name] = value
         left = self.promised.get(name, 0) - 1
         if left > 0:
             self.promised[name] = left
@@ -130,8 +132,7 @@ class Transcript:
             case VarBegin(name):
                 self._scopes[name] = len(self.text_)
             case VarEnd(name):
-                self.variables[name] = self.text_[self._scopes.pop(name) :]
-                self._keep(name)
+                self.keep(name, self.text_[self._scopes.pop(name) :])
             case _:
                 raise AssertionError(node)
 
@@ -159,13 +160,21 @@ class Transcript:
         self.history.append(node)
         self.executed += 1
 
+    def foresee(self, child: "Transcript") -> None:
+        """`child` is to be a copy of what this state comes to by the nodes that are pending now. It has the variables
+        that are there already; what is set here later it does not see."""
+        child.expected = self.expected.union(self.promised)
+        child.variables = {name: value for name, value in self.variables.items() if name not in child.expected}
+        child.inherited = child.expected.union(child.variables)
+
     def branch(self, child: "Transcript") -> None:
-        """Let `child` begin as a copy: all but meta info and what is still to be done."""
+        """Let `child`, which was foreseen, begin: with all but meta info and what is still to be done."""
         child.text_, child.messages_, child.images_ = self.text_, [*self.messages_], [*self.images_]
         child.cur_role, child._role_start, child._role_images = self.cur_role, self._role_start, [*self._role_images]
         child._scopes = dict(self._scopes)
-        child.variables = self.variables | child.variables
-        child.inherited = frozenset(self.variables)
+        came = {name: self.variables[name] for name in child.expected if name in self.variables}
+        child.variables = came | child.variables
+        child.expected = frozenset()
         child.fork_start = (len(self.text_), len(self.messages_), len(self.images_))
 
     def gather(self, children: Sequence["Transcript"]) -> None:

@@ -200,6 +200,73 @@ def test_a_copy_and_a_scope() -> None:
     assert (state["x"], state["both"], state["z"], state.text()) == (["abc"], "aabc", 3, "aabc")
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_an_exception_inside_of_a_copy_does_not_wait_for_what_it_asked(asynchronous: bool) -> None:
+    @sgl.function
+    def plain(s: Any) -> None:
+        with s.copy() as c:
+            c += sgl.gen("x")
+            raise ZeroDivisionError("mine")
+
+    @sgl.function
+    async def awaiting(s: Any) -> None:
+        async with s.copy() as c:
+            c += sgl.gen("x")
+            raise ZeroDivisionError("mine")
+
+    began = time.monotonic()
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        (awaiting if asynchronous else plain).run(backend=Scripted(delay=5))
+    assert time.monotonic() - began < 2
+
+
+def test_a_fork_has_the_variables_of_its_moment_and_its_own_at_once() -> None:
+    @sgl.function
+    def program(s: Any) -> tuple[Any, ...]:
+        s["k"] = "before"
+        s += "x" + sgl.gen("a")
+        forks = s.fork(2)
+        s["k"] = s["late"] = "after"
+        forks[0]["mine"] = 1
+        began = time.monotonic()
+        at_once = forks[0]["k"], forks[0]["mine"]
+        assert time.monotonic() - began < 0.2, "neither needs the gen"
+        forks[1]["k"] = "own"
+        inner = forks[1].fork(1)
+        seen = forks[0]["a"], inner[0]["a"], inner[0]["k"], "late" in forks[0], forks[1]["k"]
+        forks.join()
+        return *at_once, *seen, s["mine"], s["k"]
+
+    result = program.run(backend=Scripted(letters, delay=0.3)).ret_value
+    assert result == ("before", 1, "abc", "abc", "own", False, "own", [1], "after")
+
+
+def test_a_state_of_a_fork_is_appended_to_by_its_number() -> None:
+    @sgl.function
+    def program(s: Any) -> None:
+        forks = s.fork(2)
+        forks[0] += "a" + sgl.gen("x")
+        forks[1] += "b" + sgl.gen("x")
+        forks.join()
+        with pytest.raises(TypeError, match="cannot be replaced"):
+            forks[0] = s
+
+    assert program.run(backend=Scripted(lambda text, _: text)).get_var("x") == ["a", "b"]
+    assert "join gather_variable" in str(program.trace(backend=Scripted()))
+
+
+def test_messages_are_those_of_the_moment() -> None:
+    @sgl.function
+    def program(s: Any) -> int:
+        s += sgl.user("a")
+        so_far = s.messages()
+        s += sgl.user("b")
+        s.sync()
+        return len(so_far)
+
+    assert program.run(backend=Scripted()).ret_value == 1
+
+
 def test_a_variable_set_twice_is_read_after_the_gen_before() -> None:
     @sgl.function
     def loop(s: Any) -> list[str]:
@@ -435,10 +502,31 @@ def test_a_stream_of_a_body_that_raises_ends_with_that() -> None:
         s += "a" + sgl.gen("x")
         raise ZeroDivisionError("mine")
 
-    state = program.run(backend=Scripted(delay=0.01), stream=True)
-    with pytest.raises(ZeroDivisionError, match="mine"):
-        list(state.text_iter())
-    assert isinstance(state.error(), ZeroDivisionError)
+    async def pieces(state: Any) -> list[str]:
+        return [piece async for piece in state.text_async_iter()]
+
+    for read in (lambda state: list(state.text_iter()), lambda state: asyncio.run(pieces(state))):
+        state = program.run(backend=Scripted(delay=0.01), stream=True)
+        for _ in ("while it runs", "and after it"):
+            with pytest.raises(ZeroDivisionError, match="mine"):
+                read(state)
+        assert isinstance(state.error(), ZeroDivisionError)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_to_iterate_over_a_variable_that_nobody_makes_is_an_error(stream: bool) -> None:
+    @sgl.function
+    def program(s: Any) -> None:
+        s += sgl.gen("a") + sgl.gen("b")
+
+    def fail(text: str, params: SglSamplingParams) -> str:
+        raise RuntimeError("planted")
+
+    state = program.run(backend=Scripted(letters), stream=stream)
+    with pytest.raises(KeyError, match="no variable is called 'c'; so far there are: 'a', 'b'"):
+        list(state.text_iter("c"))
+    failed = program.run(backend=Scripted(fail), stream=stream)
+    assert list(failed.text_iter("a")) == [], "the stream of a state that failed ends"
 
 
 def test_a_stream_waits_for_variables_that_the_body_has_not_reached() -> None:
@@ -542,7 +630,16 @@ def test_thinking_goes_to_a_variable_of_its_own() -> None:
 
     for stream in (False, True):
         state = program.run(backend=Scripted(script), stream=stream)
-        assert (state["a"], state["a_reasoning_content"], state.text()) == ("Paris", "hmm", "QParis.")
+        assert (state["a_reasoning_content"], state["a"], state.text()) == ("hmm", "Paris", "QParis.")
+
+
+def test_what_was_thought_is_waited_for() -> None:
+    @sgl.function
+    def program(s: Any) -> str:
+        s += "Q" + sgl.separate_reasoning(sgl.gen("a"), model_type="qwen3")
+        return s["a_reasoning_content"]
+
+    assert program.run(backend=Scripted(lambda *_: "<think>hmm</think>so", delay=0.05)).ret_value == "hmm"
 
 
 def test_a_completion_model_says_more_than_one_gen_needs() -> None:
@@ -591,3 +688,43 @@ def test_reading_inside_of_a_speculated_message_is_an_error() -> None:
 
     with pytest.raises(KeyError, match="message ends"):
         program.run(backend=Scripted(spec="chat"))
+
+
+def open_message(s: Any) -> None:
+    s += sgl.assistant_begin() + sgl.gen("a", stop="\n")
+
+
+def never_ended(s: Any) -> None:
+    open_message(s)
+
+
+def never_ended_in_forks(s: Any) -> None:
+    forks = s.fork(2)
+    for f in forks:
+        open_message(f)
+    forks.join()
+
+
+def forked_before_its_end(s: Any) -> None:
+    open_message(s)
+    forks = s.fork(2)
+    forks[0] += sgl.gen("b", stop="\n")
+    forks[0]["b"]
+
+
+@pytest.mark.parametrize("body", [never_ended, never_ended_in_forks, forked_before_its_end])
+def test_a_speculated_message_that_does_not_end_holds_nothing_up(body: Any) -> None:
+    program = sgl.function(body, num_api_spec_tokens=64)
+    ended = threading.Event()
+    errors: list[Any] = []
+
+    def batch() -> None:
+        states = program.run_batch([{}, {}], backend=Scripted(spec="chat"))
+        errors.extend(state.error() for state in states)
+        ended.set()
+
+    threading.Thread(target=batch, daemon=True).start()
+    assert ended.wait(5), "it hangs"
+    for error in errors:
+        assert "message ends before" in str(error)
+        assert "s += sgl.assistant_begin() + sgl.gen(" in "".join(traceback.format_exception(error))

@@ -114,7 +114,9 @@ def test_an_overloaded_server_is_asked_again(wire):
         model(wire, max_retries=0).generate(chat("Hi"), Params())
 
 
-@pytest.mark.parametrize("wanted", [{"regex": r"\d+"}, {"ebnf": 'root ::= "a"'}, {"dtype": "int"}, {"frequency_penalty": 1.0}, {"n": 2}])
+@pytest.mark.parametrize(
+    "wanted", [{"regex": r"\d+"}, {"ebnf": 'root ::= "a"'}, {"dtype": "int"}, {"frequency_penalty": 1.0}, {"n": 2}]
+)
 def test_what_the_model_cannot_do_is_an_error_that_names_it(wire, wanted):
     with pytest.raises(ValueError, match=f"cannot serve {next(iter(wanted))}="):
         model(wire).generate(chat("Hi"), Params(**wanted))

@@ -115,7 +115,9 @@ def test_a_blocked_answer_is_an_error_with_its_reason(wire, model, stream):
             model().generate(chat("Boo"), Params())
 
 
-@pytest.mark.parametrize("wanted", [{"regex": r"\d+"}, {"ebnf": 'root ::= "a"'}, {"dtype": "int"}, {"min_p": 0.5}, {"n": 2}])
+@pytest.mark.parametrize(
+    "wanted", [{"regex": r"\d+"}, {"ebnf": 'root ::= "a"'}, {"dtype": "int"}, {"min_p": 0.5}, {"n": 2}]
+)
 def test_what_the_model_cannot_do_is_an_error_that_names_it(wire, model, wanted):
     with pytest.raises(ValueError, match=f"cannot serve {next(iter(wanted))}="):
         model().generate(chat("Hi"), Params(**wanted))
