@@ -122,7 +122,7 @@ def execute(s: Transcript) -> Flow:
                 s.add_image((yield Work(lambda path=path, frames=frames: media.encode_video(path, frames))))
                 s.backend.fill_image(s)
             case Fork(children, offset):
-                if len(children) > 1 and s.text_:
+                if len(children) > 1 and s.text_ and not s.backend.shares_prefixes:
                     yield Prefill(s.text_)
                 for child in children:
                     s.branch(child)

@@ -156,7 +156,7 @@ class SglFunction:
                 raise ValueError(f"num_threads must be at least 1, got {num_threads}")
             threads = limit = num_threads
         found = resolve(backend) if items else None
-        if len(items) > 1 and global_config.enable_precache_with_tracing and found is not None:
+        if found is not None and len(items) > 1 and not found.shares_prefixes:
             _precache(self, found)
         calls = (self._prepare(args, kwargs, found, False, sampling) for args, kwargs in items)
         states = _Batch(calls, len(items), threads, limit, progress_bar).states()
@@ -383,6 +383,8 @@ def _bar(count: int) -> Any:
 
 
 def _precache(program: SglFunction, backend: BaseBackend) -> None:
+    if not global_config.enable_precache_with_tracing:
+        return
     prefix = program.trace(backend=backend).prefix()
     if len(prefix) <= PRECACHE_CHARS:
         return

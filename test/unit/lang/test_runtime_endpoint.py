@@ -127,6 +127,30 @@ def test_keys_are_bearer_tokens_and_templates_come_by_name_by_info_or_by_path() 
         assert endpoint.get_model_name() == "a/llama-3-8b-instruct"
 
 
+@pytest.mark.parametrize("shares", [False, True])
+def test_a_prefix_is_computed_when_it_is_asked_for_and_sent_ahead_where_it_is_not_shared(shares: bool) -> None:
+    @sgl.function
+    def program(s: Any, q: str) -> None:
+        s += "x" * 70 + q
+        forks = s.fork(2)
+        forks.join()
+
+    def ahead(text: str) -> dict[str, Any]:
+        return {"text": text, "sampling_params": {"max_new_tokens": 0}}
+
+    with serve(Wire(lambda body: reply(), info={"model_path": "a", "segments": shares})) as wire:
+        endpoint = sgl.RuntimeEndpoint(wire.url)
+        program.cache(endpoint)
+        endpoint.cache_prefix("mine")
+        assert wire.bodies == [ahead("x" * 70), ahead("mine")]
+        wire.bodies.clear()
+        program.run("q", backend=endpoint).sync()
+        assert wire.bodies == ([] if shares else [ahead("x" * 70 + "q")])
+        wire.bodies.clear()
+        program.run_batch([("a",), ("b",)], backend=endpoint)
+        assert wire.bodies[:1] == ([] if shares else [ahead("x" * 70)])
+
+
 def test_chains_go_to_servers_that_know_them_only() -> None:
     def answer(body: dict[str, Any]) -> Answer:
         if "segments" not in body:

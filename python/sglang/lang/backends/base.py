@@ -63,6 +63,9 @@ class BaseBackend:
     fuses = False
     """Answers `async_chain`: several gens and selects with the text between them as one request."""
 
+    shares_prefixes = False
+    """Computes what prompts that arrive together begin with once: forks and batches need not send it ahead."""
+
     spec: Literal["completion", "chat"] | None = None
     """How `@function(num_api_spec_tokens=N)` saves calls, which is the interpreter's work; the backend only says that
     it wants it. "completion": `generate` is asked for more tokens than a gen needs, without stop strings, and the
@@ -129,7 +132,7 @@ class BaseBackend:
         raise NotImplementedError
 
     async def async_cache_prefix(self, prefix_str: str) -> None:
-        """A hint: many prompts that begin with `prefix_str` are about to come."""
+        """Compute `prefix_str` now: prompts that begin with it are about to come."""
         if type(self).cache_prefix is not BaseBackend.cache_prefix:
             await loop.in_thread(self.cache_prefix, prefix_str)
 

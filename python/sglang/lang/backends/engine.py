@@ -40,9 +40,6 @@ class EngineBackend(NativeBackend):
     def shutdown(self) -> None:
         self._engine.shutdown()
 
-    async def async_cache_prefix(self, prefix_str: str) -> None:
-        """Nothing: the engine shares the prefix of requests that arrive together."""
-
     async def _post(self, body: Body) -> Any:
         with _one_by_one(body):
             return await self._ask(body)

@@ -8,6 +8,7 @@ from typing import Any
 
 from sglang.base.choices import METHODS, ChoicesDecision, Method, choice_tokens, decide, needs_unconditional
 from sglang.base.choices import token_length_normalized as by_default
+from sglang.lang import loop
 from sglang.lang.backends.base import AsyncBackend, Meta, NotFused, Segment, StateView
 from sglang.lang.config import global_config
 from sglang.lang.ir import DTYPES, Select, SglSamplingParams, Text
@@ -58,6 +59,10 @@ class NativeBackend(AsyncBackend):
     @abstractmethod
     def _events(self, body: Body) -> AsyncIterator[Body]:
         """The events of a streamed one."""
+
+    @property
+    def shares_prefixes(self) -> bool:  # type: ignore[override]  # as `segments`: servers that know them share
+        return self.segments
 
     @property
     def fuses(self) -> bool:  # type: ignore[override]  # known after the first answer
@@ -141,6 +146,9 @@ class NativeBackend(AsyncBackend):
 
     async def async_cache_prefix(self, prefix_str: str) -> None:
         await self._post({"text": prefix_str, "sampling_params": {"max_new_tokens": 0}})
+
+    def cache_prefix(self, prefix_str: str) -> None:
+        loop.run(self.async_cache_prefix(prefix_str))
 
     def _body(self, s: StateView, params: SglSamplingParams) -> Body:
         return {**self._prompt(s), "sampling_params": sampling_body(params), **_logprob_body(params)}

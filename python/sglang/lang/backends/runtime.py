@@ -124,7 +124,7 @@ class Runtime:
 
     def cache_prefix(self, prefix: str) -> None:
         """Have the server compute `prefix` now."""
-        self._request({"text": prefix, "sampling_params": {"max_new_tokens": 0}})
+        self.endpoint.cache_prefix(prefix)
 
     def generate(
         self,

@@ -71,10 +71,6 @@ class RuntimeEndpoint(NativeBackend):
     def stop_profile(self) -> None:
         self._ask("POST", "/stop_profile")
 
-    async def async_cache_prefix(self, prefix_str: str) -> None:
-        if not self.segments:  # such a server shares the prefix of requests that arrive together by itself
-            await super().async_cache_prefix(prefix_str)
-
     def _template_of(self, info: Body) -> ChatTemplate:
         path = info.get("tokenizer_path") or info["model_path"]
         return template_of_model(info.get("chat_template"), path) or get_chat_template_by_model_path(info["model_path"])

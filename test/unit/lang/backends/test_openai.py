@@ -165,8 +165,8 @@ def test_logprobs_come_in_the_words_of_the_local_server(wire, make, state, strea
 
 @pytest.mark.parametrize(
     "wanted",
-    [{"regex": r"\d+"}, {"ebnf": 'root ::= "a"'}, {"top_k": 5}, {"ignore_eos": True}, {"min_p": 0.1}, {"stop_token_ids": (1,)},
-     {"min_new_tokens": 3}, {"stop_regex": ("a",)}, {"dtype": "float"},
+    [{"regex": r"\d+"}, {"ebnf": 'root ::= "a"'}, {"top_k": 5}, {"ignore_eos": True}, {"min_p": 0.1},
+     {"stop_token_ids": (1,)}, {"min_new_tokens": 3}, {"stop_regex": ("a",)}, {"dtype": "float"},
      {"return_logprob": True, "logprob_start_len": 2}],
 )  # fmt: skip
 @pytest.mark.parametrize("make, state", [(chat_model, chat("Hi")), (completion_model, text("Hi"))])
