@@ -343,6 +343,11 @@ class Executor(Transcript):
         except Exception as error:
             with self.run.lock:
                 self.fail(error)
+        except BaseException as error:  # SystemExit, say: from here it would end the loop, and all programs with it
+            reason = RuntimeError(f"the backend raised {error!r}")
+            reason.__cause__ = error
+            with self.run.lock:
+                self.fail(reason)
 
     async def _generate(self, params: SglSamplingParams) -> None:
         if not self.run.stream:

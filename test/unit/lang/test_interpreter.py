@@ -336,6 +336,29 @@ def test_an_exception_of_the_body_is_raised_and_drops_what_runs() -> None:
     assert backend.dropped == 1
 
 
+def test_a_backend_that_calls_exit_ends_the_state_and_no_other() -> None:
+    class Exits(BaseBackend):
+        def generate(self, s: Any, sampling_params: SglSamplingParams) -> tuple[str, Any]:
+            raise SystemExit(3)
+
+    class ExitsOnTheLoop(Scripted):
+        async def async_generate(self, s: Any, sampling_params: SglSamplingParams) -> tuple[str, Any]:
+            raise SystemExit(3)
+
+    @sgl.function
+    def program(s: Any) -> None:
+        s += sgl.gen("a")
+
+    for backend in (Exits(), ExitsOnTheLoop()):
+        errors: list[Any] = []
+        asking = threading.Thread(target=lambda b=backend: errors.append(program.run(backend=b).error()), daemon=True)
+        asking.start()
+        asking.join(5)
+        assert "SystemExit(3)" in str(errors)
+        assert 's += sgl.gen("a")' in "".join(traceback.format_exception(errors[0]))
+    assert program.run(backend=Scripted())["a"] == "<0>"
+
+
 def test_a_failed_fork_fails_the_join_and_nothing_hangs() -> None:
     @sgl.function
     def program(s: Any) -> str:
