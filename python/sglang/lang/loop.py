@@ -53,14 +53,22 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     if here():
         work.close()
         raise RuntimeError("a blocking call inside an async program: await its async form (run_async, await s['x'])")
-    future = asyncio.run_coroutine_threadsafe(work, get())
+    outcome: Future[T] = Future()
+
+    async def settle() -> None:
+        try:
+            outcome.set_result(await work)
+        except BaseException as error:  # a SystemExit that is raised on the loop would end it
+            outcome.set_exception(error)
+
+    task = asyncio.run_coroutine_threadsafe(settle(), get())
     try:
-        while not future.done():
+        while not outcome.done():
             with suppress(TimeoutError):  # ours, or that of `work`, which is then raised below
-                return future.result(SLICE_S)
-        return future.result()
+                return outcome.result(SLICE_S)
+        return outcome.result()
     except BaseException:
-        future.cancel()
+        task.cancel()
         raise
 
 

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -88,6 +89,36 @@ def test_an_exception_of_one_body_ends_the_batch_with_its_line() -> None:
         program.run_batch([(i,) for i in range(2000)], backend=backend)
     assert 'raise ZeroDivisionError("mine")' in "".join(traceback.format_exception(caught.value))
     assert len(backend.asked) < 2000
+
+
+def test_a_body_that_calls_exit_ends_its_run_and_no_other() -> None:
+    @sgl.function
+    def plain(s: Any) -> None:
+        s += sgl.gen("a")
+        sys.exit(4)
+
+    @sgl.function
+    async def awaiting(s: Any) -> None:
+        s += sgl.gen("a")
+        await s["a"]
+        sys.exit(4)
+
+    for program in (plain, awaiting):
+        for call in (program.run, lambda backend, p=program: p.run_batch([{}, {}], backend=backend)):
+            raised: list[BaseException] = []
+
+            def work(call: Any = call, raised: list[BaseException] = raised) -> None:
+                try:
+                    call(backend=Scripted())
+                except SystemExit as error:
+                    raised.append(error)
+
+            calling = threading.Thread(target=work, daemon=True)
+            calling.start()
+            calling.join(5)
+            assert raised, "it hangs"
+            assert "sys.exit(4)" in "".join(traceback.format_exception(raised[0]))
+    assert qa.run("x", backend=Scripted())["answer"] == "<5>"
 
 
 def test_batches_inside_of_batches() -> None:
