@@ -6,6 +6,7 @@ from typing import Any
 
 from sglang.lang.backends.base import Meta, StateView
 from sglang.lang.ir import SglSamplingParams
+from sglang.lang.media import VIDEO, data_url
 
 LOCAL = "a model behind sgl.Runtime or sgl.RuntimeEndpoint can"
 _DEFAULTS = SglSamplingParams()
@@ -38,10 +39,11 @@ def turns(s: StateView, who: str, *, plain_text: bool = False, prefill: bool = F
     """The messages that a chat model is to answer.
 
     plain_text: a program without roles is one message of the user's. prefill: the answer may go on from text that
-    stands in the assistant's message. Raises RuntimeError where the model is not to speak.
+    stands in the assistant's message. Raises RuntimeError where the model is not to speak, ValueError for a video.
     """
+    refuse_video(s, who)
     if plain_text and s.cur_role is None and not s.messages_:
-        return [{"role": "user", "content": s.text_}]
+        return [{"role": "user", "content": _interleaved(s) if s.images_ else s.text_}]
     if s.cur_role != "assistant":
         raise RuntimeError(
             f"{who} is a chat model and answers in an assistant message only: s += sgl.assistant(sgl.gen(...))"
@@ -52,6 +54,22 @@ def turns(s: StateView, who: str, *, plain_text: bool = False, prefill: bool = F
             f"{s.open_text!r}. On OpenAI models @sgl.function(num_api_spec_tokens=...) lifts this"
         )
     return s.messages_ + ([{"role": "assistant", "content": s.open_text}] if s.open_text else [])
+
+
+def refuse_video(s: StateView, who: str) -> None:
+    if any(image.startswith(VIDEO) for image in s.images_):
+        raise ValueError(f"{who} takes no video: append frames of it with sgl.image; {LOCAL}")
+
+
+def _interleaved(s: StateView) -> list[dict[str, Any]]:
+    """A text without roles as the content of a message: its images stand where their tokens do."""
+    content: list[dict[str, Any]] = []
+    for i, piece in enumerate(s.text_.split(s.chat_template.image_token, len(s.images_))):
+        if i:
+            content.append({"type": "image_url", "image_url": {"url": data_url(s.images_[i - 1])}})
+        if piece:
+            content.append({"type": "text", "text": piece})
+    return content
 
 
 def meta(prompt: int | None, completion: int | None, reason: str | None, **more: Any) -> Meta:

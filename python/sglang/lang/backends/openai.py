@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sglang.base.chat import ChatTemplate, get_chat_template, get_chat_template_by_model_path
 from sglang.base.choices import ChoicesDecision, Method, token_length_normalized
 from sglang.lang import loop
-from sglang.lang.backends.api import LOCAL, TokenUsage, meta, refuse, turns
+from sglang.lang.backends.api import LOCAL, TokenUsage, meta, refuse, refuse_video, turns
 from sglang.lang.backends.base import AsyncBackend, Meta, StateView
 from sglang.lang.ir import REGEX_INT, SglSamplingParams
 
@@ -154,9 +154,7 @@ class OpenAI(AsyncBackend):
             request["messages"] = turns(s, self._who, plain_text=self.plain_text)
             request["max_completion_tokens" if REASONING.match(self.model_name) else "max_tokens"] = p.max_new_tokens
         else:
-            if s.images_:
-                raise ValueError(f"{self._who} is a completion model and sees no images; a chat model can")
-            request["prompt"] = s.text_
+            request["prompt"] = self._prompt(s)
             request["max_tokens"] = p.max_new_tokens
         if p.stop:
             request["stop"] = list(p.stop)
@@ -170,6 +168,11 @@ class OpenAI(AsyncBackend):
         elif p.return_logprob:
             request["logprobs"] = p.top_logprobs_num or 0
         return request
+
+    def _prompt(self, s: StateView) -> str:
+        if s.images_:
+            raise ValueError(f"{self._who} is a completion model and sees no images; a chat model can")
+        return s.text_
 
     async def _create(self, request: dict[str, Any]) -> Any:
         api = self.client.chat.completions if self.is_chat_model else self.client.completions
@@ -219,7 +222,7 @@ class OpenAI(AsyncBackend):
         A choice's score is how many of its tokens were taken. Nothing is asked where there is one way on.
         """
         rows = [vocabulary.encode_ordinary(choice) for choice in choices]
-        head = vocabulary.encode_ordinary(s.text_)
+        head = vocabulary.encode_ordinary(self._prompt(s))
         alive, at = list(range(len(rows))), 0
         scores = [0.0] * len(rows)
         while len(alive) > 1:
@@ -262,7 +265,7 @@ class OpenAI(AsyncBackend):
         scores = [0.0] * len(choices)
         while len(alive) > 1:
             request = {"model": self.model_name, "temperature": 0.0, "max_tokens": 1, "logprobs": TOP_COMPLETION}
-            result = await self._create({**request, "prompt": s.text_ + said})
+            result = await self._create({**request, "prompt": self._prompt(s) + said})
             if result.usage:
                 self.token_usage.add(result.usage.prompt_tokens, result.usage.completion_tokens)
             told = result.choices[0].logprobs
@@ -289,6 +292,7 @@ class OpenAI(AsyncBackend):
         """A chat model is shown the choices with letters; a choice's score is the log-probability of its letter."""
         if not 1 <= len(choices) <= len(LETTERS):
             raise ValueError(f"{self._who} can select among 1 to {len(LETTERS)} choices, got {len(choices)}")
+        refuse_video(s, self._who)
         messages = [dict(message) for message in s.messages_]
         begun = s.open_text
         if s.cur_role != "assistant":

@@ -87,17 +87,14 @@ class VertexAI(AsyncBackend):
             config |= {"response_mime_type": "application/json", "response_json_schema": json.loads(p.json_schema)}
         if self._safety is not None:
             config["safety_settings"] = list(self._safety)
-        if s.cur_role is None and not s.messages_:
-            contents = [{"role": "user", "parts": interleaved(s.text_, s.chat_template.image_token, s.images_)}]
-        else:
-            messages = turns(s, self._who)
-            if messages and messages[0]["role"] == "system":
-                config["system_instruction"] = messages[0]["content"]
-                messages = messages[1:]
-            if any(message["role"] == "system" for message in messages):
-                raise ValueError(f"{self._who} takes a system message only at the beginning")
-            roles = {"user": "user", "assistant": "model"}
-            contents = [{"role": roles[m["role"]], "parts": parts(m["content"])} for m in messages]
+        messages = turns(s, self._who, plain_text=True)
+        if messages and messages[0]["role"] == "system":
+            config["system_instruction"] = messages[0]["content"]
+            messages = messages[1:]
+        if any(message["role"] == "system" for message in messages):
+            raise ValueError(f"{self._who} takes a system message only at the beginning")
+        roles = {"user": "user", "assistant": "model"}
+        contents = [{"role": roles[m["role"]], "parts": parts(m["content"])} for m in messages]
         return {"model": self.model_name, "contents": contents, "config": config}
 
     def _read(self, result: Any) -> tuple[str, str | None]:
@@ -130,18 +127,5 @@ def parts(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def interleaved(text: str, token: str, images: Sequence[str]) -> list[dict[str, Any]]:
-    """A prompt without roles: text and images in the order of the image tokens."""
-    if not images:
-        return [{"text": text}]
-    found: list[dict[str, Any]] = []
-    for i, piece in enumerate(text.split(token, len(images))):
-        found += [picture(images[i - 1])] if i else []
-        found += [{"text": piece}] if piece else []
-    return found
-
-
 def picture(data: str) -> dict[str, Any]:
-    if data.startswith("video:"):
-        raise ValueError("Gemini models take no video here; append its frames with sgl.image")
     return {"inline_data": {"mime_type": image_type(data), "data": base64.b64decode(data)}}

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import seed_programs
+from PIL import Image
 from wire_model import vocabulary
 from wire_server import WireServer
 
@@ -224,6 +225,47 @@ def test_a_grammar_is_refused_at_the_line_that_asked(api, make, stream):
     assert "cannot serve ebnf=" in str(error)
     assert 'sgl.gen("answer", ebnf=' in "".join(traceback.format_exception(error))
     assert not api.requests
+
+
+API_MODELS = {
+    "openai": lambda: sgl.OpenAI("gpt-4o"),
+    "completion": lambda: sgl.OpenAI("gpt-3.5-turbo-instruct"),
+    "anthropic": lambda: sgl.Anthropic("claude-3"),
+    "litellm": lambda: sgl.LiteLLM("openai/gpt-4o"),
+}
+
+
+@pytest.mark.parametrize("name", API_MODELS)
+@pytest.mark.parametrize("choices", [None, ["red", "blue"]])
+def test_a_video_is_refused_and_never_a_picture_of_its_beginning(api, tmp_path, name, choices):
+    pytest.importorskip(name if name in ("anthropic", "litellm") else "openai")
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+
+    @sgl.function
+    def watch(s):
+        s += sgl.user(sgl.video(str(tmp_path / "moving.gif"), 2) + "What colour?")
+        s += sgl.assistant(sgl.gen("colour", choices=choices))
+
+    error = watch.run(backend=API_MODELS[name]()).error()
+    assert isinstance(error, ValueError | NotImplementedError)
+    assert "s += sgl.assistant(sgl.gen(" in "".join(traceback.format_exception(error))
+    assert not api.requests
+
+
+@pytest.mark.parametrize("name", ["anthropic", "litellm"])
+def test_a_picture_in_a_text_without_roles_is_sent(api, name):
+    pytest.importorskip(name)
+
+    @sgl.function
+    def look(s):
+        s += sgl.image(Image.new("RGB", (8, 8), "red")) + "The capital of France is"
+        s += sgl.gen("answer", stop="\n")
+
+    assert look.run(backend=API_MODELS[name]()).error() is None
+    picture, words = api.requests[0].body["messages"][0]["content"]
+    assert picture["type"] in ("image", "image_url")
+    assert words == {"type": "text", "text": "The capital of France is"}
 
 
 def test_hundreds_of_chats_at_a_time(api):

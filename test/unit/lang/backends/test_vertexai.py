@@ -81,6 +81,14 @@ def test_a_text_without_roles_is_split_at_its_images(wire, model):
     assert set(second["inlineData"].values()) == {"iVBORw0KGgo=", "image/png"}
 
 
+def test_a_video_is_refused(wire, model):
+    for state in (chat("x"), text("<image>x")):
+        state.images_ = ["video:iVBORw0KGgo="]
+        with pytest.raises(ValueError, match="takes no video"):
+            model().generate(state, Params())
+    assert not wire.requests
+
+
 def test_images_in_a_message(wire, model):
     state = chat("x")
     url = {"url": "data:image/jpeg;base64,/9j/AAAA"}
