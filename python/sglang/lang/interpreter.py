@@ -177,7 +177,8 @@ def _answer(s: Transcript) -> Flow:
     else:
         assert isinstance(node, Gen)
         params = s.params(node)
-        if s.num_api_spec_tokens and s.backend.spec == "completion" and params.stop and not params.dtype:
+        speculates = s.num_api_spec_tokens and s.backend.spec == "completion"
+        if speculates and params.stop and not params.dtype and params.n == 1:
             yield from _speculate(s, node, params)
         else:
             s.spare = ""
@@ -310,6 +311,8 @@ def _speculate_chat(s: Transcript) -> Flow:
         params = [s.params(gen) for gen in gens]
         if any(p.but(ignored) != params[0].but(ignored) for p in params):
             raise RuntimeError("num_api_spec_tokens: the gens of one assistant message must sample alike")
+        if params[0].n != 1:
+            raise RuntimeError(f"num_api_spec_tokens: n must be 1, got {params[0].n}")
         if any(not s.sampling.but(gen.sampling).stop for gen in gens[:-1]):
             raise RuntimeError("num_api_spec_tokens: every gen but the last of an assistant message needs a stop")
         found, text = None, ""

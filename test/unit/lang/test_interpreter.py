@@ -350,12 +350,13 @@ def test_a_backend_that_calls_exit_ends_the_state_and_no_other() -> None:
         s += sgl.gen("a")
 
     for backend in (Exits(), ExitsOnTheLoop()):
-        errors: list[Any] = []
-        asking = threading.Thread(target=lambda b=backend: errors.append(program.run(backend=b).error()), daemon=True)
+        state = program.run(backend=backend)
+        asking = threading.Thread(target=state.sync, daemon=True)
         asking.start()
         asking.join(5)
-        assert "SystemExit(3)" in str(errors)
-        assert 's += sgl.gen("a")' in "".join(traceback.format_exception(errors[0]))
+        assert not asking.is_alive(), "it hangs"
+        assert "SystemExit(3)" in str(state.error())
+        assert 's += sgl.gen("a")' in "".join(traceback.format_exception(state.error()))
     assert program.run(backend=Scripted())["a"] == "<0>"
 
 
@@ -679,6 +680,24 @@ def test_a_completion_model_says_more_than_one_gen_needs() -> None:
     assert (state["name"], state["age"], state["job"]) == ("Ann", "7", "cook")
     assert backend.requests == ["generate"]
     assert (backend.params[0].max_new_tokens, backend.params[0].stop) == (128, ())
+
+
+@pytest.mark.parametrize("spec", ["completion", "chat"])
+def test_several_answers_are_not_speculated(spec: str) -> None:
+    class Several(Scripted):
+        async def async_generate(self, s: Any, sampling_params: SglSamplingParams) -> tuple[Any, Any]:
+            assert (sampling_params.n, sampling_params.stop) == (2, ("\n",))
+            return ["a", "b"], {}
+
+    @sgl.function(num_api_spec_tokens=64)
+    def program(s: Any) -> None:
+        s += sgl.user("Who?") + sgl.assistant(sgl.gen("x", n=2, stop="\n"))
+
+    state = program.run(backend=Several(spec=spec))
+    if spec == "completion":
+        assert state["x"] == ["a", "b"]
+    else:
+        assert "n must be 1, got 2" in str(state.error())
 
 
 def test_a_chat_model_writes_a_message_that_is_matched_to_its_gens() -> None:
