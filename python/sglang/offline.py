@@ -181,6 +181,9 @@ class Engine:
                 yield msgspec.to_builtins(answer)
 
     def _send(self, work: Coroutine[Any, Any, T]) -> Any:
+        if self._loop.is_closed():
+            work.close()
+            raise RuntimeError("this Engine has been shut down")
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:

@@ -107,6 +107,21 @@ def test_a_script_ends_with_its_worker(end: str) -> None:
     assert done.stdout.strip().startswith("Paris")
 
 
+def test_an_engine_that_was_shut_down_says_so() -> None:
+    @sgl.function
+    def program(s, most):
+        s += PROMPT + sgl.gen("a", max_tokens=most, ignore_eos=True)
+
+    with Engine(worker=ThreadWorker, max_total_tokens=4000, log_level="error") as engine:
+        begun = program.run(1500, backend=engine, stream=True)
+        next(begun.text_iter("a"))
+    assert isinstance(begun.error(), WorkerDied)
+    assert "has been shut down" in str(program.run(4, backend=engine).error())
+    for stream in (False, True):
+        with pytest.raises(RuntimeError, match="has been shut down"):
+            list(engine.generate(PROMPT, GREEDY, stream=stream))
+
+
 def test_a_worker_that_dies_says_so() -> None:
     with Engine(max_total_tokens=4000, log_level="error") as engine:
         stream = engine.generate(PROMPT, {"max_new_tokens": 1500, "ignore_eos": True}, stream=True)
