@@ -11,6 +11,8 @@ from sglang.attention.base import Rows
 from sglang.base.plan import DRAWN, Plan
 from sglang.kernels.staging import Stager
 
+LATER = 1 << 31  # than any page of a table
+
 
 @dataclass
 class Batch:
@@ -29,6 +31,8 @@ class Tables:
     """Per-slot state of the engine: page tables on the host, last drawn tokens on the device.
 
     device_pages: the page tables again, on a CUDA device, where kernels walk them.
+    touched: the least index of entries filed since it was last set to LATER, by whoever remembers something of the
+    tables (`graphs._Common`).
     """
 
     def __init__(
@@ -38,6 +42,7 @@ class Tables:
         self.pages = np.zeros((slots, pages_per_seq), np.int32)
         self.last = torch.zeros(slots, dtype=torch.int64, device=device)
         self.page_size = page_size
+        self.touched = LATER
         self._padded = padded
         self.device_pages: Tensor | None = None
         if device.type == "cpu":
@@ -49,6 +54,8 @@ class Tables:
     def file(self, plan: Plan) -> None:
         """Apply the plan's new table entries on the host."""
         self.pages[plan.table_slots, plan.table_index] = plan.table_pages
+        if self.device_pages is not None and len(plan.table_index):
+            self.touched = min(self.touched, int(plan.table_index.min()))
 
     def batch(self, plan: Plan) -> Batch:
         """Apply the plan's new table entries and lay out its tokens."""

@@ -26,7 +26,7 @@ from sglang.attention import cascade
 from sglang.attention.triton import TritonAttention
 from sglang.base.plan import FREE, Plan
 from sglang.engine.automata import Automata
-from sglang.engine.batch import Tables
+from sglang.engine.batch import LATER, Tables
 from sglang.engine.capture import Graph
 from sglang.engine.idle import Interrupted, Wanted, Yielding, alone, never, roomy
 from sglang.engine.sampler import Sampler, next_positions
@@ -95,9 +95,10 @@ class _Common:
 
     def look(self, plan: Plan) -> bool:
         """Whether the plan's rows share keys; the page tables are filed."""
-        size = self._tables.page_size
-        same = np.array_equal(plan.slots, self._slots) and True
-        if not same or (plan.table_index * size < self._known).any():
+        size, touched = self._tables.page_size, self._tables.touched
+        self._tables.touched = LATER
+        # Steps between may have given a slot to another sequence: its entries begin at 0.
+        if not np.array_equal(plan.slots, self._slots) or touched * size < self._known:
             self._slots = plan.slots.copy()
             self._found = self._attention.sharing(plan.slots, plan.starts, self._tables.pages, size)
             self._known = int(plan.starts.min()) if self._found is None else int(self._found.own.max())

@@ -124,6 +124,26 @@ def test_shared_keys_are_read_once_for_the_same_tokens(folder: Path, monkeypatch
     assert own.engine._attention.shares, "the kernels for shared keys failed and were left"
 
 
+def test_a_slot_that_another_sequence_took_between_decodes_shares_what_that_one_has(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sglang.attention import cascade
+
+    for name, value in (("WORTH", 1), ("LEAST_SAVED", 1), ("KEYS", 32), ("LEAST_KEYS", 32)):
+        monkeypatch.setattr(cascade, name, value)
+    found = []
+    for driver in (Driver(load(folder, load_format="dummy", max_total_tokens=256)), Driver(on_device(folder))):
+        driver.step([Row(1, 0, list(range(20, 60)))], [driver.seat(1, 40)])
+        driver.step([Row(2, 40, [72])], [driver.seat(2, 41)], driver.share(2, 1, 40))
+        driver.step([Row(1, 40, [DRAWN]), Row(2, 41, [DRAWN])])
+        del driver.table[2]  # it ends, and while the other goes on its slot is taken
+        prompt = list(range(110, 150))
+        first = driver.step([Row(1, 41, [DRAWN]), Row(2, 0, prompt)], [driver.seat(2, 40)])
+        last = driver.step([Row(1, 42, [DRAWN]), Row(2, 40, [DRAWN])])
+        found.append([first.tokens.tolist(), last.tokens.tolist()])
+    assert found[0] == found[1]
+
+
 def test_rows_that_the_graph_cannot_draw_are_drawn_after_it(folder: Path) -> None:
     """Penalties, a mask, scores; greedy rows beside random ones."""
     kinds = [
