@@ -18,7 +18,7 @@ from sglang.base.errors import ConfigError, NoRoom
 from sglang.base.messages import Ready
 from sglang.base.plan import Plan, Result
 from sglang.engine.account import Account, check_room, less, room_for, short, unheld
-from sglang.engine.batch import Tables
+from sglang.engine.batch import Batch, Tables
 from sglang.engine.blueprint import Blueprint, draw_up, load_foreign
 from sglang.engine.pool import GIB, beside_of, chunk_of, default_fraction, grain_of, make_pool, slots_of
 from sglang.engine.pooling import Pooler
@@ -260,12 +260,7 @@ class Engine:
         if self._graphs is not None and held and self._graphs.fits(plan):
             return self._decode(plan, self._graphs, places)
         found = self._fills.launch(plan) if self._fills is not None else None
-        if found is not None:
-            batch, hidden = found
-        else:
-            batch = self._tables.batch(plan)
-            self._attention.plan(batch.rows)
-            hidden = self._model.forward(batch.tokens, batch.positions, self._attention)
+        batch, hidden = self._one_by_one(plan) if found is None else found
         result = Result(np.full(len(plan.slots), -1, np.int32))
         for ask in plan.prompt_asks:
             begin = int(batch.offsets[ask.row]) + ask.offset
@@ -291,6 +286,12 @@ class Engine:
             if plan.asks:
                 result.scores = score_drawn(logits, drawn, plan.asks, rows)
         return Flight(result, rows, drawn, self._landing)
+
+    def _one_by_one(self, plan: Plan) -> tuple[Batch, Tensor]:
+        """The forward pass of a step without a graph: its layout, and [T + padding, hidden]."""
+        batch = self._tables.batch(plan)
+        self._attention.plan(batch.rows)
+        return batch, self._model.forward(batch.tokens, batch.positions, self._attention)
 
     def _decode(self, plan: Plan, graphs: "DecodeGraphs", places: np.ndarray | None) -> Flight:
         """`launch` where all rows decode."""
@@ -346,8 +347,8 @@ class Engine:
         from sglang.engine import warmup
 
         shares = self._tiled is not None and self._tiled.shares
-        kv_heads = self._model.spec.kv_heads
-        plans = warmup.plans(self.slots, kv_heads, self.pages, self.page_size, self.context_length, shares)
+        sizes = self.slots, self._model.spec.kv_heads, self.pages, self.page_size, self.context_length, shares
+        plans = warmup.plans(*sizes)
         held = warmup.held([plans[0], next(plan for plan in plans if len(plan.tokens) == 1)])
         automata = self._automata
         assert automata is not None
@@ -357,6 +358,8 @@ class Engine:
             for plan in held:
                 self.launch(plan)
             automata.rehearse()
+            for plan in warmup.beside(*sizes) if self._tiled is not None else ():
+                self._one_by_one(plan)
             if self._fills is not None:
                 self._fills.rehearse(experts=self._model.spec.experts is not None)
 

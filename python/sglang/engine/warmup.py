@@ -68,6 +68,22 @@ def plans(slots: int, kv_heads: int, pages: int, page_size: int, context: int, s
     return found
 
 
+def beside(slots: int, kv_heads: int, pages: int, page_size: int, context: int, shares: bool) -> list[Plan]:
+    """Decodes beside a prompt that no graph has room for: theirs file their keys by themselves, these do not. For
+    kernels that are only to be compiled, which do not depend on the prompt's length."""
+    from sglang.kernels import attention as kernels
+
+    if slots < 2:
+        return []
+    most = min(pages * page_size, context) - 1
+    rooms: dict[int, int] = {}
+    for rows in decodes(slots - 1, kv_heads):
+        rooms.setdefault(kernels.merge_room(kernels.splits_for(rows, kv_heads)), rows)
+    found = [(rows, 0) for rows in rooms.values()]
+    found += [(rows, keys) for rows, keys in (sharing(slots - 1, kv_heads) if shares else ()) if keys <= most]
+    return [_plan(rows, keys, 1, page_size, min(most, LONG[0])) for rows, keys in found]
+
+
 def held(plans: list[Plan]) -> list[Plan]:
     """The same plans, their rows drawn by the kernels of rows under constraints."""
     return [structs.replace(plan, places=np.full(len(plan.slots), FREE, np.int32)) for plan in plans]
@@ -94,24 +110,29 @@ def sharing(slots: int, kv_heads: int) -> list[tuple[int, int]]:
     from sglang.engine.graphs import sizes
     from sglang.kernels import attention as kernels
 
-    found: dict[int, int] = {}
+    found: dict[tuple[bool, int], int] = {}
     for rows in sorted((n for n in sizes(slots) if n > 1), key=lambda n: (n > FEW, abs(FEW - n))):
-        found.setdefault(kernels.merge_room(kernels.splits_for(rows, kv_heads) + cascade.ENTRIES), rows)
+        parts = kernels.splits_for(rows, kv_heads) + cascade.ENTRIES
+        found.setdefault((rows <= FEW_ROWS, kernels.merge_room(parts)), rows)
     worth = [max(cascade.LEAST_KEYS, -(-cascade.WORTH // (rows - 1))) for rows in found.values()]
     return [(rows, -(-keys // cascade.KEYS) * cascade.KEYS) for rows, keys in zip(found.values(), worth, strict=True)]
 
 
-def _plan(rows: int, start: int, tokens: int, page_size: int) -> Plan:
-    """`rows` sequences, each with `tokens` tokens from position `start` on. Without seats: slots that nobody ever took
-    draw the most likely token."""
-    slots, pages = np.arange(rows, dtype=np.int32), np.arange(-(-(start + tokens) // page_size), dtype=np.int32)
+def _plan(rows: int, start: int, tokens: int, page_size: int, prompt: int = 0) -> Plan:
+    """`rows` sequences, each with `tokens` tokens from position `start` on, and one with those of a `prompt`. Without
+    seats: slots that nobody ever took draw the most likely token."""
+    counts, starts = np.full(rows, tokens, np.int32), np.full(rows, start, np.int32)
+    if prompt:
+        counts, starts = np.append(counts, np.int32(prompt)), np.append(starts, np.int32(0))
+    rows, slots = len(counts), np.arange(len(counts), dtype=np.int32)
+    pages = np.arange(-(-max(start + tokens, prompt) // page_size), dtype=np.int32)
     return Plan(
         step=0,
         slots=slots,
-        starts=np.full(rows, start, np.int32),
-        counts=np.full(rows, tokens, np.int32),
+        starts=starts,
+        counts=counts,
         samples=np.ones(rows, np.bool_),
-        tokens=np.zeros(rows * tokens, np.int32),
+        tokens=np.zeros(int(counts.sum()), np.int32),
         table_slots=np.repeat(slots, len(pages)),
         table_index=np.tile(pages, rows),
         table_pages=np.tile(pages, rows),

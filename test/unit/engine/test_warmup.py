@@ -16,6 +16,7 @@ from sglang.engine import warmup
 from sglang.engine.graphs import DecodeGraphs, _Kind, sizes
 from sglang.kernels import attention as kernels
 from sglang.kernels.compiling import _load, compile_ahead, trial
+from sglang.kernels.matvec import FEW
 
 
 def sets(rows: int, kv_heads: int) -> tuple[Any, ...]:
@@ -28,9 +29,29 @@ def sets(rows: int, kv_heads: int) -> tuple[Any, ...]:
 def test_every_kernel_of_a_decode_is_met(slots: int, kv_heads: int) -> None:
     met = {sets(rows, kv_heads) for rows in warmup.decodes(slots, kv_heads)}
     assert met == {sets(rows, kv_heads) for rows in sizes(slots)}
-    shared = {kernels.merge_room(kernels.splits_for(n, kv_heads) + cascade.ENTRIES) for n in sizes(slots) if n > 1}
+
+
+@pytest.mark.parametrize("slots", [1, 3, 64, 512])
+@pytest.mark.parametrize("kv_heads", [1, 2, 8, 32])
+def test_every_kernel_of_a_decode_that_shares_is_met(slots: int, kv_heads: int) -> None:
+    def shared(rows: int) -> tuple[Any, ...]:
+        return rows <= FEW, kernels.merge_room(kernels.splits_for(rows, kv_heads) + cascade.ENTRIES)
+
     found = warmup.sharing(slots, kv_heads)
-    assert {kernels.merge_room(kernels.splits_for(n, kv_heads) + cascade.ENTRIES) for n, _ in found} == shared
+    assert {shared(rows) for rows, _ in found} == {shared(rows) for rows in sizes(slots) if rows > 1}
+
+
+def test_decodes_beside_a_prompt_that_no_graph_computes_meet_their_kernels() -> None:
+    for slots, pages, context, page_size in ((512, 40000, 32768, 1), (8, 64, 4096, 16), (2, 300, 32, 1), (1, 9, 9, 1)):
+        found = warmup.beside(slots, 8, pages, page_size, context, True)
+        for plan in found:
+            assert plan.counts[-1] > 1
+            assert (plan.counts[:-1] == 1).all()
+            assert len(plan.slots) <= slots
+            assert plan.table_pages.max() < pages
+            assert (plan.starts + plan.counts <= min(context, pages * page_size)).all()
+        parts = {kernels.merge_room(kernels.splits_for(len(plan.slots) - 1, 8)) for plan in found}
+        assert parts == {kernels.merge_room(kernels.splits_for(rows, 8)) for rows in sizes(slots - 1) if slots > 1}
 
 
 @pytest.mark.parametrize("page_size", [1, 16])
