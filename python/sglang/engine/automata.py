@@ -17,7 +17,7 @@ from sglang.base.plan import DEAD, FREE, Load, Plan
 from sglang.engine.idle import waits_for_device
 from sglang.kernels import automata as kernels
 from sglang.kernels.automata import Arena, Held, Spelling
-from sglang.kernels.staging import Stager
+from sglang.kernels.staging import Stager, sent
 
 log = logging.getLogger("sglang.engine")
 WORDS = 4  # rows of masks are a multiple of so many words: 16 bytes, which loads and copies like
@@ -75,11 +75,7 @@ class Automata:
             distances = load.table - np.arange(states, dtype=np.int16)[:, None]
             distances[load.table == DEAD] = kernels.NONE
             for target, array in ((self.arena.table, distances), (self.arena.flags, load.flags.copy())):
-                host = torch.from_numpy(array)
-                host = (
-                    host.pin_memory() if self._device.type == "cuda" else host
-                )  # pageable memory waits for the device
-                target[here].copy_(host, non_blocking=True)
+                target[here].copy_(sent(torch.from_numpy(array), self._device))
         kernels.make_masks(self.arena, self._spelling, load.base + load.first, load.count or states)
 
     def places(self, plan: Plan) -> np.ndarray | None:

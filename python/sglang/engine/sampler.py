@@ -19,7 +19,7 @@ from torch import Tensor
 from sglang.base.messages import Score
 from sglang.base.plan import Ask, Plan, Seat
 from sglang.base.sampling import SamplingParams
-from sglang.kernels.staging import Stager, triton_works
+from sglang.kernels.staging import Stager, sent, triton_works
 
 if TYPE_CHECKING:
     from sglang.kernels.automata import Held
@@ -61,11 +61,12 @@ class _Ledger:
                 self.counts, self.seen = F.pad(self.counts, more), F.pad(self.seen, more)
             self.lines[seat.slot] = self._free.pop()
         line = self.lines[seat.slot]
-        device = self.counts.device
-        drawn = torch.tensor(seat.drawn, dtype=torch.int64, device=device)
-        self.counts[line] = torch.bincount(drawn, minlength=self.counts.shape[1]).float()
+        drawn, prompt = (
+            sent(torch.tensor(ids, dtype=torch.int64), self.counts.device) for ids in (seat.drawn, seat.prompt)
+        )
+        self.counts[line].zero_().index_add_(0, drawn, torch.ones_like(drawn, dtype=torch.float32))
         self.seen[line] = self.counts[line] > 0
-        self.seen[line, torch.tensor(seat.prompt, dtype=torch.int64, device=device)] = True
+        self.seen[line, prompt] = True
 
     def close(self, slot: int) -> None:
         line = self.lines.pop(slot, None)
@@ -320,10 +321,10 @@ class Sampler:
         return seat
 
     def _ids(self, values: Iterable[int]) -> Tensor:
-        return torch.tensor(list(values), dtype=torch.int64, device=self._device)
+        return sent(torch.tensor(list(values), dtype=torch.int64), self._device)
 
     def _column(self, values: Iterable[float]) -> Tensor:
-        return torch.tensor([float(v) for v in values], dtype=torch.float32, device=self._device)[:, None]
+        return sent(torch.tensor([float(v) for v in values], dtype=torch.float32), self._device)[:, None]
 
     def _touch(self, logits: Tensor, seats: list[Seat], numbers: list[int]) -> None:
         """Bias, penalties and minimum length, in place."""

@@ -19,6 +19,11 @@ def triton_works() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+def sent(host: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on the device. From memory that is not pinned a copy waits for all the device has to do."""
+    return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
+
+
 class Stager:
     """`put` copies integer arrays to the device and returns at once; on a CPU it only converts."""
 

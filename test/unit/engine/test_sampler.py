@@ -427,3 +427,18 @@ def test_masked_and_free_rows_of_a_step_do_not_meet(device: torch.device) -> Non
     both = under([[4, 4999]], [0, 1], vocab, [0, 0], device, 2)
     assert set(made.draw(logits[[0, 2]], slots[[0, 2]], positions[:2], **both).tolist()) <= {4, 4999}
     assert made.draw(logits[:3], slots[:3], positions[:3], **greedy).tolist()[1] == free[1]
+
+
+@pytest.mark.gpu
+def test_rows_with_penalties_are_drawn_while_the_device_is_busy() -> None:
+    made, logits = sampler(5000, "cuda"), torch.randn(4, 5000, device="cuda")
+    kinds = [{"repetition_penalty": 1.3}, {"frequency_penalty": 0.5}, {"logit_bias": {4: 9.0}}, {"min_new_tokens": 3}]
+    for waits in ("default", "error"):  # what is met first may be compiled
+        torch.cuda.set_sync_debug_mode(waits)
+        try:
+            for slot, kind in enumerate(kinds):
+                made.seat(Seat(slot, SamplingParams(seed=slot, **kind), 3, prompt=[4, 9], drawn=[7]))
+            drawn = made.draw(logits, np.arange(4), np.full(4, 3))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert ((drawn >= 0) & (drawn < 5000)).all()
