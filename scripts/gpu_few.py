@@ -39,7 +39,32 @@ def numerics() -> list[dict[str, Any]]:
             x, weight = some(rows, inputs), some(outputs, inputs)
             error = far(skinny.split(x, weight).sum(0), x.double() @ weight.double().T)
             found.append({"what": f"{outputs} x {inputs}", "rows": rows, "error": error, "ok": error < 1e-5})
+    for rows in (1, 8, 64, 256):
+        for context in (1, 65, 700):
+            error = filed(rows, context)
+            found.append({"what": f"keys filed after {context - 1}", "rows": rows, "error": error, "ok": error < 5e-3})
     return found
+
+
+def filed(rows: int, context: int) -> float:
+    """Decodes that file their own keys beside those whose keys are filed first: what they give, and what is filed."""
+    table = torch.randperm(rows * context, device=DEVICE).int().view(rows, context)
+    q, k, v = some(rows, HEADS + 2 * KV, DIM).mul_(20).split([HEADS, KV, KV], 1)
+    at, positions = torch.arange(rows, device=DEVICE), torch.full((rows,), context - 1, device=DEVICE)
+    angle = torch.rand(rows, 1, DIM // 2, device=DEVICE)
+    cos, sin = angle.cos(), angle.sin()
+    turn = torch.cat((cos, cos), -1).to(BF16), torch.cat((-sin, sin), -1).to(BF16)
+    cells_of = [some(rows * context, KV, DIM).mul_(20) for _ in range(2)]
+    gave = []
+    for fresh in (attention.Fresh(k, v, turn), None):
+        pool, out = attention.Pool(*(one.clone() for one in cells_of), table, 1), torch.empty_like(q).contiguous()
+        early_ = early(rows, FEW)
+        if fresh is None:
+            cells.file_cells(q, k, v, turn, pool, at, positions, early_)
+        splits = attention.splits_for(rows, KV)
+        attention.decode(q, pool, attention.Score(DIM**-0.5), at, positions, at, out, splits, fresh=fresh, early=early_)
+        gave.append((out, pool.keys, pool.values))
+    return max(far(own, other.double()) for own, other in zip(*gave, strict=True))
 
 
 def products() -> list[dict[str, Any]]:

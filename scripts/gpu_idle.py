@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from gpu_steps import LLAMA_8B, Driver, load
+from gpu_steps import LLAMA_8B, SAME, Driver, load
 
 from sglang.base.sampling import SamplingParams
 from sglang.engine.engine import Engine
 
 GREEDY = SamplingParams(temperature=0)
 SLOTS, PROMPT, STEPS = 64, 96, 6
-SAME = 0.8  # of tokens: random weights give many that are almost as likely
 LEFT_MS = 15  # after somebody came: a layer, and the end of a capture
 
 
