@@ -156,6 +156,7 @@ class DecodeGraphs:
         self._model, self._attention, self._tables, self._sampler = model, attention, tables, sampler
         self._automata = automata
         self._pages = tables.device_pages
+        self._own = np.zeros(len(tables.pages), np.int32)  # of each slot, the page that it writes to
         self._sizes = sizes(most)
         self._most = most
         device = model.device
@@ -173,10 +174,21 @@ class DecodeGraphs:
 
     def fits(self, plan: Plan) -> bool:
         n = len(plan.slots)
-        # A sequence that is new may have found in the prefix cache what another row of the step only now files; here
-        # each row files its own while others read.
-        alike = len(plan.tokens) == n and not plan.seats
-        return n <= self._most and alike and bool(plan.samples.all()) and not plan.prompt_asks
+        alike = len(plan.tokens) == n and bool(plan.samples.all()) and not plan.prompt_asks
+        return n <= self._most and alike and not self._adopts(plan)
+
+    def _adopts(self, plan: Plan) -> bool:
+        """Whether a row found in the prefix cache what another one only now files: here each files while others read.
+
+        All have one token.
+        """
+        own = plan.starts // self._tables.page_size
+        self._own[plan.slots] = own
+        found = plan.table_index < self._own[plan.table_slots]
+        if not found.any():
+            return False
+        self._tables.file(plan)
+        return bool(np.isin(plan.table_pages[found], self._tables.pages[plan.slots, own]).any())
 
     def launch(self, plan: Plan, places: np.ndarray | None) -> tuple[Tensor, Tensor | None, Tensor]:
         """Returns logits [n, vocab], the drawn tokens or None where more than the sampler's wishes and masks say what

@@ -83,14 +83,18 @@ def test_a_row_with_many_new_pages_brings_its_whole_table(folder: Path) -> None:
     assert found[0] == found[1]
 
 
-def test_a_new_row_may_read_what_another_one_files_in_the_same_step(folder: Path) -> None:
+@pytest.mark.parametrize("new", [True, False])
+def test_a_row_may_read_what_another_one_files_in_the_same_step(folder: Path, new: bool) -> None:
     found = []
     for driver in (Driver(load(folder, load_format="dummy", max_total_tokens=256)), Driver(on_device(folder))):
         driver.step([Row(1, 0, list(range(20, 40)))], [driver.seat(1, 20)])
+        seats = [driver.seat(2, 22)]
+        if not new:  # it has computed a part of its prompt, and then finds more of it in the prefix cache
+            driver.step([Row(2, 0, [20, 21], False)], seats)
         rows = [Row(2, 21, [78]), Row(1, 20, [77])]
         driver.table[1].append(driver.free.pop())  # of position 20, which the first row attends to as well
         entries = [(1, 20, driver.table[1][20]), *driver.share(2, 1, 21)]
-        found.append(driver.step(rows, [driver.seat(2, 22)], entries).tokens.tolist())
+        found.append(driver.step(rows, seats if new else [], entries).tokens.tolist())
         found[-1] += driver.step([Row(1, 21, [DRAWN]), Row(2, 22, [79])]).tokens.tolist()
     assert found[0] == found[1]
 
