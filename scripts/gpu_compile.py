@@ -102,7 +102,7 @@ def waits(ptx: str) -> bool:
 def loads_before_the_wait(ptx: str) -> int:
     """Groups of loads (of different base addresses are not told apart): 0, or how many 4 KB tiles' worth there are."""
     before = ptx.partition("griddepcontrol.wait")[0]
-    if re.search(r"\bst\.global|\batom\.|\bred\.", before):
+    if re.search(r"\bst\.global|\batom\.|\bred\.|\bcp\.async", before):
         return 1 << 30
     loads = re.findall(r"\bld\.global[^;]*\[\s*(%\w+)", before)
     return 0 if not loads else 1 if len(loads) <= 8 else 2
