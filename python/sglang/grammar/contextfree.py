@@ -189,7 +189,7 @@ class ContextFreeCursor:
     def _check(self) -> None:
         if self._matcher.is_error():
             reason = str(self._matcher.get_error()).strip().splitlines()[0]  # a picture of its state comes behind
-            known = {"NoExtensionBias": "no text may come next"}
+            known = {"NoExtensionBias": "no text may come next (does a rule or $ref lead back to itself alone?)"}
             raise RuntimeError(f"the grammar failed: {known.get(reason, reason)}")
 
     def advance(self, token: int) -> None:
