@@ -129,7 +129,7 @@ class ServerConfig:
     disable_cuda_graph: bool = flag(False, "CUDA: launch every kernel of a decode step by itself.")
     disable_cascade_attention: bool = flag(False, "CUDA: decodes read a prefix that they share once for each of them.")
     cuda_graph_max_bs: int | None = flag(None, "CUDA: rows of the largest decode step that becomes a graph; all.")
-    cpu_threads: int | None = flag(None, "Threads of the CPU engine; all cores by default.")
+    cpu_threads: int | None = flag(None, "Threads of the CPU engine; by default all cores, fewer for a small model.")
 
     # Scale-out
     tp_size: int = flag(1, "Ranks that split each layer.", "--tp", "--tensor-parallel-size")

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("sglang.engine")
 # How long there must be no step before graphs are captured, which is soon left, and before cuDNN plans, which is not.
 SOON_S, LATER_S = 0.02, 1.0
+THREAD_BYTES = 32 << 20  # weights for each thread of a CPU: with fewer, they wait for each other longer than they work
 
 
 class Flight:
@@ -162,6 +163,9 @@ class Engine:
             with room_for("the weights", device):
                 model, plan, parameters, became = _loaded(config, device, progress)
             spec = plan.spec
+            held = parameters * model.dtype.itemsize if isinstance(model, Foreign) else weight_bytes(model, parameters)
+            if device.type == "cpu" and config.cpu_threads is None:
+                torch.set_num_threads(max(1, min(torch.get_num_threads(), held // THREAD_BYTES)))
             loaded = time.monotonic()
             if became:
                 counts = " ".join(f"{name}={count}" for name, count in became.items())
@@ -192,9 +196,7 @@ class Engine:
             page_size=engine.page_size,
             max_running=engine.slots,
             parameters=parameters,
-            weight_bytes=parameters * model.dtype.itemsize
-            if isinstance(model, Foreign)
-            else weight_bytes(model, parameters),
+            weight_bytes=held,
             kv_bytes=engine.kv_bytes,
             load_s=time.monotonic() - began,
             eos_ids=engine.eos_ids,

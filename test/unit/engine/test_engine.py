@@ -178,6 +178,23 @@ def test_the_type_of_a_checkpoint_is_kept_where_the_cpu_computes_in_it(folder: P
     assert dummy(folder, dtype="auto").ready.dtype == expected
 
 
+def test_a_small_model_takes_no_more_threads_than_have_something_to_do(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        dummy(folder)
+        assert torch.get_num_threads() == 1
+        dummy(folder, cpu_threads=2)
+        assert torch.get_num_threads() == 2
+        monkeypatch.setattr("sglang.engine.engine.THREAD_BYTES", 1000)
+        dummy(folder)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def used_mib() -> float:
     """Memory of this process, what was freed not counted."""
     gc.collect()
