@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -69,6 +70,44 @@ def test_a_streamed_answer_is_the_plain_answer(served: Any) -> None:
     assert frames[-2:] == ["data: [DONE]", ""]
     last = json.loads(frames[-3][6:])
     assert (last["text"], last["output_ids"]) == (whole["text"], whole["output_ids"])
+
+
+STOPPED = {"max_new_tokens": 40, "temperature": 0, "stop_regex": [r"[.,]\s", r"\n\w"]}
+
+
+@pytest.mark.parametrize("constraint", [{}, {"regex": r"[\w ,.\n]+"}], ids=["free", "constrained"])
+def test_a_pattern_ends_an_answer_where_it_matches_first(served: Any, constraint: dict[str, str]) -> None:
+    text = "Q: What is the capital of France?\nA:"
+    free = {**STOPPED, **constraint, "stop_regex": None}
+    whole = generate(served, text=text, sampling_params=free).json()["text"]
+    found = re.search("|".join(STOPPED["stop_regex"]), whole)
+    assert found is not None
+    for kept, end in ((False, found.start()), (True, found.end())):
+        body = {"text": text, "sampling_params": {**STOPPED, **constraint, "no_stop_trim": kept}}
+        answer = generate(served, **body).json()
+        assert answer["text"] == whole[:end]
+        assert answer["meta_info"]["finish_reason"] == {"type": "stop", "matched": found.group()}
+        frames = generate(served, **body, stream=True).text.split("\n\n")[:-2]
+        texts = [json.loads(frame[6:])["text"] for frame in frames]
+        assert texts[-1] == whole[:end]
+        assert all(whole[:end].startswith(text) for text in texts)
+    assert eventually(lambda: state(served)["running"] == 0), "the worker was told"
+
+
+def test_a_pattern_ends_openais_answers(served: Any) -> None:
+    with openai.OpenAI(base_url=served.url + "/v1", api_key="EMPTY") as client:
+        asked: dict[str, Any] = {"model": "default", "prompt": "Once upon a time,", "temperature": 0, "max_tokens": 40}
+        whole = client.completions.create(**asked).choices[0].text
+        extra = {"stop_regex": "e[ .,]"}
+        found = re.search(extra["stop_regex"], whole)
+        assert found is not None
+        [choice] = client.completions.create(**asked, extra_body=extra).choices
+        assert (choice.text, choice.finish_reason) == (whole[: found.start()], "stop")
+        assert choice.model_extra is not None and choice.model_extra["matched_stop"] == found.group()
+        chunks = client.completions.create(**asked, extra_body=extra, stream=True)
+        assert "".join(chunk.choices[0].text for chunk in chunks) == whole[: found.start()]
+        with pytest.raises(openai.BadRequestError, match="stop_regex is not a regular expression"):
+            client.completions.create(**asked, extra_body={"stop_regex": "("})
 
 
 def test_prompt_and_output_logprobs_come_from_the_model(served: Any) -> None:

@@ -265,6 +265,27 @@ def test_logprobs_and_cot_decoding(fused: bool) -> None:
     assert meta["output_token_logprobs"][0][2] == meta["output_top_logprobs"][0][0][2]
 
 
+def test_a_gen_ends_where_a_pattern_matches(fused: bool) -> None:
+    @sgl.function
+    def capitals(s):
+        for country in ("France", "Japan"):
+            s += f"Q: What is the capital of {country}?\nA:" + sgl.gen(country, stop_regex=[r"[.,]", r"\n\w"]) + ".\n"
+
+    state = capitals.run(temperature=0)
+    for country, city in (("France", "Paris"), ("Japan", "Tokyo")):
+        assert city in state[country]
+        assert not re.search(r"[.,]|\n\w", state[country])
+        assert re.fullmatch(r"[.,]|\n\w", state.get_meta_info(country)["finish_reason"]["matched"])
+    streamed = capitals.run(temperature=0, stream=True)
+    assert "".join(streamed.text_iter("Japan")) == state["Japan"]
+
+    @sgl.function
+    def wrong(s):
+        s += "Q" + sgl.gen("a", stop_regex="(")
+
+    assert "stop_regex is not a regular expression" in str(wrong.run(temperature=0).error())
+
+
 def test_async_programs_and_iterators(backend: sgl.RuntimeEndpoint) -> None:
     @sgl.function
     async def ask(s, country):

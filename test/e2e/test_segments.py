@@ -58,6 +58,14 @@ CHAINS = {
         gen("c"),
         {"text": " The end."},
     ],
+    "patterns": [
+        {"text": PROMPT},
+        gen("a", stop_regex=r"[.,]"),
+        {"text": ".\nQ: What is the capital of Japan?\nA:"},
+        gen("b", stop_regex=[r"\n\w", "Q"], stop="A", max_new_tokens=30),
+        {"text": "\nQ: What is the capital of Italy?\nA:"},
+        gen("c"),
+    ],
     "no text between": [{"text": PROMPT}, gen("a", max_new_tokens=3), gen("b", max_new_tokens=3), gen(None)],
     "a select between": [
         {"text": PROMPT},
@@ -166,6 +174,7 @@ def test_a_stream_of_a_chain_names_its_segments(engine: Engine) -> None:
         ([{"text": "a"}, {"select": "b", "choices": ["c", ""]}], "segments[1].choices"),
         ([{"text": "a"}, {"select": "b", "choices": ["c"], "method": "best"}], "segments[1].method"),
         ([{"text": "a"}, {"select": "b", "choices": ["c"], "sampling_params": {}}], "segments[1].sampling_params"),
+        ([{"text": "a"}, gen("b"), gen("c", stop_regex="(")], "segments[2].sampling_params.stop_regex"),
         ([{"text": "a"}, gen("b", regex="(")], "segments[1].sampling_params.regex"),
         ([{"text": "a"}, gen("b", max_new_tokens=2), {"text": "long " * 9000}, gen("c")], "segments"),
     ],

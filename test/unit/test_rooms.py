@@ -23,7 +23,7 @@ ROOMS = {
     "media": ("base",),
     "grammar": ("base",),
     "parallel": ("base",),
-    "server": ("base", "text"),
+    "server": ("base", "text", "grammar.search"),
     "text": ("base", "media"),
     "schedule": ("base", "grammar.rules"),
     "attention": ("base", "kernels"),

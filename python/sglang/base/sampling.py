@@ -36,6 +36,7 @@ class SamplingParams(Struct, kw_only=True, frozen=True, omit_defaults=True, gc=F
     seed: int | None = None  # the front draws one where the caller gave none: resumed sequences must not change
     logit_bias: dict[int, float] = {}
     stop: tuple[str, ...] = ()
+    stop_regex: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     no_stop_trim: bool = False
@@ -57,6 +58,11 @@ class SamplingParams(Struct, kw_only=True, frozen=True, omit_defaults=True, gc=F
         return next((name for name in CONSTRAINTS if getattr(self, name) not in (None, ())), "")
 
     @property
+    def stops_by_text(self) -> bool:
+        """Its text must be read at every token to know whether it has ended."""
+        return bool(self.stop or self.stop_regex)
+
+    @property
     def greedy(self) -> bool:
         return self.temperature < GREEDY_BELOW or self.top_k == 1
 
@@ -66,6 +72,7 @@ class SamplingParams(Struct, kw_only=True, frozen=True, omit_defaults=True, gc=F
 
 
 CONSTRAINTS = ("regex", "json_schema", "ebnf", "choices", "structural_tag", "dtype")
+LISTS = ("stop", "stop_regex", "stop_token_ids", "choices")  # of which a single one may stand alone
 AS_JSON = ("json_schema", "structural_tag")  # may be sent as objects
 # name -> (lowest, highest, lowest is excluded); None = unbounded
 RANGES: dict[str, tuple[float | None, float | None, bool]] = {
@@ -87,7 +94,7 @@ ALIASES = {
     "max_completion_tokens": "max_new_tokens",
 }
 KNOWN = frozenset(SamplingParams.__struct_fields__)
-UNSUPPORTED = ("stop_regex", "custom_params", "stream_interval")  # known to SGLang, not built here yet
+UNSUPPORTED = ("custom_params", "stream_interval")  # known to SGLang, not built here yet
 
 
 def parse_sampling(raw: Any, path: str = "sampling_params") -> SamplingParams:
@@ -113,7 +120,7 @@ def parse_sampling(raw: Any, path: str = "sampling_params") -> SamplingParams:
             raise FieldError(at, f"unknown key {at}; known keys: {', '.join(sorted(KNOWN | set(ALIASES)))}")
         if name in spelled:
             raise FieldError(_at(path, key), f"{_at(path, key)} and {spelled[name]} are the same: send one of them")
-        if name in ("stop", "stop_token_ids", "choices") and isinstance(value, str | int) and value is not True:
+        if name in LISTS and isinstance(value, str | int) and value is not True:
             value = [value]
         if name == "choices" and value == []:  # as () it would mean that the text is free
             raise FieldError(_at(path, key), f"{_at(path, key)} must hold at least one string")
@@ -186,6 +193,10 @@ def _check_lists(p: SamplingParams, path: str, spelled: dict[str, str]) -> None:
     for text in p.stop:
         if not 0 < len(text) <= limits.STOP_STRING_CHARS:
             fail("stop", f"strings must have 1 to {limits.STOP_STRING_CHARS} characters, got {len(text)}")
+    if len(p.stop_regex) > limits.STOP_STRINGS:
+        fail("stop_regex", f"may hold at most {limits.STOP_STRINGS} patterns, got {len(p.stop_regex)}")
+    if (size := sum(map(len, p.stop_regex))) > limits.STOP_REGEX_CHARS:
+        fail("stop_regex", f"may hold at most {limits.STOP_REGEX_CHARS} characters in all, got {size}")
     if len(p.stop_token_ids) > limits.STOP_TOKEN_IDS:
         fail("stop_token_ids", f"may hold at most {limits.STOP_TOKEN_IDS} ids, got {len(p.stop_token_ids)}")
     if any(not 0 <= i < 2**31 for i in p.stop_token_ids):

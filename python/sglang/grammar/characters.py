@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang.base import limits
 from sglang.grammar.language import LAST, Alt, Both, Cat, Chars, Node, Ranges, Repeat, Text, Without
 from sglang.grammar.minimal import DEAD, Dfa, minimal
 from sglang.grammar.work import Work
@@ -200,7 +199,7 @@ def determine(node: Node, work: Work) -> Dfa:
                     todo.append(reached)
             rows.append((source, columns, target))
             work.spend(1)
-        if len(todo) * max(width, 1) > _CELLS or len(todo) > limits.GRAMMAR_STATES * 5 // 4:
+        if len(todo) * max(width, 1) > _CELLS or len(todo) > work.states * 5 // 4:
             raise work.too_large()
     table = np.full((len(todo), width), DEAD, np.int32)
     lengths = np.array([len(c) for _, c, _ in rows], np.int64)

@@ -54,6 +54,7 @@ _OPPOSITE = {
 }
 _STARTS = (op.AT_BEGINNING, op.AT_BEGINNING_STRING)
 _ENDS = (op.AT_END, op.AT_END_STRING)
+_SURROUNDINGS = (op.AT, op.ASSERT, op.ASSERT_NOT)
 _EVERYTHING = Repeat(ANY, 0, None)
 
 
@@ -62,29 +63,47 @@ def parse(pattern: str, field: str = "regex", search: bool = False) -> Node:
 
     Raises FieldError(field) for what is not a pattern, or not a regular one.
     """
+    rest = _EVERYTHING if search else EMPTY
+    return _read(pattern, field, 0, _Reader(field), rest)
+
+
+def parse_part(pattern: str, field: str) -> Node:
+    """The strings that `pattern` matches wherever they stand in a text, as Python has it with `re.ASCII`.
+
+    Raises FieldError(field) also for what looks at the text around them. ASCII: the tables of Unicode's classes and
+    cases take long to make, and sets of them long to go through.
+    """
+    return _read(pattern, field, re.ASCII, _Reader(field, part=True), None)
+
+
+def _read(pattern: str, field: str, flags: int, reader: "_Reader", rest: Node | None) -> Node:
     try:
-        parsed = parser.parse(pattern)
-    except (re.error, OverflowError) as error:
+        parsed = parser.parse(pattern, flags)
+    except (re.error, OverflowError, ValueError) as error:  # ValueError: flags that exclude each other
         raise FieldError(field, f"{field} is not a regular expression: {error}") from None
     except RecursionError:
         raise FieldError(field, f"{field}: groups are nested too deeply") from None
-    rest = _EVERYTHING if search else EMPTY
-    return _Reader(field).sequence(list(parsed), parsed.state.flags, rest, rest, 0)
+    return reader.sequence(list(parsed), parsed.state.flags, rest, rest, 0)
 
 
 class _Reader:
-    def __init__(self, field: str):
+    """part: of what stands in the middle of a text."""
+
+    def __init__(self, field: str, part: bool = False):
         self.field = field
+        self.part = part
         # Inside of a negative look-around too much may be read, never too little: what is read is taken away.
         self.negative = False
 
     def refuse(self, what: str) -> FieldError:
-        return FieldError(self.field, f"{self.field}: {what} cannot be used as a constraint")
+        return FieldError(self.field, f"{self.field}: {what} cannot be used")
 
     def sequence(self, items: list[Any], flags: int, left: Node | None, right: Node | None, depth: int) -> Node:
         """left, right: what an open end may be surrounded by; None: not an end, anchors are refused there."""
         if depth > DEPTH:
             raise FieldError(self.field, f"{self.field}: groups may be nested {DEPTH} deep at most")
+        if self.part and any(item[0] in _SURROUNDINGS for item in items):
+            raise self.refuse("^, $, \\b, \\B and look-arounds")
         while items and left is not None and items[0][0] is op.AT and items[0][1] in _STARTS:
             start = self.start(items[0][1], flags)
             items, left = items[1:], (left if len(items) > 1 and _is_start(items[1]) else start)

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang.base import limits
 from sglang.grammar.language import LAST
 from sglang.grammar.minimal import DEAD, Dfa
 from sglang.grammar.work import Work
@@ -115,7 +114,7 @@ def over_bytes(dfa: Dfa, work: Work) -> tuple[Table, NDArray[np.bool_]]:
                 runs.append((low, high, target))
         work.spend(8 + len(runs))
         state = inner.setdefault(tuple(runs), n + len(inner)) if runs else DEAD
-        if n + len(inner) > limits.GRAMMAR_STATES:
+        if n + len(inner) > work.states:
             raise work.too_large()
         done[key] = state
         return state
@@ -128,7 +127,7 @@ def over_bytes(dfa: Dfa, work: Work) -> tuple[Table, NDArray[np.bool_]]:
             full[shape.kinds[node]] = row
             targets[i] = resolve(node, full)
         roots[:, low : high + 1] = targets[inverse.reshape(-1)][:, None]
-    if n + len(inner) > limits.GRAMMAR_STATES:
+    if n + len(inner) > work.states:
         raise work.too_large()
     table = np.full((n + len(inner), 256), DEAD, np.int16)
     table[:n] = roots

@@ -11,9 +11,10 @@ class TooLarge(FieldError):
 class Work:
     """What one compilation may cost."""
 
-    def __init__(self, field: str):
+    def __init__(self, field: str, states: int = limits.GRAMMAR_STATES, steps: int = limits.GRAMMAR_WORK):
         self.field = field
-        self.left = limits.GRAMMAR_WORK
+        self.states = states
+        self.steps = self.left = steps
 
     def spend(self, amount: int) -> None:
         self.left -= amount
@@ -23,6 +24,6 @@ class Work:
     def too_large(self) -> TooLarge:
         return TooLarge(
             self.field,
-            f"{self.field} needs too large an automaton (at most {limits.GRAMMAR_STATES} states, and "
-            f"{limits.GRAMMAR_WORK} steps to build them): long bounded repeats and overlapping alternatives multiply",
+            f"{self.field} needs too large an automaton (at most {self.states} states, and "
+            f"{self.steps} steps to build them): long bounded repeats and overlapping alternatives multiply",
         )

@@ -178,7 +178,7 @@ def _answer(s: Transcript) -> Flow:
         assert isinstance(node, Gen)
         params = s.params(node)
         speculates = s.num_api_spec_tokens and s.backend.spec == "completion"
-        if speculates and params.stop and not params.dtype and params.n == 1:
+        if speculates and params.stop and not params.stop_regex and not params.dtype and params.n == 1:
             yield from _speculate(s, node, params)
         else:
             s.spare = ""

@@ -7,13 +7,15 @@ Here: its life, and the ways in. What the worker is told is in `outbox`, what it
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 
+from sglang.base import limits
 from sglang.base.config import ServerConfig
-from sglang.base.errors import ConfigError, Overloaded, WorkerDied
+from sglang.base.errors import ConfigError, FieldError, Overloaded, WorkerDied
 from sglang.base.link import Link
 from sglang.base.messages import Failed, Finish, Flush, Flushed, FromWorker, Ready, Step, ToWorker
+from sglang.grammar.search import Patterns, patterns_of
 from sglang.server.delivery import Delivery
 from sglang.server.metrics import Metrics
 from sglang.server.outbox import INLINE_CHARS, Outbox
@@ -99,6 +101,23 @@ class Front:
             return self.tokenizer.encode(text)
         return await asyncio.to_thread(self.tokenizer.encode, text)
 
+    async def compile_stops(self, requests: Iterable[Request]) -> None:
+        """Sets their `patterns`. Raises FieldError."""
+        done: dict[tuple[str, ...], Patterns | None] = {(): None}
+        for request in requests:
+            sources, name = request.sampling.stop_regex, request.stop_regex
+            if sources not in done:
+                if len(done) > limits.STOP_REGEX_KINDS:
+                    raise FieldError(
+                        name, f"{name}: one request may have at most {limits.STOP_REGEX_KINDS} different ones"
+                    )
+                await asyncio.sleep(0)  # others have a turn: it may take some milliseconds
+                try:
+                    done[sources] = patterns_of(sources)
+                except FieldError as error:
+                    raise FieldError(name, str(error)) from None
+            request.patterns = done[sources]
+
     async def generate(self, request: Request) -> AsyncGenerator[Output, None]:
         """The outputs of one sequence; the last has `finish`. Closing it early aborts the sequence.
 
@@ -148,6 +167,7 @@ class Front:
             prompts = [await self.encode(r.prompt) if isinstance(r.prompt, str) else r.prompt for r in requests]
             if self._truncate:
                 prompts = [self._fitting(tokens) for tokens in prompts]
+            await self.compile_stops(requests)
             for request, tokens in zip(requests, prompts, strict=True):
                 self._check(request, tokens)  # all of them before the first is sent
             for request, tokens in zip(requests, prompts, strict=True):

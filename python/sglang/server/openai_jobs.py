@@ -21,13 +21,13 @@ from sglang.server.tools import Choice, choose, described, style
 
 SAME_NAME = (
     "n", "temperature", "top_p", "stop", "seed", "frequency_penalty", "presence_penalty", "logit_bias", "top_k",
-    "min_p", "min_tokens", "repetition_penalty", "stop_token_ids", "ignore_eos", "no_stop_trim",
+    "min_p", "min_tokens", "repetition_penalty", "stop_token_ids", "stop_regex", "ignore_eos", "no_stop_trim",
     "skip_special_tokens", "regex", "json_schema", "ebnf", "choices", "structural_tag", "dtype", "strict",
     "compact_json",
 )  # fmt: skip
 CHAT_NOT_SUPPORTED = ("input_ids", "functions", "function_call", "audio")
 NOT_SUPPORTED = (
-    "stop_regex", "lora_path", "session_params", "custom_logit_processor", "return_hidden_states",
+    "lora_path", "session_params", "custom_logit_processor", "return_hidden_states",
     "guided_whitespace_pattern",
 )  # fmt: skip
 

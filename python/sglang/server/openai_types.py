@@ -63,6 +63,7 @@ class SamplingFields(Struct, kw_only=True):
     min_tokens: int | None = None
     repetition_penalty: float | None = None
     stop_token_ids: list[int] | None = None
+    stop_regex: str | list[str] | None = None
     ignore_eos: bool | None = None
     no_stop_trim: bool | None = None
     skip_special_tokens: bool | None = None
@@ -82,7 +83,6 @@ class SamplingFields(Struct, kw_only=True):
     rid: str | list[str] | None = None
     cache_salt: str | None = None
     # Known elsewhere, refused here: their silence would change the answer.
-    stop_regex: Refused = None
     lora_path: Refused = None
     session_params: Refused = None
     custom_logit_processor: Refused = None

@@ -18,6 +18,7 @@ from sglang.base.errors import FieldError
 from sglang.base.link import Link
 from sglang.base.messages import AT_END, Abort, Extend, FromWorker, Logprobs, Ready, Resume, Submit, ToWorker
 from sglang.base.sampling import SEED_BITS
+from sglang.grammar.search import Search
 from sglang.server.metrics import Metrics
 from sglang.server.streams import Ahead, Group, Held, Output, Request, Stream
 from sglang.text.detokenizer import Detokenizer
@@ -112,6 +113,7 @@ class Outbox:
             skip_special_tokens=sampling.skip_special_tokens,
             spaces_between_special_tokens=sampling.spaces_between_special_tokens,
             stop=sampling.stop,
+            search=Search(request.patterns) if request.patterns is not None else None,
             no_stop_trim=sampling.no_stop_trim,
         )
         stream = Stream(self.take_id(), index, request, sampling, group, detokenizer)

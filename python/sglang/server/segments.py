@@ -133,6 +133,7 @@ async def run(front: Front, chain: Chain) -> AsyncGenerator[ChainPart | ChainAns
     last = max(i for i, step in enumerate(chain.steps) if not isinstance(step, str))
     with front.chain() as held:
         requests = _requests(chain, held)
+        await front.compile_stops(requests.values())  # a bad one is refused before anything is computed
         for i, step in enumerate(chain.steps[: last + 1]):
             if isinstance(step, str):
                 text += step
@@ -183,6 +184,7 @@ def _requests(chain: Chain, held: Held) -> dict[int, Request]:
                     namespace=chain.namespace,
                     source="segments",
                     constraint=f"{step.field}.sampling_params.{step.sampling.constraint}",
+                    stop_regex=f"{step.field}.sampling_params.stop_regex",
                     held=held,
                     last=not requests,
                     then=None if next is None else (text, next),

@@ -46,11 +46,11 @@ def parse(body: GenerateRequest, interval: int) -> tuple[list[Request], bool]:
     check_count(source, count, count)
     if isinstance(body.sampling_params, list):
         raw = spread("sampling_params", body.sampling_params, count, None)
-        params = [parse_sampling(p, f"sampling_params[{i}]") for i, p in enumerate(raw)]
-        constraints = [f"sampling_params[{i}].{p.constraint}" for i, p in enumerate(params)]
+        paths = [f"sampling_params[{i}]" for i in range(count)]
+        params = [parse_sampling(p, path) for p, path in zip(raw, paths, strict=True)]
     else:
+        paths = ["sampling_params"] * count
         params = [parse_sampling(body.sampling_params)] * count
-        constraints = [f"sampling_params.{params[0].constraint}"] * count
     total = sum(p.n for p in params)
     check_count(source, count, total)
     wanted = [
@@ -74,7 +74,8 @@ def parse(body: GenerateRequest, interval: int) -> tuple[list[Request], bool]:
             interval=interval if body.stream else 0,
             namespace=body.cache_salt or body.extra_key or "",
             source=source,
-            constraint=constraints[i],
+            constraint=f"{paths[i]}.{params[i].constraint}",
+            stop_regex=f"{paths[i]}.stop_regex",
         )
         for i in range(count)
         for k in range(params[i].n)

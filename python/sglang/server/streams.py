@@ -14,6 +14,7 @@ from msgspec import Struct
 from sglang.base.errors import FieldError, Overloaded
 from sglang.base.messages import Finish, Logprobs, Piece, Score
 from sglang.base.sampling import SamplingParams
+from sglang.grammar.search import Patterns
 from sglang.text.detokenizer import Detokenizer
 
 NEVER = 1 << 62
@@ -47,7 +48,8 @@ class Request(Struct, kw_only=True):
     `held`: the sequence that this one goes on with where their tokens agree; it is held again unless `last`.
     `then`: the text that is to follow, and the request that continues it, where they are known already.
     `interval`: tokens between two outputs, the first and the last always come; 0: the last alone.
-    `source`, `constraint`: what the caller calls the prompt and the constraint, for error messages.
+    `source`, `constraint`, `stop_regex`: what the caller calls the prompt, the constraint and the patterns to stop at,
+    for error messages.
     `group`: a name that abort() knows it by as well.
     """
 
@@ -60,9 +62,11 @@ class Request(Struct, kw_only=True):
     namespace: str = ""
     source: str = "prompt"
     constraint: str = "sampling_params"
+    stop_regex: str = "stop_regex"
     held: Held | None = None
     last: bool = True
     then: "tuple[str, Request] | None" = None
+    patterns: Patterns | None = None  # of sampling.stop_regex, compiled
     embeds: bool = False  # a vector is wanted, and no text
 
 
@@ -156,8 +160,7 @@ class Stream:
         self.detokenizer = detokenizer
         self.interval = request.interval
         self.no_stop_trim = request.sampling.no_stop_trim
-        # Stop strings are found by reading, so their sequences are read at every piece.
-        self.wanted = 1 if request.sampling.stop or request.interval else NEVER
+        self.wanted = 1 if request.sampling.stops_by_text or request.interval else NEVER
         self.plain = False  # every token is an output, as it came
         self.began = self.last = 0.0
         self.pieces: list[Piece] = []
@@ -234,7 +237,7 @@ class Stream:
         self.delta += got.delta
         self.new += new
         self.scores += scores
-        if not self.request.sampling.stop:
+        if not self.request.sampling.stops_by_text:
             self.wanted = self.interval or NEVER
         due = finish is not None or (self.interval and (not self.sent or len(self.new) >= self.interval))
         if not due:
@@ -257,7 +260,9 @@ class Stream:
         )
         if not self.sent:
             self.sent = True
-            self.plain = self.interval == 1 and not self.request.sampling.stop and self.request.logprobs is None
+            self.plain = (
+                self.interval == 1 and not self.request.sampling.stops_by_text and self.request.logprobs is None
+            )
         self.delta, self.new, self.scores, self.prompt_scores = "", [], [], []
         return output
 

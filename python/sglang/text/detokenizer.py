@@ -1,12 +1,13 @@
-"""Ids -> text as it becomes printable, and the search for stop strings in it.
+"""Ids -> text as it becomes printable, and the search for stop strings and patterns in it.
 
 For every way of cutting a sequence of ids into pushes, the deltas joined are the same text: what the ids add to the
-prompt they continue, `Tokenizer.decode(ids, continues=True)`, up to the first place where a stop string occurs.
+prompt they continue, `Tokenizer.decode(ids, continues=True)`, up to the first place where a stop string occurs
+or a pattern matches.
 """
 
 import codecs
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from sglang.text.pieces import Table
 from sglang.text.tokenizer import Tokenizer
@@ -19,8 +20,9 @@ UNKNOWN = "\ufffd"  # how an incomplete character decodes
 class Text(NamedTuple):
     """What a push brought. Nothing comes after `stop`.
 
-    delta: new text, final. stop: the stop string that was found. tokens_used: how many of the tokens of this push were
-    read to say so: all of them without a stop string, else up to the one that decided it, which mostly completes it.
+    delta: new text, final. stop: the stop string that was found, or the text that a pattern matched. tokens_used: how
+    many of the tokens of this push were read to say so: all of them without a stop, else up to the one that decided it,
+    which mostly completes it.
     """
 
     delta: str
@@ -28,10 +30,23 @@ class Text(NamedTuple):
     tokens_used: int
 
 
+class Search(Protocol):
+    """For the first match of patterns in one text (`grammar/search.py`). Counts characters from its beginning."""
+
+    found: tuple[int, int] | None  # where the first match so far begins, and its length
+
+    @property
+    def open(self) -> int:
+        """Where the earliest match begins that may still come."""
+        ...
+
+    def read(self, text: str) -> None: ...
+
+
 class Detokenizer:
     """Of one sequence."""
 
-    __slots__ = ("_firsts", "_held", "_keep_stop", "_reader", "_stop", "read")
+    __slots__ = ("_firsts", "_found", "_gone", "_held", "_keep_stop", "_reader", "_search", "_stop", "read")
 
     def __init__(
         self,
@@ -40,6 +55,7 @@ class Detokenizer:
         skip_special_tokens: bool = True,
         spaces_between_special_tokens: bool = True,
         stop: Sequence[str] = (),
+        search: Search | None = None,
         no_stop_trim: bool = False,
     ):
         table = tokenizer.table(skip_special_tokens)
@@ -49,11 +65,14 @@ class Detokenizer:
             self._reader = _Window(
                 lambda ids: tokenizer.decode(ids, skip_special_tokens, spaces_between_special_tokens)
             )
-        self.read = self._reader.read  # as `push` where there is no stop string: the new text alone
+        self.read = self._reader.read  # as `push` where there is nothing to stop at: the new text alone
         self._stop = tuple(stop)
         self._firsts = frozenset(s[0] for s in stop)
+        self._search = search
         self._keep_stop = no_stop_trim
-        self._held = ""  # printable, but may be the beginning of a stop string
+        self._held = ""  # printable, but may be the beginning of a stop
+        self._gone = 0  # characters before that
+        self._found: tuple[int, int] | None = None  # where in it a stop is, if one begun before it may still come
 
     def take_back(self, tokens: Sequence[int]) -> None:
         """The last tokens pushed are replaced by those pushed next, which spell the same and more."""
@@ -62,36 +81,48 @@ class Detokenizer:
     def push(self, tokens: Sequence[int], final: bool) -> Text:
         """More ids. final: no more will come, so what was held back comes out, half characters as U+FFFD."""
         read = self.read
-        if not self._stop:
+        if not self._stop and self._search is None:
             return Text(read(tokens, final), None, len(tokens))
         out: list[str] = []
         for i, token in enumerate(tokens):
             text = read((token,), False)
-            if not self._held and self._firsts.isdisjoint(text):
+            if self._search is None and not self._held and self._firsts.isdisjoint(text):
                 out.append(text)
                 continue
-            stop = self._search(text, False, out)
+            stop = self._find(text, False, out)
             if stop is not None:
                 return Text("".join(out), stop, i + 1)
-        stop = self._search(read((), True), True, out) if final else None
+        stop = self._find(read((), True), True, out) if final else None
         return Text("".join(out), stop, len(tokens))
 
-    def _search(self, more: str, final: bool, out: list[str]) -> str | None:
-        """Moves to `out` what can be no part of a stop string; returns the stop string that comes next, if decided.
+    def _find(self, more: str, final: bool, out: list[str]) -> str | None:
+        """Moves to `out` what can be no part of a stop; returns the stop that comes next, if decided.
 
         Of several the one that begins first counts, then the shortest, as if the whole text had been searched at once:
         one that was found waits while another, begun before it, may still come.
         """
-        text = self._held + more
-        found = min(((at, len(s), s) for s in self._stop if (at := text.find(s)) >= 0), default=None)
+        known, text = len(self._held), self._held + more
+        stops = [(at, len(s)) for s in self._stop if (at := text.find(s, max(0, known - len(s) + 1))) >= 0]
+        if self._found is not None:
+            stops.append(self._found)
         open_at = len(text) if final else self._unfinished(text)
+        if (search := self._search) is not None:
+            search.read(more)
+            if search.found is not None:
+                at, size = search.found
+                stops.append((at - self._gone, size))
+            if not final:
+                open_at = min(open_at, search.open - self._gone)
+        found = min(stops, default=None)
         if found is not None and found[0] <= open_at:
-            at, size, stop = found
+            at, size = found
             out.append(text[: at + size if self._keep_stop else at])
             self._held = ""
-            return stop
+            return text[at : at + size]
         out.append(text[:open_at])
         self._held = text[open_at:]
+        self._gone += open_at
+        self._found = found and (found[0] - open_at, found[1])
         return None
 
     def _unfinished(self, text: str) -> int:

@@ -107,7 +107,13 @@ def test_other_values_of_top_k_are_refused(value: Any) -> None:
         ({"dtype": "list"}, "sampling_params.dtype", "one of int, float, bool, str, got 'list'"),
         ({"choices": ["a"] * 1025}, "sampling_params.choices", "at most 1024 strings"),
         ({"choices": ["a" * (limits.GRAMMAR_CHARS + 1)]}, "sampling_params.choices", "characters in all"),
-        ({"stop_regex": "a"}, "sampling_params.stop_regex", "not supported"),
+        ({"stop_regex": 5}, "sampling_params.stop_regex[0]", "Expected str, got int"),
+        ({"stop_regex": ["a"] * 33}, "sampling_params.stop_regex", "at most 32 patterns, got 33"),
+        (
+            {"stop_regex": ["a" * 256, "b" * 257]},
+            "sampling_params.stop_regex",
+            "at most 512 characters in all, got 513",
+        ),
         ({"nonsense": 1}, "sampling_params.nonsense", "known keys: choices, compact_json"),
     ],
 )
@@ -123,8 +129,8 @@ def test_keys_are_named_under_the_path_of_the_caller() -> None:
 
 
 def test_one_string_or_id_is_a_list_of_one() -> None:
-    params = parse_sampling({"stop": "a", "stop_token_ids": 7})
-    assert (params.stop, params.stop_token_ids) == (("a",), (7,))
+    params = parse_sampling({"stop": "a", "stop_regex": "b+", "stop_token_ids": 7})
+    assert (params.stop, params.stop_regex, params.stop_token_ids) == (("a",), ("b+",), (7,))
 
 
 @pytest.mark.parametrize(("key", "name"), sorted(ALIASES.items()))

@@ -682,6 +682,18 @@ def test_a_completion_model_says_more_than_one_gen_needs() -> None:
     assert (backend.params[0].max_new_tokens, backend.params[0].stop) == (128, ())
 
 
+def test_a_pattern_to_stop_at_is_not_speculated() -> None:
+    """What is left of another answer is not searched for it: the backend hears of it, and refuses it."""
+
+    @sgl.function(num_api_spec_tokens=64)
+    def program(s: Any) -> None:
+        s += "Name: " + sgl.gen("name", stop="\n") + "\nAge: " + sgl.gen("age", stop="\n", stop_regex=r"\d")
+
+    backend = Scripted(lambda *_: "Ann\nAge: 7\nJob: cook\n", spec="completion")
+    program.run(backend=backend).sync()
+    assert [(params.stop, params.stop_regex) for params in backend.params] == [((), ()), (("\n",), (r"\d",))]
+
+
 @pytest.mark.parametrize("spec", ["completion", "chat"])
 def test_several_answers_are_not_speculated(spec: str) -> None:
     class Several(Scripted):

@@ -46,8 +46,8 @@ def test_a_gen_is_a_generate_request_with_every_default_said() -> None:
 
 def test_what_is_set_is_sent() -> None:
     body = body_of(
-        max_tokens=3, min_tokens=1, stop=["a", "b"], stop_token_ids=[7], temperature=0, top_p=0.5, top_k=3, min_p=0.1,
-        frequency_penalty=1, presence_penalty=-1, ignore_eos=True, regex="a+", return_logprob=True,
+        max_tokens=3, min_tokens=1, stop=["a", "b"], stop_token_ids=[7], stop_regex="b+", temperature=0, top_p=0.5,
+        top_k=3, min_p=0.1, frequency_penalty=1, presence_penalty=-1, ignore_eos=True, regex="a+", return_logprob=True,
         logprob_start_len=2, top_logprobs_num=4, return_text_in_logprobs=True,
     )  # fmt: skip
     assert body == {
@@ -61,6 +61,7 @@ def test_what_is_set_is_sent() -> None:
             "min_new_tokens": 1,
             "stop": ["a", "b", "<|eot_id|>"],
             "stop_token_ids": [7],
+            "stop_regex": ["b+"],
             "temperature": 0,
             "top_p": 0.5,
             "top_k": 3,

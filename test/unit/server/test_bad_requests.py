@@ -93,7 +93,30 @@ BAD: list[tuple[str, Any, str, str]] = [
     (G, params(dtype="list"), "sampling_params.dtype", "must be one of int, float, bool, str"),
     (G, params(regex=1), "sampling_params.regex", "got int"),
     (G, params(json_schema=[1]), "sampling_params.json_schema", "got array"),
-    (G, params(stop_regex="a"), "sampling_params.stop_regex", "not supported"),
+    (G, params(stop_regex=[1]), "sampling_params.stop_regex[0]", "got int"),
+    (G, params(stop_regex="a" * 513), "sampling_params.stop_regex", "at most 512 characters"),
+    (G, params(stop_regex="("), "sampling_params.stop_regex", "not a regular expression"),
+    (G, params(stop_regex=["a", "b*"]), "sampling_params.stop_regex", "must not match the empty text"),
+    (G, params(stop_regex=r"(a)\1"), "sampling_params.stop_regex", "back-references"),
+    (G, params(stop_regex="a{300}"), "sampling_params.stop_regex", "too large"),
+    (
+        G,
+        {"text": ["x", "y"], "sampling_params": [{"stop_regex": "a"}, {"stop_regex": "a$"}]},
+        "sampling_params[1].stop_regex",
+        "cannot be used",
+    ),
+    (
+        G,
+        {"text": ["x"] * 65, "sampling_params": [{"stop_regex": f"a{i}"} for i in range(65)]},
+        "sampling_params[64].stop_regex",
+        "at most 64 different ones",
+    ),
+    (
+        G,
+        {"segments": [{"text": "x"}, {"gen": "a"}, {"gen": "b", "sampling_params": {"stop_regex": "("}}]},
+        "segments[2].sampling_params.stop_regex",
+        "not a regular expression",
+    ),
     (G, params(stream_interval=4), "sampling_params.stream_interval", "not supported"),
     (G, params(tempratur=1), "sampling_params.tempratur", "known keys: "),
     (G, {"text": "x", "stream": "yes"}, "stream", "got str"),
@@ -144,7 +167,8 @@ BAD: list[tuple[str, Any, str, str]] = [
     (C, prompt(response_format={"type": "json_schema"}), "response_format", "must be an object"),
     (C, prompt(min_tokens=5, max_tokens=2), "min_tokens", "got 5"),
     (C, prompt(lora_path="a"), "lora_path", "not supported"),
-    (C, prompt(stop_regex="a"), "stop_regex", "not supported"),
+    (C, prompt(stop_regex=5), "stop_regex", "got int"),
+    (C, prompt(stop_regex=["("]), "stop_regex", "not a regular expression"),
     (C, prompt(guided_json={}, guided_whitespace_pattern=" ?"), "guided_whitespace_pattern", "not supported"),
     (H, {}, "messages", "missing required field messages"),
     (H, {"messages": []}, "messages", "1 to 4096 turns, got 0"),
@@ -181,6 +205,7 @@ BAD: list[tuple[str, Any, str, str]] = [
     (H, chat(functions=[{"name": "f"}]), "functions", "not supported"),
     (H, chat(function_call="auto"), "function_call", "not supported"),
     (H, chat(audio={"voice": "a", "format": "wav"}), "audio", "not supported"),
+    (H, chat(stop_regex="a?"), "stop_regex", "must not match the empty text"),
     (H, chat(presence_penalty=5), "presence_penalty", "[-2, 2], got 5"),
     ("/tokenize", {"prompt": 5}, "prompt", "got int"),
     ("/tokenize", {"prompt": []}, "prompt", "at least one prompt"),
@@ -208,6 +233,13 @@ def test_a_bad_request_is_answered_with_the_name_of_its_field(
     echo: Any, path: str, body: Any, field: str, words: str
 ) -> None:
     check(echo.post(path, body), 400, field, words)
+
+
+def test_a_chain_with_a_bad_pattern_is_refused_before_anything_is_computed(echo: Any) -> None:
+    before = len(echo.worker.submits)
+    body = {"segments": [{"text": "x"}, {"gen": "a"}, {"gen": "b", "sampling_params": {"stop_regex": "("}}]}
+    check(echo.post(G, body), 400, "segments[2].sampling_params.stop_regex", "not a regular expression")
+    assert len(echo.worker.submits) == before
 
 
 STREAMS = [case for case in BAD if case[0] in (G, C, H) and isinstance(case[1], dict) and "stream" not in case[1]]

@@ -87,6 +87,18 @@ def test_a_stop_string_is_cut_off_unless_asked_to_stay(echo: Any) -> None:
         assert answer["meta_info"]["completion_tokens"] == len(echo.tokenizer.encode("one two three")) - 1
 
 
+def test_a_match_of_a_pattern_is_cut_off_unless_asked_to_stay(echo: Any) -> None:
+    for keep, text in ((False, "one two"), (True, "one two thr")):
+        params = {"max_new_tokens": 100, "stop_regex": [r"\s[th]{2}[r-z]", "seven"], "no_stop_trim": keep}
+        body = {"text": "one two three four", "sampling_params": params}
+        answer = echo.post("/generate", body).json()
+        assert answer["text"] == text
+        assert answer["meta_info"]["finish_reason"] == {"type": "stop", "matched": " thr"}
+        seen = events(echo.post("/generate", {**body, "stream": True}))
+        assert seen[-1]["text"] == text
+        assert all(text.startswith(event["text"]) for event in seen), "nothing of a match is sent before it is one"
+
+
 def test_a_stop_token_is_matched_and_not_shown(echo: Any) -> None:
     [*_, stop] = echo.tokenizer.encode("one two")
     params = {"max_new_tokens": 100, "stop_token_ids": [stop]}

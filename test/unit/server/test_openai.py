@@ -268,6 +268,16 @@ def test_a_stop_string_ends_a_completion_and_a_chat(echo: Any) -> None:
     assert text.endswith("one two")
 
 
+def test_a_pattern_ends_a_completion_and_a_chat(echo: Any) -> None:
+    extra = {"stop_regex": r"\sth\w+ee"}
+    choice = echo.openai.completions.create(model="m", prompt="one two three", extra_body=extra).choices[0]
+    assert (choice.text, choice.finish_reason, choice.model_extra["matched_stop"]) == ("one two", "stop", " three")
+    messages = [{"role": "user", "content": "one two three four"}]
+    stream = echo.openai.chat.completions.create(model="m", messages=messages, extra_body=extra, stream=True)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+    assert text.endswith("one two")
+
+
 def test_what_openai_has_and_we_do_not_need_is_ignored(echo: Any) -> None:
     extra = {"user": "u", "store": True, "metadata": {"a": "b"}, "service_tier": "auto", "parallel_tool_calls": True}
     user = [{"role": "user", "content": "hi"}]

@@ -77,16 +77,17 @@ def test_the_next_gen_is_told_ahead_and_its_tokens_are_taken(
     play(tokenizer, script)
 
 
-@pytest.mark.parametrize("why", ["a stop string", "other tokens", "both"])
+@pytest.mark.parametrize("why", ["a stop string", "a pattern", "other tokens", "both"])
 def test_a_wrong_guess_is_replaced(tokenizer: text.Tokenizer, why: str) -> None:
     async def script(front: Front, worker: Worker) -> None:
-        params = {"max_new_tokens": 9, "stop": ["four"] if why != "other tokens" else []}
+        stop: dict[str, Any] = {"a pattern": {"stop_regex": "fo.r"}, "other tokens": {}}.get(why, {"stop": ["four"]})
+        params = {"max_new_tokens": 9, **stop}
         task = started_chain(front, params, " five", {"max_new_tokens": 1}, "!", {"max_new_tokens": 1})
         submit, ahead = await told(worker)
         assert isinstance(submit, Submit) and isinstance(ahead, Extend)
         letters = [token for letter in " three" for token in spell(tokenizer, letter)]  # not as it would be encoded
         said = letters if why == "other tokens" else spell(tokenizer, " three four")
-        step(worker, Piece(submit.id, said, None if why == "a stop string" else Finish("length")))
+        step(worker, Piece(submit.id, said, Finish("length") if why in ("other tokens", "both") else None))
         [instead] = await told(worker)
         assert isinstance(instead, Extend) and (instead.of, instead.ahead) == (submit.id, ahead.id)
         text = PROMPT + (" three" if why == "other tokens" else " three ") + " five"

@@ -78,19 +78,21 @@ def test_an_interval_spaces_outputs_but_never_the_first_and_the_last(tokenizer: 
 
 
 @pytest.mark.parametrize("interval", [0, 1, 3, 100])
-def test_a_stop_string_ends_the_sequence_at_once_and_drops_what_follows(
-    tokenizer: text.Tokenizer, interval: int
+@pytest.mark.parametrize("logprobs", [None, Logprobs()], ids=["plain", "scored"])
+@pytest.mark.parametrize(
+    "sampling", [SamplingParams(stop=(" four",)), SamplingParams(stop_regex=(r" f\w+r",))], ids=["string", "pattern"]
+)
+def test_a_stop_ends_the_sequence_at_once_and_drops_what_follows(
+    tokenizer: text.Tokenizer, sampling: SamplingParams, logprobs: Logprobs | None, interval: int
 ) -> None:
     async def main() -> None:
         async with started(tokenizer) as (front, worker):
-            request = Request(
-                prompt="x", interval=interval, sampling=SamplingParams(stop=(" four",)), logprobs=Logprobs()
-            )
+            request = Request(prompt="x", interval=interval, sampling=sampling, logprobs=logprobs)
             task = asyncio.create_task(collect(front, request))
             [submit] = await submits(worker)
             kept = spell(tokenizer, "one two three four")
             for token in [*kept, *spell(tokenizer, " five six")]:
-                step(worker, Piece(submit.id, [token], scores=[Score(token, -1.0)]))
+                step(worker, Piece(submit.id, [token], scores=[Score(token, -1.0)] if logprobs else []))
                 await settle()
                 if task.done():
                     break
@@ -100,7 +102,7 @@ def test_a_stop_string_ends_the_sequence_at_once_and_drops_what_follows(
             assert last.text == "one two three"
             assert last.finish == Finish("stop", " four")
             assert last.tokens == kept
-            assert [s.token for o in outputs for s in o.scores] == kept
+            assert [s.token for o in outputs for s in o.scores] == (kept if logprobs else [])
             assert Abort(submit.id) in worker.receive()
 
     asyncio.run(main())
@@ -154,9 +156,18 @@ def test_streamed_text_is_the_whole_text_however_steps_fall(
 
 
 @pytest.mark.parametrize("slow", [False, True])
-@pytest.mark.parametrize("stop", [(), ("zzz",), ("Tokyo",)])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SamplingParams(),
+        SamplingParams(stop=("zzz",)),
+        SamplingParams(stop=("Tokyo",)),
+        SamplingParams(stop_regex=("T.{3}o",)),
+        SamplingParams(stop_regex=("é.*z",)),
+    ],
+)
 def test_replaced_tokens_change_ids_and_never_text(
-    tokenizer: text.Tokenizer, slow: bool, stop: tuple[str, ...]
+    tokenizer: text.Tokenizer, slow: bool, sampling: SamplingParams
 ) -> None:
     """The worker takes tokens back for others that spell the same and more, whether they were read already or not."""
 
@@ -165,7 +176,7 @@ def test_replaced_tokens_change_ids_and_never_text(
             words = "café 日本語 Tokyo the capital"
             bytewise = [i for c in words for i in tokenizer.encode(c, add_special_tokens=False)]
             whole = tokenizer.encode(words, add_special_tokens=False)
-            request = Request(prompt=[0, 3], sampling=SamplingParams(stop=stop), interval=1)
+            request = Request(prompt=[0, 3], sampling=sampling, interval=1)
             outputs: list[Output] = []
 
             async def read() -> None:
@@ -188,7 +199,7 @@ def test_replaced_tokens_change_ids_and_never_text(
             await reader
             last = outputs[-1]
             assert len(bytewise) > len(whole)
-            if stop == ("Tokyo",):
+            if sampling.stop == ("Tokyo",) or sampling.stop_regex == ("T.{3}o",):
                 assert last.text == "café 日本語 "
                 assert last.finish == Finish("stop", "Tokyo")
             else:
