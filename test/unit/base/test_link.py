@@ -66,9 +66,12 @@ def test_a_message_sent_before_the_other_end_is_there_is_kept(tmp_path: Path) ->
 
 def test_receiving_without_time_does_not_wait(make: Make) -> None:
     _, worker = make()
-    began = time.monotonic()
-    assert worker.receive() == []
-    assert time.monotonic() - began < 0.05
+    took = []
+    for _ in range(5):
+        began = time.monotonic()
+        assert worker.receive() == []
+        took.append(time.monotonic() - began)
+    assert min(took) < 0.05
 
 
 def test_receiving_waits_as_long_as_told(make: Make) -> None:

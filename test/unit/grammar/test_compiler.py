@@ -61,10 +61,13 @@ def test_a_refusal_is_an_answer_and_is_remembered(compiler: Compiler):
         with pytest.raises(FieldError, match="too large an automaton") as error:
             compiler.compile(Rules("regex", "(a|b)*a(a|b){25}"))
         assert (error.value.field, error.value.status) == ("regex", 400)
-    start = time.perf_counter()
-    with pytest.raises(FieldError):
-        compiler.compile(Rules("regex", "(a|b)*a(a|b){25}"))
-    assert time.perf_counter() - start < 0.1
+    took = []
+    for _ in range(5):
+        start = time.perf_counter()
+        with pytest.raises(FieldError):
+            compiler.compile(Rules("regex", "(a|b)*a(a|b){25}"))
+        took.append(time.perf_counter() - start)
+    assert min(took) < 0.1
     assert accepts(compiler, Rules("regex", "a"), b"a")
 
 

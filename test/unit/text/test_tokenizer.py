@@ -221,10 +221,12 @@ def test_loading_imports_neither_transformers_nor_torch_and_is_quick(tmp_path: P
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-    load(str(folder))
-    began = time.perf_counter()
-    load(str(folder))
-    assert time.perf_counter() - began < 0.25, "about 5 ms on an idle machine"
+    took = []
+    for _ in range(5):
+        began = time.perf_counter()
+        load(str(folder))
+        took.append(time.perf_counter() - began)
+    assert min(took) < 0.25, "about 5 ms on an idle machine"
 
 
 def chat(tmp_path: Path, template: str | None = JINJA, **kwargs: Any) -> Tokenizer:
