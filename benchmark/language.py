@@ -234,12 +234,14 @@ class OneByOne(sgl.BaseBackend):
 
 
 class Counting(sgl.RuntimeEndpoint):
-    """Keeps the prompts it sends, and how many of their tokens were computed."""
+    """Keeps the prompts it sends, how many of their tokens were computed, and how many requests it made."""
 
     prompts: list[str]
     computed: int
+    requests: int
 
     async def _post(self, body: Body) -> Any:
+        self.requests += 1
         answer = await super()._post(body)
         if "segments" in body:
             text = ""
@@ -261,7 +263,7 @@ class Counting(sgl.RuntimeEndpoint):
         return answer
 
     def begin(self) -> None:
-        self.prompts, self.computed = [], 0
+        self.prompts, self.computed, self.requests = [], 0, 0
 
     def steps(self) -> int:
         return self.get_server_info()["internal_states"][0]["steps"]
@@ -311,14 +313,16 @@ def server(*flags: str) -> Iterator[str]:
 def measure(size: Size, kinds: Sequence[str], flags: Sequence[str]) -> list[dict[str, Any]]:
     with server(*flags) as first, server(*flags, "--disable-radix-cache") as second:
         ours, plain = Counting(first), sgl.RuntimeEndpoint(second, fusion=False)
-        unfused, client = sgl.RuntimeEndpoint(first, fusion=False), OneByOne(first, ours)
+        unfused, client = Counting(first, fusion=False), OneByOne(first, ours)
         ways: dict[str, tuple[Any, bool]] = {
             "ours": (ours, True),
             "client": (client, False),
             "unfused": (unfused, True),
             "plain": (plain, True),
         }
-        ours.begin()
+        counting = {"ours": ours, "unfused": unfused}
+        for one in counting.values():
+            one.begin()
         for backend, batched in ways.values():  # a server's first steps are slow
             KINDS["JSON record"](backend, 0, 1, batched)
         rows = []
@@ -327,12 +331,14 @@ def measure(size: Size, kinds: Sequence[str], flags: Sequence[str]) -> list[dict
             texts: dict[str, list[str]] = {}
             common, served = 0, 1.0
             steps: dict[str, int] = {}
+            requests: dict[str, int] = {}
             cpu: dict[str, list[float]] = {way: [] for way in ways}
             for i in range(size.rounds):
                 for way in ORDERS[i % 4]:
                     backend, batched = ways[way]
                     ours.flush_cache()
-                    ours.begin()
+                    for one in counting.values():
+                        one.begin()
                     steps_before, cpu_before = ours.steps(), time.process_time()
                     began = time.perf_counter()
                     states = KINDS[kind](backend, i, size.programs, batched)
@@ -343,6 +349,8 @@ def measure(size: Size, kinds: Sequence[str], flags: Sequence[str]) -> list[dict
                         if (error := state.error()) is not None:
                             raise SystemExit(f"{kind}, {way}: {error}")
                     times[way].append(took)
+                    if way in counting:
+                        requests[way] = counting[way].requests
                     if way == "ours":
                         common, served = ours.shared()
                     texts[way] = [state.text() for state in states]
@@ -354,6 +362,7 @@ def measure(size: Size, kinds: Sequence[str], flags: Sequence[str]) -> list[dict
                 "over unfused": median["unfused"] / median["ours"],
                 "over plain": median["plain"] / median["ours"],
                 **{f"steps, {way}": steps[way] for way in ("ours", "client")},
+                **{f"requests, {way}": requests[way] for way in counting},
                 **{f"cpu, {way} (ms)": 1e3 * statistics.median(cpu[way]) for way in ("ours", "client", "unfused")},
                 "shared tokens": common,
                 "from cache": 100 * served,

@@ -32,7 +32,7 @@ LOCAL = {
         "Who is the president of France? -> search engine  (token_length_normalized)",
         "What is 7 + 8? -> calculator  (unconditional_likelihood_normalized)",
     ],
-    "usage/async_io.py": ["The capital of France is Paris", "Oslo", "Santiago"],
+    "usage/async_io.py": ["The capital of France is Paris", "|", "Oslo", "Santiago"],
     "usage/streaming.py": ["Once upon a time, there", "answer_1: The capital of Japan is Tokyo.", "answer_2: 1. "],
     "usage/batching.py": ["Japan: Tokyo", "Norway: Oslo", "8 programs in"],
     "usage/parallel_sample.py": ["most say"],
@@ -93,9 +93,9 @@ def run(script: str, environment: dict[str, str], stdin: str = "") -> str:
 
 
 def expect(printed: str, parts: list[str]) -> None:
-    printed = printed.replace("|", "")  # between pieces of a stream: how many come together nobody knows
+    joined = printed.replace("|", "")  # between pieces of a stream: how many come together nobody knows
     for part in parts:
-        assert part in printed, f"{part!r} is not in:\n{printed}"
+        assert part in printed or part in joined, f"{part!r} is not in:\n{printed}"
 
 
 @pytest.fixture(scope="module")
