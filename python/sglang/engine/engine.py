@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("sglang.engine")
 # How long there must be no step before graphs are captured, which is soon left, and before cuDNN plans, which is not.
 SOON_S, LATER_S = 0.02, 1.0
-THREAD_BYTES = 32 << 20  # weights for each thread of a CPU: with fewer, they wait for each other longer than they work
+THREAD_BYTES = 32 << 20  # weights for a thread of a CPU: with fewer it gains little, and loses much beside other work
 
 
 class Flight:
