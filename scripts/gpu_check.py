@@ -14,6 +14,7 @@
     python scripts/gpu_check.py moe                       # experts against float64, then their time beside the floor
     python scripts/gpu_check.py constraints               # automata on the device against the CPU's, then their time
     python scripts/gpu_check.py table --out-dir DIR       # a server of that shape under every workload, beside others
+    python scripts/gpu_check.py parity                    # every family in bfloat16 beside its reference
     python scripts/gpu_check.py serve --model-path DIR    # a server with dummy weights: correctness and first figures
 
 Each part ends in a table and exits non-zero where a bound is broken. `--out FILE` keeps the figures as JSON.
@@ -373,6 +374,14 @@ def moe() -> dict[str, Any]:
     return found
 
 
+def parity(device: str) -> dict[str, Any]:
+    import gpu_parity
+
+    found = gpu_parity.run(device)
+    table(found["rows"])
+    return found
+
+
 def save(figures: dict[str, Any], name: str, part: str, folder: Path) -> None:
     """Each table of flat rows as folder/NAME_TABLE.json."""
     import results_file
@@ -403,6 +412,7 @@ def main() -> int:
             "quant",
             "moe",
             "constraints",
+            "parity",
             "serve",
             "table",
         ],
@@ -412,7 +422,7 @@ def main() -> int:
     parser.add_argument(
         "--save", metavar="NAME", help="Write each table into --out-dir, as docs/benchmarks.md reads it."
     )
-    parser.add_argument("--device", default="cuda", help="cpu: to try part demo where there is no GPU.")
+    parser.add_argument("--device", default="cuda", help="cpu: to try parts demo and parity where there is no GPU.")
     more = parser.add_argument_group("part table")
     more.add_argument("--out-dir", type=Path, default=Path("table"), help="Folder for figures and log.")
     more.add_argument("--name", default="h200_llama8b_bf16", help="Of the files in it, and of the result.")
@@ -450,6 +460,8 @@ def main() -> int:
             figures = moe()
         case "constraints":
             figures = constraints()
+        case "parity":
+            figures = parity(args.device)
         case "profile":
             figures = profile()
         case "loop":
