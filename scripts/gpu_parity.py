@@ -25,6 +25,7 @@ def measured(at: int, device: str) -> dict[str, Any]:
     """Of one case: log-probabilities of 40 tokens whole, in chunks and one by one; 64 tokens of greedy text, judged by
     the reference in float32 that reads the same text."""
     import torch
+
     from parity import cases
 
     torch.set_num_threads(1)
