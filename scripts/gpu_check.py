@@ -348,7 +348,7 @@ def few() -> dict[str, Any]:
     import gpu_few
 
     found = gpu_few.run()
-    for name in ("checks", "layers", "products"):
+    for name in ("checks", "layers", "wide", "products"):
         table(found[name])
     return found
 

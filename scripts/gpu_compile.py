@@ -24,7 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-BEFORE = {"_matvec": 1, "_gated": 2, "_split": 2}  # loads of weights
+BEFORE = {"_matvec": 1, "_gated": 2, "_split": 2, "_pair": 2}  # loads of weights
 MOST_SPILLED = 64  # bytes of a thread: a loop's counter, not a loop's tile
 
 
@@ -181,6 +181,8 @@ def kernels(compiler: Compiler) -> None:
         if 1 < rows <= matvec.FEW:
             for inputs in (hidden, inter):
                 skinny.split(some(rows, inputs), some(hidden, inputs))
+                skinny.product(some(rows, inputs), some(hidden, inputs))
+                skinny.gated(some(rows, inputs), some(2 * hidden, inputs), "silu")
         entries = ints(rows), ints(rows), ints(rows)
         enter.enter(ints(rows), ints(rows), entries, ints(512), table, ints(rows))
         held = automata.Held(arena.masks, ints(rows), ints(rows), ints(512))

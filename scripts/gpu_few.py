@@ -23,9 +23,14 @@ ROWS = (2, 8, 16, 24, 32)
 READ_TB_S = 4.33
 TILES = [
     skinny.Tile(outputs, inputs, stages, splits)
-    for outputs, inputs, stages in ((64, 128, 4), (64, 128, 3), (32, 128, 4), (64, 64, 6), (32, 256, 3), (128, 128, 3))
-    for splits in (1, 2, 4)
+    for outputs, inputs, stages in ((64, 128, 4), (64, 128, 3), (32, 256, 3))
+    for splits in (2, 4)
 ]
+ONCE = [
+    skinny.Tile(outputs, inputs, stages)
+    for outputs, inputs, stages in ((64, 64, 3), (64, 64, 4), (64, 64, 6), (64, 128, 2), (64, 128, 3), (32, 128, 3),
+                                    (32, 128, 6), (32, 64, 6), (128, 64, 3), (16, 256, 4))
+]  # fmt: skip
 
 
 def some(*size: int) -> torch.Tensor:
@@ -37,8 +42,15 @@ def numerics() -> list[dict[str, Any]]:
     for rows in ROWS:
         for outputs, inputs in ((HIDDEN, HIDDEN), (HIDDEN, INTER), (896, 4864), (1000, 200)):
             x, weight = some(rows, inputs), some(outputs, inputs)
-            error = far(skinny.split(x, weight).sum(0), x.double() @ weight.double().T)
+            expected = x.double() @ weight.double().T
+            error = far(skinny.split(x, weight).sum(0), expected)
             found.append({"what": f"{outputs} x {inputs}", "rows": rows, "error": error, "ok": error < 1e-5})
+            error = far(skinny.product(x, weight), expected)
+            found.append({"what": f"{outputs} x {inputs}, whole", "rows": rows, "error": error, "ok": error < 3e-3})
+            half = outputs // 2
+            expected = F.silu(expected[:, :half]) * expected[:, half:]
+            error = far(skinny.gated(x, weight, "silu"), expected)
+            found.append({"what": f"{outputs} x {inputs}, gated", "rows": rows, "error": error, "ok": error < 5e-3})
     for rows in (1, 8, 64, 256):
         for context in (1, 65, 700):
             error = filed(rows, context)
@@ -99,6 +111,37 @@ def products() -> list[dict[str, Any]]:
     return found
 
 
+def wide() -> list[dict[str, Any]]:
+    """Products that are read in one pass: queries, keys and values; gate and up with the gate."""
+    found = []
+    for name, outputs in (("qkv", QKV), ("gate, up", 2 * INTER)):
+        weights = [some(outputs, HIDDEN) for _ in range(8 if outputs == QKV else 3)]
+        for rows in ROWS:
+            x = some(rows, HIDDEN)
+            chained = early(rows, FEW)
+
+            def torchs(w: torch.Tensor) -> None:
+                both = F.linear(x, w)
+                if name != "qkv":
+                    gate(both, "silu", chained)
+
+            def ours(w: torch.Tensor, tile: skinny.Tile) -> None:
+                if name == "qkv":
+                    skinny.product(x, w, tile)
+                else:
+                    skinny.gated(x, w, "silu", tile)
+
+            us = {tile: graph_us([lambda w=w: ours(w, tile) for w in weights] * 4) for tile in ONCE}
+            row: dict[str, Any] = {"product": name, "rows": rows}
+            row["torch us"] = graph_us([lambda w=w: torchs(w) for w in weights] * 4)
+            row["best us"] = min(us.values())
+            row["share %"] = 100 * 2 * outputs * HIDDEN / row["best us"] / 1e6 / READ_TB_S
+            row |= {f"{t.outputs} x {t.inputs}, {t.stages}": each for t, each in us.items()}
+            found.append(row)
+            print(row, flush=True)
+    return found
+
+
 def layers() -> list[dict[str, Any]]:
     """A layer with attention over `context` keys: what is new apart, each beside what it replaces."""
     found = []
@@ -106,7 +149,7 @@ def layers() -> list[dict[str, Any]]:
                for _ in range(LAYERS)]  # fmt: skip
     norm = torch.ones(HIDDEN, device=DEVICE, dtype=BF16), EPS
     score = attention.Score(DIM**-0.5)
-    for rows, context in ((1, 384), (8, 384), (32, 384), (32, 2048), (64, 384)):
+    for rows, context in ((1, 384), (8, 384), (16, 384), (32, 384), (32, 2048)):
         cells_of = [torch.randn(rows * context, KV, DIM, device=DEVICE).to(BF16) for _ in range(2 * LAYERS)]
         table = torch.randperm(rows * context, device=DEVICE).int().view(rows, context)
         at = torch.arange(rows, device=DEVICE)
@@ -115,32 +158,37 @@ def layers() -> list[dict[str, Any]]:
         x = some(rows, HIDDEN)
         splits = attention.splits_for(rows, KV)
 
-        def layer(i: int, files: bool, few: bool, chain: bool) -> None:
+        def layer(i: int, way: str) -> None:
             qkv, o, gate_up, down = weights[i]
             pool = attention.Pool(cells_of[2 * i], cells_of[2 * i + 1], table, 1)
-            chained = chain and early(rows, FEW)
+            chained = early(rows, FEW) and (way != "before" or rows == 1)
             read = rms_norm(x, *norm, chained)
-            q, k, v = F.linear(read, qkv).view(rows, -1, DIM).split([HEADS, KV, KV], 1)
+            q, k, v = (
+                (skinny.product(read, qkv) if way == "whole" else F.linear(read, qkv))
+                .view(rows, -1, DIM)
+                .split([HEADS, KV, KV], 1)
+            )
             out = torch.empty_like(q, memory_format=torch.contiguous_format)
-            fresh = None if files else attention.Fresh(k, v, turn)
-            if files:
+            fresh = attention.Fresh(k, v, turn) if way == "own keys" else None
+            if fresh is None:
                 cells.file_cells(q, k, v, turn, pool, at, positions, chained)
             attention.decode(q, pool, score, at, positions, at, out, splits, fresh=fresh, early=chained)
             seen = out.view(rows, -1)
-            if few:
-                read, _ = stream.join(skinny.split(seen, o), None, x, norm=norm)
-                stream.join(skinny.split(gate(F.linear(read, gate_up), "silu"), down), None, x, norm=norm)
-            else:
+            if way == "before":
                 read = rms_norm(x.addmm_(seen, o.t()), *norm, chained)
                 x.addmm_(gate(F.linear(read, gate_up), "silu"), down.t())
+                return
+            read, _ = stream.join(skinny.split(seen, o), None, x, norm=norm)
+            if way in ("pair", "whole"):
+                inner = skinny.gated(read, gate_up, "silu")
+            else:
+                inner = gate(F.linear(read, gate_up), "silu", chained)
+            stream.join(skinny.split(inner, down), None, x, norm=norm)
 
         row: dict[str, Any] = {"rows": rows, "context": context}
-        for name, files, few, chain in (
-            ("before", True, False, rows == 1), ("early", True, False, True), ("files", False, False, True),
-            ("files, few", False, True, True),
-        ):  # fmt: skip
-            calls: list[Callable[[], None]] = [lambda i=i: layer(i, files, few, chain) for i in range(LAYERS)]
-            row[f"{name} us"] = graph_us(calls * 4)
+        for way in ("before", "few", "own keys", "pair", "whole"):
+            calls: list[Callable[[], None]] = [lambda i=i: layer(i, way) for i in range(LAYERS)]
+            row[f"{way} us"] = graph_us(calls * 4)
         found.append(row)
         print(row, flush=True)
     return found
@@ -150,5 +198,5 @@ def run() -> dict[str, Any]:
     began = time.monotonic()
     torch.manual_seed(0)
     checks = numerics()
-    found: dict[str, Any] = {"checks": checks, "layers": layers(), "products": products()}
+    found: dict[str, Any] = {"checks": checks, "layers": layers(), "wide": wide(), "products": products()}
     return found | {"seconds": time.monotonic() - began, "ok": all(c["ok"] for c in checks)}

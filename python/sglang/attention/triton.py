@@ -24,6 +24,9 @@ from sglang.kernels.matvec import FEW, early
 from sglang.kernels.staging import Stager
 
 log = logging.getLogger("sglang.attention")
+# Decodes that each file their own key, which saves a kernel. Beyond it costs more: each part of a sequence rotates its
+# query, and 64 rows take 3 % longer a layer (`gpu_check.py few` on an H200).
+OWN = 8
 
 
 @dataclass
@@ -177,7 +180,7 @@ class TritonAttention:
         n = len(slots)
         splits = kernels.splits_for(n, self._shape.kv_heads, self._programs)
         self._step = _Step(slots, positions, (slots, positions, places), splits, None, 1, n, shared)
-        self._step.files = shared is not None or foreseen
+        self._step.files = shared is not None or foreseen or n > OWN
         if foreseen and self.flash is not None:
             self.flash.list_fixed(slots)
             self._step.flash_decodes = n

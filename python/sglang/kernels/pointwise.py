@@ -54,7 +54,10 @@ def act_of(x, ACT: tl.constexpr):
 
 
 @triton.jit
-def _gate(both, out, half, ACT: tl.constexpr, BLOCK: tl.constexpr):
+def _gate(both, out, half, ACT: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     there = i < half
@@ -63,10 +66,12 @@ def _gate(both, out, half, ACT: tl.constexpr, BLOCK: tl.constexpr):
     tl.store(out + row * half + i, (act_of(gate, ACT) * up).to(out.dtype.element_ty), mask=there)
 
 
-def gate(both: Tensor, act: str) -> Tensor:
-    """act(first half) * second half. both: [rows, 2 n], its rows side by side. Returns [rows, n]."""
+def gate(both: Tensor, act: str, early: bool = False) -> Tensor:
+    """act(first half) * second half. both: [rows, 2 n], its rows side by side; early: see `matvec`. Returns [rows, n]."""
     rows, half = both.shape[0], both.shape[1] // 2
     out = both.new_empty(rows, half)
     block = 1024 if rows < 64 else 2048
-    _gate[(rows, triton.cdiv(half, block))](both, out, half, ACT=ACTS[act], BLOCK=block, num_warps=4)
+    _gate[(rows, triton.cdiv(half, block))](
+        both, out, half, ACT=ACTS[act], BLOCK=block, EARLY=early, num_warps=4, launch_pdl=early
+    )
     return out

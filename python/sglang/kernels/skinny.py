@@ -19,6 +19,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from sglang.kernels.compiling import objection, trial
 from sglang.kernels.matvec import FEW, TYPES, early, switch
+from sglang.kernels.pointwise import ACTS, act_of
 
 log = logging.getLogger("sglang.kernels")
 OUTPUTS = 8192  # of a weight, at most: larger ones are read at the memory's rate as they are
@@ -36,6 +37,8 @@ class Tile:
 
 
 TILE = Tile()
+WHOLE = Tile(32, 128, 6)
+PAIR = Tile(64, 64, 4)
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -90,6 +93,79 @@ def split(x: Tensor, weight: Tensor, tile: Tile = TILE) -> Tensor:
         EARLY=chained, num_warps=4, num_stages=tile.stages, launch_pdl=chained,
     )  # fmt: skip
     return parts
+
+
+def product(x: Tensor, weight: Tensor, tile: Tile = WHOLE) -> Tensor:
+    """x W^T: [n, rows]. x: [n, inputs]; weight: [rows, inputs]."""
+    m, (rows, inputs) = x.shape[0], weight.shape
+    out = x.new_empty(m, rows)
+    chained = early(m, FEW)
+    _split[(triton.cdiv(rows, tile.outputs), 1)](
+        x, weight, out, m, x.stride(0), N=rows, K=inputs, STEPS=triton.cdiv(inputs, tile.inputs),
+        BLOCK_M=max(16, triton.next_power_of_2(m)), BLOCK_N=tile.outputs, BLOCK_K=tile.inputs,
+        PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
+        EARLY=chained, num_warps=4, num_stages=tile.stages, launch_pdl=chained,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit(do_not_specialize=["M"])
+def _pair(
+    x,
+    weight,
+    out,
+    M,
+    x_row,
+    N: tl.constexpr,  # outputs of each half
+    K: tl.constexpr,
+    STEPS: tl.constexpr,
+    ACT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    if EARLY:
+        gdc_launch_dependents()
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    m = tl.arange(0, BLOCK_M)
+    first = weight + n[:, None].to(tl.int64) * K
+    second = first + N * K
+    there = (n < N)[:, None] & (k < K)[None, :]
+    w = tl.load(first + k[None, :], mask=there, other=0.0)
+    u = tl.load(second + k[None, :], mask=there, other=0.0)
+    if EARLY:
+        gdc_wait()
+    rows = x + m[:, None].to(tl.int64) * x_row
+    a = tl.trans(tl.load(rows + k[None, :], mask=(m < M)[:, None] & (k < K)[None, :], other=0.0))
+    gate = tl.dot(w, a, input_precision=PRECISION)
+    up = tl.dot(u, a, input_precision=PRECISION)
+    for step in range(1, STEPS):
+        i = k + step * BLOCK_K
+        there = (n < N)[:, None] & (i < K)[None, :]
+        w = tl.load(first + i[None, :], mask=there, other=0.0)
+        u = tl.load(second + i[None, :], mask=there, other=0.0)
+        a = tl.trans(tl.load(rows + i[None, :], mask=(m < M)[:, None] & (i < K)[None, :], other=0.0))
+        gate = tl.dot(w, a, gate, input_precision=PRECISION)
+        up = tl.dot(u, a, up, input_precision=PRECISION)
+    to = out + m[None, :].to(tl.int64) * N + n[:, None]
+    tl.store(to, act_of(gate, ACT) * up, mask=(n < N)[:, None] & (m < M)[None, :])
+
+
+def gated(x: Tensor, weight: Tensor, act: str, tile: Tile = PAIR) -> Tensor:
+    """act(first half of the rows) * second half. x: [n, inputs]; weight: [2 r, inputs]. Returns [n, r]."""
+    m, half, inputs = x.shape[0], weight.shape[0] // 2, weight.shape[1]
+    out = x.new_empty(m, half)
+    chained = early(m, FEW)
+    _pair[(triton.cdiv(half, tile.outputs),)](
+        x, weight, out, m, x.stride(0), N=half, K=inputs, STEPS=triton.cdiv(inputs, tile.inputs), ACT=ACTS[act],
+        BLOCK_M=max(16, triton.next_power_of_2(m)), BLOCK_N=tile.outputs, BLOCK_K=tile.inputs,
+        PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
+        EARLY=chained, num_warps=4, num_stages=tile.stages, launch_pdl=chained,
+    )  # fmt: skip
+    return out
 
 
 def splits_of(rows: int, inputs: int, tile: Tile = TILE) -> int:

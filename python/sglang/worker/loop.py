@@ -125,7 +125,7 @@ def serve(
             result = flight.wait()
             pace.landed(done, flight.took_s, flying[0] if flying is not None else None, began, clock())
             pieces += schedule.commit(state, done, result, clock())
-            report.step(done, state, clock())
+            report.step(done, state, clock(), flight.took_s)
         if pieces or messages or landed is not None:
             stats = state.stats()
             stats.compiling = grammars.waiting if grammars is not None else 0

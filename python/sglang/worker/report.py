@@ -35,8 +35,20 @@ class Report:
         self._beat = time.monotonic()
         self._busy = busy
 
-    def step(self, plan: Plan, state: schedule.State, now: float) -> None:
+    def step(self, plan: Plan, state: schedule.State, now: float, took_s: float | None = None) -> None:
+        """took_s: of the device."""
         stats = state.stats()
+        if log.isEnabledFor(logging.DEBUG):
+            single = int((plan.counts == 1).sum())
+            log.debug(
+                "step at %.4f: %d decodes, %d tokens of %d prompts, %.2f ms of the device, #queue-req: %d",
+                now,
+                single,
+                len(plan.tokens) - single,
+                len(plan.slots) - single,
+                1000 * (took_s or 0.0),
+                stats.waiting,
+            )
         if stats.retractions > self._retractions:
             log.warning(
                 "decode out of memory happened, #retracted_reqs: %d, #new_token_ratio: %.4f",

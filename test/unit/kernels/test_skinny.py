@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("triton")
 from sglang.kernels import matvec, skinny
-from sglang.kernels.skinny import Tile, split, splits_of
+from sglang.kernels.skinny import Tile, gated, product, split, splits_of
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -23,6 +23,21 @@ def test_parts_are_those_of_the_product(m: int, rows: int, inputs: int, tile: Ti
     assert parts.shape == (tile.splits or splits_of(rows, inputs, tile), m, rows)
     wanted = wide[:, inputs:].double() @ weight.double().T
     assert (parts.double().sum(0).cpu() - wanted).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("m", "rows", "inputs", "tile"), [(2, 64, 256, Tile()), (17, 102, 300, Tile(32, 64)), (32, 130, 129, Tile(16, 256))]
+)
+def test_what_is_read_in_one_pass(m: int, rows: int, inputs: int, tile: Tile) -> None:
+    random = torch.Generator().manual_seed(m)
+    wide = torch.randn(m, 2 * inputs, generator=random)
+    weight = torch.randn(rows, inputs, generator=random)
+    x = wide.to(DEVICE)[:, inputs:]  # rows that do not lie side by side
+    wanted = wide[:, inputs:].double() @ weight.double().T
+    assert (product(x, weight.to(DEVICE), tile).double().cpu() - wanted).abs().max() < 1e-4
+    half = rows // 2
+    wanted = torch.nn.functional.silu(wanted[:, :half]) * wanted[:, half:]
+    assert (gated(x, weight.to(DEVICE), "silu", tile).double().cpu() - wanted).abs().max() < 1e-3
 
 
 def test_a_program_for_each_multiprocessor_and_none_without_inputs() -> None:
