@@ -67,7 +67,7 @@ def _gate(both, out, half, ACT: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.con
 
 
 def gate(both: Tensor, act: str, early: bool = False) -> Tensor:
-    """act(first half) * second half. both: [rows, 2 n], its rows side by side; early: see `matvec`. Returns [rows, n]."""
+    """act(first half) * second half: [rows, n]. both: [rows, 2 n], its rows side by side. early: see `matvec`."""
     rows, half = both.shape[0], both.shape[1] // 2
     out = both.new_empty(rows, half)
     block = 1024 if rows < 64 else 2048
