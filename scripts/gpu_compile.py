@@ -181,7 +181,6 @@ def kernels(compiler: Compiler) -> None:
         if 1 < rows <= matvec.FEW:
             for inputs in (hidden, inter):
                 skinny.split(some(rows, inputs), some(hidden, inputs))
-                skinny.product(some(rows, inputs), some(hidden, inputs))
                 skinny.gated(some(rows, inputs), some(2 * hidden, inputs), "silu")
         entries = ints(rows), ints(rows), ints(rows)
         enter.enter(ints(rows), ints(rows), entries, ints(512), table, ints(rows))

@@ -368,6 +368,8 @@ class Engine:
         warmup.warm(self.launch, plans, captures, self._model.dtype, rehearse)
         if self._fills is not None:
             self._fills.start(min(self.pages * self.page_size, self.context_length))
+        if self._graphs is not None:
+            self._graphs.start()
         try:
             for plan in held:
                 self.launch(plan).wait()

@@ -4,9 +4,10 @@ A captured graph reads and writes tensors that never move. A step's host data (s
 row wants of the sampler, new page-table entries) goes to one of them in one copy; the graph does the rest, down to the
 drawn tokens. Sizes are rounded up to a few; what is left of a size is padding: rows of slot -1, filed nowhere.
 
-A size that is seen for the first time runs kernel by kernel, and is captured while the device is busy with that, unless
-the graph of one that is little larger serves. While nobody waits, sizes are captured ahead (`prepare`), those that were
-met before others, as long as memory is left for their logits.
+Some sizes are captured at the start (`start`), the others while nobody waits (`prepare`), those that were met before
+others, as long as memory is left for their logits. Meanwhile a larger one serves: to run a size for the first time,
+kernel by kernel, and to capture it takes as long as a dozen steps. Where it has served that much in vain, or there is
+none, the step's own size is captured while the device is busy with it.
 
 Where rows share leading pages (`attention.cascade`) a size has a second graph, which reads those once. What is shared
 changes rarely from one step to the next: it is found, and sent, when it does. Where rows are held to constraints a size
@@ -14,6 +15,7 @@ has graphs that draw under masks and follow automata.
 """
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -42,6 +44,7 @@ log = logging.getLogger("sglang.engine")
 # of a new table entry.
 PLACE, ENTRY, COLUMNS = 8, 9, 12
 CHEAP = 8  # rows; padding up to so many takes no longer than reading the weights
+VAIN = 12.0  # steps' worth of padding that a size of its own would have saved
 
 
 def sizes(most: int) -> list[int]:
@@ -53,6 +56,11 @@ def sizes(most: int) -> list[int]:
         if n == 8 * step:
             step *= 2
     return [n for n in found if n < most] + [most]
+
+
+def coarse(most: int) -> list[int]:
+    """The sizes that any other is padded to until it has a graph: powers of two, and the largest."""
+    return [1 << i for i in range(most.bit_length()) if 1 << i < most] + [most]
 
 
 class _Kind(NamedTuple):
@@ -167,6 +175,7 @@ class DecodeGraphs:
         self._places = torch.arange(most, device=device)
         self._captured: dict[_Kind, _Captured] = {}
         self._ran: set[_Kind] = set()  # to be captured next
+        self._padded: dict[_Kind, float] = {}  # for want of a graph: the share of steps that was padding, summed
         self._seen = seen or Seen()
         self._common = _Common(attention, tables, most, device, self._stager)
         self._graph = graph
@@ -210,13 +219,31 @@ class DecodeGraphs:
         return logits[:n], self._drawn[:n] if draws else None, self._columns[:n]
 
     def _serving(self, n: int, draws: bool, held: bool, shares: bool) -> _Kind:
-        """Of the least size, or of a little larger one whose graph is there."""
+        """Of the least size, or of a larger one whose graph is there."""
         foreseen = not shares and self._attention.foresees
-        sizes = [s for s in self._sizes if s >= n]
-        self._seen.note("decodes", (sizes[0], draws, held, shares))
-        near = (s for s in sizes if s == sizes[0] or 4 * s <= 5 * n or s <= CHEAP)
-        kinds = [_Kind(size, draws, held, shares, foreseen) for size in near]
-        return next((kind for kind in kinds if kind in self._captured), kinds[0])
+        kinds = [_Kind(size, draws, held, shares, foreseen) for size in self._sizes if size >= n]
+        least = kinds[0]
+        self._seen.note("decodes", (least.size, draws, held, shares))
+        found = next((kind for kind in kinds if kind in self._captured), least)
+        if found != least and found.size > CHEAP:
+            vain = self._padded[least] = self._padded.get(least, 0.0) + 1 - n / found.size
+            return least if vain > VAIN and self.captures else found
+        return found
+
+    def start(self) -> None:
+        """Graphs of a few sizes, which serve all others at first. The largest first, the others use its memory."""
+        began = time.monotonic()
+        for size in reversed(coarse(self._most)):
+            for shares in (False, True) if self._attention.shares and size > 1 else (False,):
+                kind = _Kind(size, True, False, shares, not shares and self._attention.foresees)
+                if self.captures and roomy(self._model.device, self._logits_bytes(size)):
+                    self._stage_nobody(kind)
+                    self._step(kind)
+                    self._capture(kind)
+        log.info("start: %d graphs of decode steps in %.1f s", len(self._captured), time.monotonic() - began)
+
+    def _logits_bytes(self, size: int) -> int:
+        return size * self._model.spec.vocab * self._model.dtype.itemsize
 
     def prepare(self, wanted: Wanted = never, met: bool = False) -> bool:
         """Half of capturing one more kind, between two steps; whether there is more to do. met: of those that were;
@@ -224,7 +251,7 @@ class DecodeGraphs:
         kind = next((kind for kind in self._worth(met) if kind not in self._captured), None)
         if kind is None or not self.captures:
             return False
-        if not roomy(self._model.device, kind.size * self._model.spec.vocab * self._model.dtype.itemsize):
+        if not roomy(self._model.device, self._logits_bytes(kind.size)):
             return False
         self._stage_nobody(kind)
         try:

@@ -5,6 +5,7 @@ that a sequence is cut into and how many of them are merged, and by whether they
 side by side, then every shape is run, which loads them, and those of cuBLAS.
 """
 
+import bisect
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -101,8 +102,10 @@ def decodes(slots: int, kv_heads: int) -> list[int]:
 
 
 def kind_of(rows: int) -> int:
-    """Of what kernels of decodes depend on, besides attention's parts (`kernels.matvec`, `kernels.skinny`)."""
-    return 0 if rows == 1 else 1 if rows <= 16 else 2 if rows <= FEW_ROWS else 3
+    """Of what kernels of decodes depend on, besides attention's parts (`kernels.matvec`, `kernels.skinny`, `OWN`)."""
+    from sglang.attention.triton import OWN
+
+    return bisect.bisect_left((1, OWN, 16, FEW_ROWS), rows)
 
 
 def sharing(slots: int, kv_heads: int) -> list[tuple[int, int]]:

@@ -1,10 +1,11 @@
 # pyright: reportCallIssue=false, reportIndexIssue=false, reportPossiblyUnboundVariable=false
 # Launch options are beyond the types of Triton's decorators.
-"""A few rows times a weight of few outputs, in parts: what follows sums them (`kernels.stream.join`).
+"""A few rows times a weight, by kernels that load their first weights before they wait for what they multiply them
+with (`matvec.early`).
 
-Such a product reads its weight so quickly that filling and draining the device is a third of it, in torch's kernel.
-Here inputs are split over programs, as many as there are multiprocessors, and each loads its first weights before it
-waits for what it multiplies them with (`matvec.early`).
+`split` is for few outputs: such a product reads its weight so quickly that filling and draining the device is a third
+of it, in torch's kernel. Here inputs are split over programs, about as many as there are multiprocessors; what follows
+sums the parts (`kernels.stream.join`). `gated` is for gate and up: torch's product is as fast, and alone.
 """
 
 import functools
@@ -28,17 +29,16 @@ PROGRAMS = 132  # multiprocessors of an H200
 
 @dataclass(frozen=True)
 class Tile:
-    """outputs, inputs: of a step of a program; stages: steps on their way; splits: of the inputs; None: `splits_of`."""
+    """outputs, inputs: of a step of a program; stages: steps on their way; splits: of the inputs."""
 
     outputs: int = 64
     inputs: int = 128
     stages: int = 4
-    splits: int | None = None
+    splits: int = 1
 
 
-TILE = Tile()
-WHOLE = Tile(32, 128, 6)
-PAIR = Tile(64, 64, 4)
+PAIR = Tile(64, 64, 3)
+PAIRED = 17  # rows: with fewer, torch's product and a gate of its own are faster
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -79,11 +79,11 @@ def _split(
     tl.store(to, acc, mask=(n < N)[:, None] & (m < M)[None, :])
 
 
-def split(x: Tensor, weight: Tensor, tile: Tile = TILE) -> Tensor:
+def split(x: Tensor, weight: Tensor, tile: Tile | None = None) -> Tensor:
     """x W^T in parts that are to be summed: float32 [splits, n, rows]. x: [n, inputs]; weight: [rows, inputs]."""
     m, (rows, inputs) = x.shape[0], weight.shape
-    steps = triton.cdiv(inputs, tile.inputs)
-    splits = tile.splits or splits_of(rows, inputs, tile)
+    tile = tile or tile_of(m, rows, inputs)
+    splits, steps = tile.splits, triton.cdiv(inputs, tile.inputs)
     parts = torch.empty(splits, m, rows, dtype=torch.float32, device=x.device)
     chained = early(m, FEW)
     _split[(triton.cdiv(rows, tile.outputs), splits)](
@@ -93,20 +93,6 @@ def split(x: Tensor, weight: Tensor, tile: Tile = TILE) -> Tensor:
         EARLY=chained, num_warps=4, num_stages=tile.stages, launch_pdl=chained,
     )  # fmt: skip
     return parts
-
-
-def product(x: Tensor, weight: Tensor, tile: Tile = WHOLE) -> Tensor:
-    """x W^T: [n, rows]. x: [n, inputs]; weight: [rows, inputs]."""
-    m, (rows, inputs) = x.shape[0], weight.shape
-    out = x.new_empty(m, rows)
-    chained = early(m, FEW)
-    _split[(triton.cdiv(rows, tile.outputs), 1)](
-        x, weight, out, m, x.stride(0), N=rows, K=inputs, STEPS=triton.cdiv(inputs, tile.inputs),
-        BLOCK_M=max(16, triton.next_power_of_2(m)), BLOCK_N=tile.outputs, BLOCK_K=tile.inputs,
-        PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
-        EARLY=chained, num_warps=4, num_stages=tile.stages, launch_pdl=chained,
-    )  # fmt: skip
-    return out
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -168,17 +154,31 @@ def gated(x: Tensor, weight: Tensor, act: str, tile: Tile = PAIR) -> Tensor:
     return out
 
 
-def splits_of(rows: int, inputs: int, tile: Tile = TILE) -> int:
-    """Parts of the inputs: about a program for each multiprocessor, and none without inputs."""
-    wanted = max(1, round(PROGRAMS / triton.cdiv(rows, tile.outputs)))
-    steps = triton.cdiv(inputs, tile.inputs)
-    return triton.cdiv(steps, triton.cdiv(steps, wanted))
+def tile_of(m: int, rows: int, inputs: int) -> Tile:
+    """For m rows of x. Up to 16 of them leave room for two programs on a multiprocessor."""
+    outputs, each, stages, programs = (64, 128, 3, 2 * PROGRAMS) if m <= 16 else (64, 128, 4, PROGRAMS)
+    steps = triton.cdiv(inputs, each)
+    wanted = max(1, round(programs / triton.cdiv(rows, outputs)))
+    splits = triton.cdiv(steps, triton.cdiv(steps, wanted))  # none of them without inputs
+    return Tile(outputs, each, stages, splits)
 
 
 def wanted(x: Tensor, weight: Tensor) -> bool:
     return (
         2 <= x.shape[0] <= FEW  # torch's product is as fast for 64
         and weight.shape[0] <= OUTPUTS
+        and switch.matvec
+        and x.dtype in TYPES
+        and x.stride(-1) == 1
+        and works(x.dtype)
+    )
+
+
+def gates(x: Tensor, weight: Tensor) -> bool:
+    """Whether `gated` is faster than a product and a gate of its own."""
+    return (
+        PAIRED <= x.shape[0] <= FEW
+        and weight.shape[0] >= 2 * PAIR.outputs * PROGRAMS
         and switch.matvec
         and x.dtype in TYPES
         and x.stride(-1) == 1
@@ -201,13 +201,13 @@ def _agrees(dtype: torch.dtype) -> bool:
     random = torch.Generator("cuda").manual_seed(0)
     x, first, second = (
         torch.randn(size, generator=random, device="cuda").to(dtype) * 0.05
-        for size in ((20, 1536), (1024, 1536), (1536, 1024))
+        for size in ((20, 1536), (2048, 1536), (1536, 1024))
     )
-    linear = torch.nn.functional.linear
-    inner = linear(x.float(), first.float()).to(dtype)
-    expected = linear(inner.float(), second.float())
+    linear, silu = torch.nn.functional.linear, torch.nn.functional.silu
+    both = linear(x.float(), first.float())
+    expected = linear(silu(both[:, :1024]) * both[:, 1024:], second.float())
     for _ in range(3):
-        got = split(split(x, first).sum(0).to(dtype), second).sum(0)
+        got = split(gated(x, first, "silu"), second).sum(0)
         if not torch.linalg.norm(got - expected) < 0.02 * torch.linalg.norm(expected):
             return False
     return True

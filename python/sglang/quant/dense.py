@@ -139,12 +139,15 @@ class Dense:
             from sglang.kernels.matvec import matvec_gated
 
             return matvec_gated(x, self.weight, self.bias, act)
-        both = self._plain(x)
-        if both.is_cuda and triton_works():
-            from sglang.kernels.pointwise import gate
+        if not x.is_cuda or not triton_works():
+            both = self._plain(x)
+            return ACTS[act](both[:, :half]).mul_(both[:, half:])
+        from sglang.kernels import matvec, skinny
+        from sglang.kernels.pointwise import gate
 
-            return gate(both, act)
-        return ACTS[act](both[:, :half]).mul_(both[:, half:])
+        if self.bias is None and skinny.gates(x, self.weight):
+            return skinny.gated(x, self.weight, act)
+        return gate(self._plain(x), act, matvec.early(len(x), matvec.FEW))
 
     def _alone(self, x: Tensor) -> bool:
         """Whether this is one row on a device where our own kernels multiply it."""

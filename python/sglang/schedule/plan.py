@@ -7,6 +7,7 @@ step writes (every layer writes before it reads), so requests that share a prefi
 nobody waits for anybody.
 """
 
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ SEVERAL = 4  # prompts that a long step beside streams must finish
 MANY = 8  # streams for each prompt that waits: then a prompt's turn comes soon anyway, and their pause counts most
 EVEN = 4  # grains of a row that is worth ending where others do: by then half a grain is an eighth of it
 DRAWS = Does.DRAWS
+_computed = attrgetter("computed")
 
 
 def plan(state: State, now: float) -> Plan | None:
@@ -70,6 +72,8 @@ def _decode(state: State, draft: "_Draft") -> None:
         _make_room(state)
     pages = state.take_pages(need)
     assert pages is not None
+    # Attention reads sequences in this order, some at a time: what begins last should not be what takes longest.
+    rows.sort(key=_computed, reverse=True)
     draft.decodes(rows, pages)
 
 
