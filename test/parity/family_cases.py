@@ -56,6 +56,9 @@ GPT_OSS = {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sl
 DEEPSEEK = {"kv_lora_rank": 32, "q_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 12}
 DEEPSEEK |= {"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "first_k_dense_replace": 1}
 DEEPSEEK |= {"num_key_value_heads": 4, "routed_scaling_factor": 1.7}
+# Released files have rotary_dim alone; with that transformers 5.17 turns whole heads, as later ones do not.
+MINIMAX = {"head_dim": 16, "rotary_dim": 8, "partial_rotary_factor": 0.5}
+MINIMAX |= {"num_local_experts": 8, "num_experts_per_tok": 3}
 DBRX: dict[str, Any] = {
     "d_model": 64,
     "n_heads": 4,
@@ -157,7 +160,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "exaone4 32b": ("Exaone4", {"num_hidden_layers": 4, "sliding_window": 8}),
     "ernie4.5": ("Ernie4_5", {"head_dim": 16, "use_bias": True}),
     "olmoe": ("Olmoe", {"num_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 24}),
-    "minimax m2": ("MiniMaxM2", {"head_dim": 16, "rotary_dim": 8, "num_local_experts": 8, "num_experts_per_tok": 3}),
+    "minimax m2": ("MiniMaxM2", MINIMAX),
     "glm4.7 flash": ("Glm4MoeLite", DEEPSEEK | {"n_group": 1, "topk_group": 1}),
 }
 GREEDY = (

@@ -116,6 +116,12 @@ RELEASED: dict[str, dict[str, Any]] = {
         "topk_group": 2, "topk_method": "noaux_tc", "num_nextn_predict_layers": 1,
         "rope_scaling": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0},
     },
+    "MiniMax M2": {
+        "architectures": ["MiniMaxM2ForCausalLM"], "num_hidden_layers": 2, "num_key_value_heads": 2, "head_dim": 32,
+        "num_experts_per_tok": 2, "num_local_experts": 8, "qk_norm_type": "per_layer", "rope_theta": 5000000,
+        "rotary_dim": 16, "scoring_func": "sigmoid", "shared_intermediate_size": 0, "use_qk_norm": True,
+        "use_routing_bias": True, "max_position_embeddings": 196608, "rms_norm_eps": 1e-06,
+    },
     "Llama 4 Scout": {
         "architectures": ["Llama4ForCausalLM"], "num_hidden_layers": 4, "num_key_value_heads": 2, "head_dim": 16,
         "attention_chunk_size": 8192, "attn_scale": 0.1, "attn_temperature_tuning": 4, "floor_scale": 8192,
@@ -178,6 +184,7 @@ def test_a_released_config_makes_a_model(name: str) -> None:
             "DeepSeek V3",
             lambda s: s.experts.routing.groups == 4 and s.experts.routing.correction and s.spare_layers == 1,
         ),
+        ("MiniMax M2", lambda s: s.rope.dim == 16 and s.qk_norm == "all" and s.experts.routing.correction),
         ("Llama 4 Scout", lambda s: s.rope_in(3) is None and s.rope_in(4 - 2).interleaved and s.chunk == 8192),
         (
             "Llama 4 Scout",
