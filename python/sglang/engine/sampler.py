@@ -45,7 +45,10 @@ def uniform(seeds: np.ndarray, index: np.ndarray) -> np.ndarray:
 
 
 class _Ledger:
-    """What penalised sequences have seen. A line per slot that needs one; lines are reused."""
+    """What penalised sequences have seen. A line per slot that needs one; lines are reused.
+
+    Where tensors index, tensors of the device are written: a number of Python's is copied there, which waits for it.
+    """
 
     def __init__(self, vocab: int, device: torch.device):
         self.counts = torch.zeros(0, vocab, device=device)  # float32, of generated tokens
@@ -66,7 +69,7 @@ class _Ledger:
         )
         self.counts[line].zero_().index_add_(0, drawn, torch.ones_like(drawn, dtype=torch.float32))
         self.seen[line] = self.counts[line] > 0
-        self.seen[line, prompt] = True
+        self.seen[line].index_fill_(0, prompt, True)
 
     def close(self, slot: int) -> None:
         line = self.lines.pop(slot, None)
@@ -75,7 +78,7 @@ class _Ledger:
 
     def add(self, lines: Tensor, tokens: Tensor) -> None:
         self.counts[lines, tokens] += 1  # a slot has one row in a step: no line twice
-        self.seen[lines, tokens] = True
+        self.seen[lines, tokens] = torch.ones_like(tokens, dtype=torch.bool)
 
 
 class Masked:
@@ -332,7 +335,7 @@ class Sampler:
         if biased:
             rows = self._ids(row for row, ids, _ in biased for _ in range(len(ids)))
             ids, values = torch.cat([ids for _, ids, _ in biased]), torch.cat([v for _, _, v in biased])
-            logits.index_put_((rows, ids), values, accumulate=True)
+            logits[rows, ids] += values  # no pair twice: `accumulate` would sort them, and ask the device about them
         lined = [row for row, seat in enumerate(seats) if seat.slot in self._ledger.lines]
         if lined:
             rows = self._ids(lined)
@@ -352,7 +355,7 @@ class Sampler:
         ]
         if short:
             rows = self._ids(row for row, ids in short for _ in range(len(ids)))
-            logits[rows, torch.cat([ids for _, ids in short])] = -torch.inf
+            logits[rows, torch.cat([ids for _, ids in short])] = logits.new_full((len(rows),), -torch.inf)
 
     def _draw_random(self, logits: Tensor, seats: list[Seat], numbers: list[int]) -> Tensor:
         """logits: [n, m] of rows that are not greedy, divided by their temperatures."""
