@@ -35,7 +35,7 @@ def reference(
         if look.softcap is not None:
             scores = look.softcap * torch.tanh(scores / look.softcap)
         weights = scores.exp()
-        total = weights.sum() + (look.sinks[h].double().exp() if look.sinks is not None else 0)
+        total = weights.sum() + (look.sinks[h].cpu().double().exp() if look.sinks is not None else 0)
         out.append((weights / total) @ values[first:, kv].double())
     return torch.stack(out).flatten()
 
