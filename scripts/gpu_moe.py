@@ -261,7 +261,7 @@ def parts(name: str, layer: Layer) -> Iterator[Case]:
             "scores": [lambda m=m: routing.scores(x, m._scores, None) for m in layer.layers],
             "choose": [lambda: routing.choose(layer.rule, logits)] * 4,
             "sort": [lambda: routing.sort(ids, layer.count, 16)] * 4,
-            "shared": [lambda m=m: m.shared(x) for m in layer.layers if m.shared],
+            "shared": [lambda m=m: m._shared(x) for m in layer.layers if m.shared],
             "experts": [lambda m=m: m.experts.sums(x, weights, ids, False) for m in layer.layers],
         }
         return Case("parts", {"layer": name, "rows": rows}, {what: some for what, some in calls.items() if some})
