@@ -391,7 +391,7 @@ def save(figures: dict[str, Any], name: str, part: str, folder: Path) -> None:
     for key, rows in tables.items():
         simple = [{k: v for k, v in row.items() if not isinstance(v, list | dict)} for row in rows]
         if simple:
-            results_file.save(f"{name}_{key}", simple, title=f"GPU: {part}, {key}", folder=folder)
+            results_file.save(f"{name}_{key}".replace(" ", "_"), simple, title=f"GPU: {part}, {key}", folder=folder)
 
 
 def main() -> int:
