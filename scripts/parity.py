@@ -1,12 +1,18 @@
 """Measure every family against its reference, and write docs/models.md: `make parity`.
 
-With names of families' files, `scripts/parity.py gemma grok`, measure those and what the page does not have yet.
+With names of families' files, `scripts/parity.py gemma grok`, measure those and what the page does not have yet; with
+`--keep`, only the latter.
 
 The cases are those of test/parity: tiny random checkpoints in the layout of real ones, float32, on a CPU. A difference
 is the largest of all log-probabilities of 40 tokens, computed whole, in chunks and one by one.
+
+Figures of a GPU are read, whatever is measured, from what `python scripts/gpu_check.py parity --save h200_parity` has
+left in benchmark/results: after a new run of that, `scripts/parity.py --keep` renews the page.
 """
 
+import argparse
 import ast
+import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -17,6 +23,8 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "python"), str(ROOT / "test" / "parity"), str(ROOT / "scripts")]
 
 PAGE = ROOT / "docs" / "models.md"
+ON_GPU = ROOT / "benchmark" / "results" / "h200_parity_rows.json"
+NOT_THERE = "– | –"
 HEAD = """\
 # Models and how exactly they are computed
 
@@ -30,8 +38,12 @@ log-probabilities (vocabulary of 128, standard deviation 0.5 or more) of a seque
 in chunks and token by token. Greedy: 64 tokens of text are the reference's own choices. Lines: of code in the family's
 file, names of tensors included. How a family is added: [adding_a_model.md](adding_a_model.md).
 
-| family | case | reference | largest difference | greedy |
-|---|---|---|---|---|
+bfloat16 on a GPU: the median difference of the same log-probabilities from the same reference in float32, ours / that
+of the reference itself in bfloat16, which says how much is the type's. Greedy there: of 64 tokens of our text, how many
+are what the reference in float32 chooses after those before.
+
+| family | case | reference | largest difference | greedy | bfloat16 on a GPU | greedy there |
+|---|---|---|---|---|---|---|
 """
 
 
@@ -155,6 +167,18 @@ def measured(case: Case) -> tuple[float, bool]:
         return worst, reference(prompt + text).argmax(-1)[10:-1].tolist() == text
 
 
+def on_gpu() -> dict[tuple[str, str], str]:
+    """(family's file, case) -> the two cells of the last run on a GPU; cases that failed there are left out."""
+    if not ON_GPU.exists():
+        return {}
+    found = {}
+    for row in json.loads(ON_GPU.read_text("utf-8"))["rows"]:
+        if "median" in row:
+            ours, theirs, greedy = (row[name] for name in ("median", "reference's median", "greedy of 64"))
+            found[row["family"], row["case"]] = f"{ours:.1e} / {theirs:.1e} | {greedy}"
+    return found
+
+
 def sizes() -> str:
     """The table of lines: what a test can compare without measuring."""
     rows = [f"| [{m}](../python/sglang/models/families/{m}.py) | {n} | {records(m)} |" for m, n in lines().items()]
@@ -163,21 +187,22 @@ def sizes() -> str:
     return "| file | lines | families |\n|---|---|---|\n" + "\n".join(rows) + f"\n\n{median}\n"
 
 
-def main(modules: Sequence[str]) -> None:
+def main(modules: Sequence[str], keep: bool) -> None:
     import torch
 
     torch.set_num_threads(1)
-    known = PAGE.read_text("utf-8").splitlines() if modules else []
+    known = PAGE.read_text("utf-8").splitlines() if modules or keep else []
+    there = on_gpu()
     rows = []
     for case in cases():
         link = f"[{case.module}](../python/sglang/models/families/{case.module}.py)"
         begin = f"| {link} | {case.name} | {case.reference} | "
-        row = next((line for line in known if line.startswith(begin)), None)
-        if row is None or case.module in modules:
+        cells = next((line.removeprefix(begin).split(" | ") for line in known if line.startswith(begin)), None)
+        if cells is None or case.module in modules:
             worst, greedy = measured(case)
-            row = f"{begin}{worst:.1e} | {'equal' if greedy else 'DIFFERS'} |"
-            print(row, flush=True)
-        rows.append(row)
+            cells = [f"{worst:.1e}", "equal" if greedy else "DIFFERS"]
+            print(begin + " | ".join(cells), flush=True)
+        rows.append(f"{begin}{' | '.join(cells[:2])} | {there.get((case.module, case.name), NOT_THERE)} |")
     vectors = []
     for module, name in vector_cases():
         begin = f"| [{module}](../python/sglang/models/families/{module}.py) | {name} | {pooling_of(name)} | "
@@ -190,4 +215,8 @@ def main(modules: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("families", nargs="*", help="Files of families to measure; none: all, without --keep.")
+    parser.add_argument("--keep", action="store_true", help="Measure only these, and what the page does not have yet.")
+    args = parser.parse_args()
+    main(args.families, args.keep)
