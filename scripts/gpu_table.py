@@ -103,7 +103,7 @@ PEERS_MOE: list[dict[str, Any]] = [
     {"load": "B", "key": "itl_ms_p50", "unit": "ms", "vllm": 8.3, "sglang": 7.9, "goal": 7.5},
     {"load": "C", "key": "output_tok_s", "unit": "token/s", "vllm": 8188, "sglang": 7780, "goal": 9000},
 ]
-C_REQUESTS = {"qwen1.5-moe": 256}
+C_REQUESTS = {"qwen1.5-moe": 256, "qwen3-0.6b": 256}
 # Without a peer's figure: shown all the same.
 USUAL = {"A1": "itl_ms_p50", "A2": "ttft_ms_p50", "B": "output_tok_s", "I8": "ttft_ms_p50", "start": "ready_s"}
 
