@@ -90,6 +90,9 @@ def _multiply(
     OPENS: x are tokens, a row of `out` is at its pair's place in `order`, and there are 2 N rows: gate, then up. Else x
     is what that wrote, and a row of `out` is at its pair. GROUPS: scales of a row of the weight, 0: none.
     """
+    # Where what a step adds is scaled by itself, a program waits for each product: one of gate and up together, then.
+    JOINED: tl.constexpr = OPENS and GROUPS > 1
+    TALL: tl.constexpr = 2 * BLOCK_N if JOINED else BLOCK_N
     # Neighbours share tokens and weights: a few blocks by all columns, then the next few.
     tiles = (N + BLOCK_N - 1) // BLOCK_N
     run = tl.program_id(0) // (TOGETHER * tiles)
@@ -102,13 +105,20 @@ def _multiply(
     there = place < tl.load(blocks + 2 * most + block)
     pair = tl.load(order + place, mask=there, other=0)
     row = pair // TOP_K if OPENS else place
-    n = rest // TOGETHER * BLOCK_N + tl.arange(0, BLOCK_N)
+    begin = rest // TOGETHER * BLOCK_N
+    n = begin + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
     ROWS: tl.constexpr = 2 * N if OPENS else N
     here = n < N
-    own = weight + e.to(tl.int64) * (ROWS * K) + n[:, None] * K + k[None, :]
+    line = n
+    if JOINED:  # eight of gate, then of up: the matrix units leave a thread the sums of both
+        i = tl.arange(0, TALL)
+        line = begin + i // 16 * 8 + i % 8
+        here = line < N
+        line += i // 8 % 2 * N
+    own = weight + e.to(tl.int64) * (ROWS * K) + line[:, None] * K + k[None, :]
     read = x + row[None, :].to(tl.int64) * x_row + k[:, None]
-    acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    acc = tl.zeros((TALL, BLOCK_M), tl.float32)
     ups = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     for step in tl.range(0, (K + BLOCK_K - 1) // BLOCK_K, num_stages=STAGES):
         at = step * BLOCK_K
@@ -120,18 +130,15 @@ def _multiply(
             v = tl.load(read + at, mask=there[None, :], other=0.0)
         else:
             v = tl.load(read + at, mask=there[None, :] & (at + k < K)[:, None], other=0.0)
-        if OPENS:
+        if OPENS and not JOINED:
             if K % BLOCK_K == 0 and N % BLOCK_N == 0:
                 u = tl.load(own + N * K + at)
             else:
                 u = tl.load(own + N * K + at, mask=here[:, None] & (at + k < K)[None, :], other=0.0)
         if GROUPS > 1:
             v_scale = tl.load(x_scales + row * GROUPS + step, mask=there, other=0.0)
-            w_scale = tl.load(scales + (e * GROUPS + step) * ROWS + n, mask=here, other=0.0)
+            w_scale = tl.load(scales + (e * GROUPS + step) * ROWS + line, mask=here, other=0.0)
             acc += tl.dot(w, v) * w_scale[:, None] * v_scale[None, :]
-            if OPENS:
-                u_scale = tl.load(scales + (e * GROUPS + step) * ROWS + N + n, mask=here, other=0.0)
-                ups += tl.dot(u, v) * u_scale[:, None] * v_scale[None, :]
         else:
             acc = tl.dot(w, v, acc, input_precision="ieee")
             if OPENS:
@@ -141,6 +148,10 @@ def _multiply(
         acc *= tl.load(scales + e * ROWS + n, mask=here, other=0.0)[:, None] * v_scale[None, :]
         if OPENS:
             ups *= tl.load(scales + e * ROWS + N + n, mask=here, other=0.0)[:, None] * v_scale[None, :]
+    if JOINED:
+        both = tl.permute(tl.reshape(acc, (BLOCK_N // 8, 2, 8, BLOCK_M)), (0, 2, 3, 1))
+        gates, ups = tl.split(both)
+        acc, ups = tl.reshape(gates, (BLOCK_N, BLOCK_M)), tl.reshape(ups, (BLOCK_N, BLOCK_M))
     ended(acc, ups, bias, weights, out, e, n, place, pair, there, limit, N, OPENS, BIAS, WEIGH, ACT)
 
 
