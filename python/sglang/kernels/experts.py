@@ -12,7 +12,7 @@ from sglang.kernels.experts_blocks import grouped, summed
 from sglang.kernels.experts_packed import grouped_packed
 from sglang.kernels.experts_pairs import pair_by_pair
 from sglang.kernels.experts_stack import Gate, Stack, Tail, rounded
-from sglang.kernels.experts_tiles import Tile, tiles_of
+from sglang.kernels.experts_tiles import Tile, alone, tiles_of
 from sglang.kernels.packed import Packed
 
 FEW = 1  # tokens whose experts are read pair by pair; several may have one in common
@@ -43,7 +43,9 @@ def forward(
     if apart and not any(packed):
         return pair_by_pair(x, weights, ids, opens, closes, gate, weigh_inputs, first, tail)
     apart = apart and all(packed)
-    one, two = tiles or tiles_of(1 if apart else ids.numel(), count, (opens, closes))
+    if tiles is None and apart:
+        tiles = alone(ids.numel(), opens, False), alone(ids.numel(), closes, True)
+    one, two = tiles or tiles_of(ids.numel(), count, (opens, closes))
     inner, parts = x.new_empty(ids.numel(), inter), x.new_empty(ids.numel(), hidden)
     given = None
     for read, stack, out, tile in ((x, opens, inner, one), (inner, closes, parts, two)):

@@ -155,8 +155,8 @@ def _widened(
 
 
 @triton.jit
-def _step(steps, here, N: tl.constexpr, BLOCK_N: tl.constexpr):
-    if N % BLOCK_N == 0:
+def _step(steps, here, WHOLE: tl.constexpr):
+    if WHOLE:
         return tl.load(steps)
     else:
         return tl.load(steps, mask=here, other=0)
@@ -167,28 +167,34 @@ def _read(
     words,
     steps,
     here,
-    N: tl.constexpr,
     ROWS: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    WHOLE: tl.constexpr,
     EACH: tl.constexpr,
     FP4: tl.constexpr,
 ):
-    """A piece of BLOCK_N rows, and its steps of 32 columns each."""
-    if N % BLOCK_N == 0:
+    """A piece of some rows, of those `here` unless WHOLE, and its steps of 32 columns each."""
+    if WHOLE:
         w = tl.load(words)
     else:
         w = tl.load(words, mask=here[:, None], other=0)
-    s = _step(steps, here, N, BLOCK_N)
+    s = _step(steps, here, WHOLE)
     if FP4:
         return w, s, s >> 8, s >> 16, s >> 24
     elif EACH == 4:
-        b, c = _step(steps + ROWS, here, N, BLOCK_N), _step(steps + 2 * ROWS, here, N, BLOCK_N)
-        return w, s, b, c, _step(steps + 3 * ROWS, here, N, BLOCK_N)
+        b, c = _step(steps + ROWS, here, WHOLE), _step(steps + 2 * ROWS, here, WHOLE)
+        return w, s, b, c, _step(steps + 3 * ROWS, here, WHOLE)
     elif EACH == 2:
-        b = _step(steps + ROWS, here, N, BLOCK_N)
+        b = _step(steps + ROWS, here, WHOLE)
         return w, s, s, b, b
     else:
         return w, s, s, s, s
+
+
+@triton.jit
+def _united(sums, part, column, SPLIT: tl.constexpr, BLOCK_N: tl.constexpr):
+    """[BLOCK_N, 1] of sums [SPLIT * BLOCK_N, ...], of each row those of its own part of the columns."""
+    own = tl.sum(tl.where(part[:, None] == column[None, :], sums, 0.0), 1)
+    return tl.sum(tl.reshape(own, (SPLIT, BLOCK_N)), 0)[:, None]
 
 
 @triton.jit(do_not_specialize=["most"])
@@ -220,6 +226,7 @@ def _multiply_packed(
     BLOCK_M: tl.constexpr,
     STAGES: tl.constexpr,
     TOGETHER: tl.constexpr,
+    SPLIT: tl.constexpr,
     LATE: tl.constexpr,
     ASM: tl.constexpr,
     ALONE: tl.constexpr,
@@ -227,7 +234,10 @@ def _multiply_packed(
 ):
     """As `experts_blocks._multiply`. EACH: steps of a piece of a row. LATE: sums are scaled, not weights.
 
-    ALONE: a pair by itself, whose expert is in `ids`; pairs are neighbours then, since some may share an expert.
+    ALONE: a pair by itself, whose expert is in `ids`; pairs are neighbours then, since some may share an expert. It
+    would leave most columns of a product idle, and most of the device: so SPLIT pieces of its row are columns, each
+    multiplied by all the weights of a step, which are BLOCK_N rows of as many pieces; what belongs together is summed
+    at the end.
     """
     if EARLY:
         gdc_launch_dependents()
@@ -246,46 +256,61 @@ def _multiply_packed(
         none = block >= tl.load(blocks + 3 * most)
     if none:
         return
+    k = tl.arange(0, 128)
+    column = tl.arange(0, BLOCK_M)
+    i = tl.arange(0, SPLIT * BLOCK_N)
+    part = i // BLOCK_N
+    n = tile * BLOCK_N + i % BLOCK_N
     if ALONE:
-        place = block + tl.arange(0, BLOCK_M)
+        place = block + tl.zeros((1,), tl.int32)
         there = place == block
         pair = place
+        ahead = column[None, :] * 128 + k[:, None]
+        present = (column < SPLIT)[None, :]
     else:
         e = tl.load(blocks + block)
-        place = tl.load(blocks + most + block) + tl.arange(0, BLOCK_M)
+        place = tl.load(blocks + most + block) + column
         there = place < tl.load(blocks + 2 * most + block)
         pair = tl.load(order + place, mask=there, other=0)
+        ahead = k[:, None]
+        present = there[None, :]
     row = pair // TOP_K if OPENS else place
-    n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    k = tl.arange(0, 128)
     ROWS: tl.constexpr = 2 * N if OPENS else N
     PIECES: tl.constexpr = (K + 127) // 128
+    WHOLE: tl.constexpr = N % BLOCK_N == 0 and PIECES % SPLIT == 0
     here = n < N
-    own = words + e.to(tl.int64) * (PIECES * ROWS * 16) + n[:, None] * 16 + tl.arange(0, 16)[None, :]
-    own_steps = steps + e.to(tl.int64) * (PIECES * ROWS * EACH) + n
-    read = x + row[None, :].to(tl.int64) * x_row + k[:, None]
-    acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    ups = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    for piece in tl.range(0, PIECES, num_stages=STAGES):
-        if K % 128 == 0:
-            v = tl.load(read + piece * 128, mask=there[None, :], other=0.0)
+    own = words + e.to(tl.int64) * (PIECES * ROWS * 16) + (part * ROWS + n)[:, None] * 16 + tl.arange(0, 16)[None, :]
+    own_steps = steps + e.to(tl.int64) * (PIECES * ROWS * EACH) + part * (ROWS * EACH) + n
+    read = x + row[None, :].to(tl.int64) * x_row + ahead
+    acc = tl.zeros((SPLIT * BLOCK_N, BLOCK_M), tl.float32)
+    ups = tl.zeros((SPLIT * BLOCK_N, BLOCK_M), tl.float32)
+    for piece in tl.range(0, PIECES, SPLIT, num_stages=STAGES):
+        if K % (128 * SPLIT) == 0:
+            v = tl.load(read + piece * 128, mask=present, other=0.0)
         else:
-            v = tl.load(read + piece * 128, mask=there[None, :] & (piece * 128 + k < K)[:, None], other=0.0)
+            v = tl.load(read + piece * 128, mask=present & (piece * 128 + ahead < K), other=0.0)
         at = own + piece * (ROWS * 16)
         at_steps = own_steps + piece * (ROWS * EACH)
-        w, a, b, c, d = _read(at, at_steps, here, N, ROWS, BLOCK_N, EACH, FP4)
-        weight = _widened(w, a, b, c, d, BLOCK_N, FP4, LATE, DTYPE, ASM)
+        if PIECES % SPLIT == 0:
+            mine = here
+        else:
+            mine = here & (piece + part < PIECES)
+        w, a, b, c, d = _read(at, at_steps, mine, ROWS, WHOLE, EACH, FP4)
+        weight = _widened(w, a, b, c, d, SPLIT * BLOCK_N, FP4, LATE, DTYPE, ASM)
         if LATE:
             acc += tl.dot(weight, v, input_precision="ieee") * _scales(a)[:, None]
         else:
             acc = tl.dot(weight, v, acc, input_precision="ieee")
         if OPENS:
-            w, a, b, c, d = _read(at + N * 16, at_steps + N, here, N, ROWS, BLOCK_N, EACH, FP4)
-            weight = _widened(w, a, b, c, d, BLOCK_N, FP4, LATE, DTYPE, ASM)
+            w, a, b, c, d = _read(at + N * 16, at_steps + N, mine, ROWS, WHOLE, EACH, FP4)
+            weight = _widened(w, a, b, c, d, SPLIT * BLOCK_N, FP4, LATE, DTYPE, ASM)
             if LATE:
                 ups += tl.dot(weight, v, input_precision="ieee") * _scales(a)[:, None]
             else:
                 ups = tl.dot(weight, v, ups, input_precision="ieee")
+    if ALONE:
+        acc, ups = _united(acc, part, column, SPLIT, BLOCK_N), _united(ups, part, column, SPLIT, BLOCK_N)
+        n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     ended(acc, ups, bias, weights, out, e, n, place, pair, there, limit, N, OPENS, BIAS, WEIGH, ACT)
 
 
@@ -317,7 +342,7 @@ def grouped_packed(
         x, packed.words, packed.steps, weights if stack.bias is None else stack.bias, weights, ids, order, blocks, out,
         x.stride(0), most, first, packed.shape[0], gate.limit or 0.0, N=width, K=packed.inputs, TOP_K=ids.shape[1],
         OPENS=opens, FP4=fp4, EACH=packed.each, BIAS=stack.bias is not None, WEIGH=weigh, ACT=gate.number,
-        BLOCK_N=tile.block_n, BLOCK_M=tile.block_m, STAGES=tile.stages, TOGETHER=tile.together, LATE=late,
-        ASM=int4._asm() and (x.dtype == torch.bfloat16 or not fp4), ALONE=given is None, EARLY=chained,
+        BLOCK_N=tile.block_n, BLOCK_M=tile.block_m, STAGES=tile.stages, TOGETHER=tile.together, SPLIT=tile.split,
+        LATE=late, ASM=int4._asm() and (x.dtype == torch.bfloat16 or not fp4), ALONE=given is None, EARLY=chained,
         num_warps=tile.warps, launch_pdl=chained,
     )  # fmt: skip

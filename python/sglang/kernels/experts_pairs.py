@@ -13,6 +13,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from sglang.kernels import fp8
 from sglang.kernels.experts_stack import Gate, Stack, Tail, opened, rounded
+from sglang.kernels.experts_tiles import DEEP
 from sglang.kernels.matvec import early
 
 UNROLLED = 4  # steps along a row, whose loads are all on their way at once
@@ -192,5 +193,6 @@ def pair_by_pair(
 
 
 def tuning(inputs: int, opens: bool = True) -> tuple[int, int, int]:
-    """Rows of a program of few tokens, columns of a step, warps."""
-    return (1 if opens else 2), min(2048 if opens else 512, triton.next_power_of_2(inputs)), 4
+    """Rows of a program of few tokens, columns of a step, warps. Measured on an H200 by `scripts/gpu_check.py moe`."""
+    wide = 2048 if opens else 1024 if inputs >= DEEP else 512
+    return (1 if opens else 2), min(wide, triton.next_power_of_2(inputs)), 4

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import torch
 import triton
+from torch import Tensor
 
-from sglang.kernels import fp8
 from sglang.kernels.experts_stack import Stack
 from sglang.kernels.packed import Packed
 
@@ -13,7 +13,8 @@ from sglang.kernels.packed import Packed
 class Tile(NamedTuple):
     """block_m: pairs, block_n: rows of a weight (twice as many where gate and up are), block_k: columns of a step.
 
-    together: blocks that go through all rows side by side.
+    together: blocks that go through all rows side by side. split: parts of the columns that a program goes through side
+    by side, where pairs are by themselves and weights of 4 bits.
     """
 
     block_m: int
@@ -22,51 +23,89 @@ class Tile(NamedTuple):
     warps: int
     stages: int
     together: int = 8
+    split: int = 1
 
 
-# By pairs of an expert on average: tiles of gate and up, and of down, of 16-bit types; measured on an H200, where
-# scripts/gpu_moe.py times others beside them.
-TILES: dict[float, tuple[Tile, Tile]] = {
-    10: (Tile(16, 64, 128, 4, 3), Tile(16, 64, 128, 4, 4)),
-    24: (Tile(32, 64, 64, 4, 4), Tile(32, 64, 128, 4, 3)),
-    66: (Tile(64, 64, 128, 4, 3), Tile(64, 64, 128, 4, 3)),
-    128: (Tile(128, 64, 64, 4, 3), Tile(128, 128, 64, 4, 3)),
-    float("inf"): (Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 4, 3)),
+class Both(NamedTuple):
+    """Tiles of gate and up, and of down; and each where it has DEEP inputs or more, if that differs."""
+
+    opens: Tile
+    closes: Tile
+    opens_deep: Tile | None = None
+    closes_deep: Tile | None = None
+
+    def of(self, closes: bool, inputs: int) -> Tile:
+        deep = self[2 + closes] if inputs >= DEEP else None
+        return deep or (self.closes if closes else self.opens)
+
+
+DEEP = 4096
+# By pairs of an expert on average; measured on an H200 by `scripts/gpu_check.py moe`, unless it says otherwise.
+Table = dict[float, Both]
+TILES: Table = {  # of 16-bit types
+    10: Both(Tile(16, 64, 128, 4, 4), Tile(16, 64, 128, 4, 4)),
+    24: Both(Tile(32, 64, 64, 4, 4), Tile(32, 64, 128, 4, 3)),
+    66: Both(Tile(64, 64, 128, 4, 3), Tile(64, 64, 128, 4, 3)),
+    128: Both(Tile(128, 64, 64, 4, 3), Tile(128, 128, 64, 4, 3)),
+    # Mixtral's down of 1024 tokens: 517 us, of the last tile 577; of 8192 tokens 3418 and 3031.
+    512: Both(Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 4, 3), None, Tile(128, 128, 64, 8, 4)),
+    float("inf"): Both(Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 4, 3), None, Tile(128, 256, 64, 8, 3)),
 }
-DEEP = 4096  # inputs of down from which so wide a tile is faster for many pairs
-DEEP_TILE = Tile(128, 256, 64, 8, 3)
-
-
-# The same of 4 bits, whose steps are 128 columns. Not measured yet: scripts/gpu_moe.py times others beside them.
-PACKED: dict[float, tuple[Tile, Tile]] = {
-    10: (Tile(16, 64, 128, 4, 4), Tile(16, 64, 128, 4, 5)),
-    24: (Tile(32, 64, 128, 4, 4), Tile(32, 64, 128, 4, 4)),
-    66: (Tile(64, 64, 128, 4, 3), Tile(64, 64, 128, 4, 3)),
-    float("inf"): (Tile(128, 128, 128, 8, 3), Tile(128, 128, 128, 8, 3)),
+# Of 4 bits, whose steps are 128 columns.
+PACKED: Table = {
+    10: Both(Tile(16, 64, 128, 4, 3), Tile(16, 128, 128, 4, 4), Tile(16, 128, 128, 4, 4), Tile(16, 64, 128, 4, 6)),
+    24: Both(Tile(32, 64, 128, 4, 4), Tile(32, 64, 128, 4, 4)),
+    66: Both(Tile(64, 64, 128, 4, 3), Tile(64, 64, 128, 4, 3)),
+    # Gate and up by a tile of 128, 64 rows and 4 warps took 2 to 4% less here, but its registers spill.
+    300: Both(Tile(128, 128, 128, 8, 3), Tile(64, 128, 128, 4, 3)),
+    600: Both(Tile(128, 128, 128, 8, 3), Tile(128, 64, 128, 4, 3)),
+    float("inf"): Both(Tile(128, 128, 128, 8, 3), Tile(128, 128, 128, 8, 3, 16)),
 }
+# Of 8 bits with a scale a block of 128 columns: a step's sums and those before it must both fit into registers, of as
+# many programs as hide that each waits for its product. By registers that the compiler takes, not measured yet.
+SCALED: Table = {
+    10: Both(Tile(16, 64, 128, 4, 4), Tile(16, 64, 128, 4, 4)),
+    24: Both(Tile(32, 64, 128, 4, 3), Tile(32, 64, 128, 4, 3)),
+    66: Both(Tile(64, 64, 128, 8, 3), Tile(64, 64, 128, 4, 3)),
+    float("inf"): Both(Tile(128, 64, 128, 8, 3), Tile(128, 128, 128, 8, 3)),
+}
+PROGRAMS = 512  # of four warps, that occupy an H200: four of each multiprocessor's
 
 
 def tiles_of(ids: int, experts: int, stacks: tuple[Stack, Stack]) -> tuple[Tile, Tile]:
     """ids, experts: how many there are. stacks: gate and up, down."""
-    each = ids / experts
-    most = next(most for most in TILES if each <= most)
-    opens, closes = TILES[most]
-    if most > 128 and stacks[1].weight.shape[2] >= DEEP:
-        closes = DEEP_TILE
-    few = next(tiles for most, tiles in PACKED.items() if each <= most)
-    return fitted(opens, stacks[0], few[0]), fitted(closes, stacks[1], few[1])
+    opens, closes = (_tile(ids / experts, stack, closes) for stack, closes in zip(stacks, (False, True), strict=True))
+    return opens, closes
 
 
-def fitted(tile: Tile, stack: Stack, packed: Tile) -> Tile:
-    """The tile for the weight's type: as many bytes of columns, and what scales need; `packed` for 4 bits."""
-    if isinstance(stack.weight, Packed):
-        return packed
-    if stack.groups > 1:  # what a step adds is scaled by itself: there must be registers for it
-        return tile._replace(block_k=fp8.COLUMNS, block_n=64, warps=8 if tile.block_m == 128 else tile.warps, stages=3)
-    if stack.weight.dtype == torch.float32:
+def _tile(each: float, stack: Stack, closes: bool) -> Tile:
+    weight = stack.weight
+    table = PACKED if isinstance(weight, Packed) else SCALED if stack.groups > 1 else TILES
+    tile = next(both for most, both in table.items() if each <= most).of(closes, weight.shape[2])
+    return tile if isinstance(weight, Packed) or stack.groups > 1 else fitted(tile, weight)
+
+
+def fitted(tile: Tile, weight: Tensor) -> Tile:
+    """The tile for the weight's type: as many bytes of columns."""
+    if weight.dtype == torch.float32:
         return tile._replace(block_m=min(tile.block_m, 32), block_n=min(tile.block_n, 64), block_k=32, stages=2)
-    inputs = stack.weight.shape[2]
-    wide = tile.block_k * (2 if stack.weight.itemsize == 1 else 1)
+    inputs = weight.shape[2]
+    wide = tile.block_k * (2 if weight.itemsize == 1 else 1)
     while wide > 32 and inputs % wide:
         wide //= 2  # a tail would be masked, in every step
     return tile._replace(block_k=min(wide, max(16, triton.next_power_of_2(inputs))))
+
+
+def alone(pairs: int, stack: Stack, closes: bool) -> Tile:
+    """For pairs by themselves, whose weights have 4 bits: more parts of the columns where rows are few programs.
+
+    Without parts, a token of Qwen1.5-MoE's was 88 programs of 16 steps: 12 us where what it reads takes 3. How much
+    they gain is not measured yet.
+    """
+    packed = stack.weight
+    assert isinstance(packed, Packed)
+    rows = packed.shape[1] if closes else packed.shape[1] // 2
+    split = 1
+    while split < 8 and pairs * triton.cdiv(rows, 64) * split < PROGRAMS:
+        split *= 2
+    return Tile(16, 64 // split, 128, 4, 4, split=split)

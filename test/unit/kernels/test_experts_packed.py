@@ -12,7 +12,7 @@ from expert_cases import COUNT, DEVICE, EXACT, KINDS, by_definition, far, ids_of
 from sglang.kernels import experts, experts_trial
 from sglang.kernels.experts_packed import FP4_APART
 from sglang.kernels.experts_stack import Gate, Stack, Tail
-from sglang.kernels.experts_tiles import Tile, tiles_of
+from sglang.kernels.experts_tiles import Tile, alone, tiles_of
 from sglang.kernels.packed import FP4, PLACES, Kind, Packed, each_of
 
 TILE = Tile(16, 128, 128, 4, 2)  # few programs: each takes as long as a larger one in the interpreter
@@ -72,6 +72,15 @@ def test_products_equal_those_of_what_weights_stand_for(form: tuple[Kind, int], 
     # Two pieces, of which the second is half of one; no rows fill a tile. Biases and limits are GPT-OSS's.
     both = stacks(*form, 192 if form[1] < 128 else 256, 64, True)
     assert differ(both, 2 if few else 5, gate=Gate("silu", 0.3), tiles=(TILE, TILE), few=few) < BOUND
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=list(FORMS))
+@pytest.mark.parametrize("split", [2, 4])
+def test_parts_of_the_columns_side_by_side(form: tuple[Kind, int], split: int) -> None:
+    """Three pieces of the inputs of one product, one of the other's: parts that are not there count as nothing."""
+    tile = TILE._replace(block_n=64 // split, split=split)
+    both = stacks(*form, 320 if form[1] < 128 else 384, 64, True)
+    assert differ(both, 1, gate=Gate("silu", 0.3), tiles=(tile, tile)) < BOUND
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -150,9 +159,13 @@ def test_tiles_fit_shared_memory(ids: int, hidden: int, inter: int) -> None:
         Stack(Packed.empty(8, rows, inputs, "mxfp4", 1, torch.device("meta")))
         for rows, inputs in ((2 * inter, hidden), (hidden, inter))
     ]
-    for tile, words in zip(tiles_of(ids, 8, (both[0], both[1])), (2, 1), strict=True):
+    single = tuple(alone(ids, stack, closes) for stack, closes in zip(both, (False, True), strict=True))
+    for tile, words in (
+        *zip(tiles_of(ids, 8, (both[0], both[1])), (2, 1), strict=True),
+        *zip(single, (2, 1), strict=True),
+    ):
         assert tile.block_k == 128 and all(n & (n - 1) == 0 for n in tile[:3])
-        a_stage = 2 * 128 * tile.block_m + words * (64 + 16) * tile.block_n
+        a_stage = 2 * 128 * tile.block_m + words * (64 + 16) * tile.block_n * tile.split
         assert tile.stages * a_stage < 227 * 1024  # of Hopper
 
 
