@@ -222,12 +222,25 @@ def kernels(compiler: Compiler) -> None:
             )
             for rows, inputs in ((2816, 2048), (2048, 1408))
         ]  # fmt: skip
-        for rows in (1, 16, 256, 1024, 8192):
+        for rows in (1, 16, 256, 512, 1024, 4096, 8192):
             compiler.of(f"experts, {rows} rows")
             x = some(rows, 2048)
             logits = routing.scores(x, some(61, 2048), None) if rows <= routing.FEW else some(rows, 61)
             weights, ids, gates = routing.choose(rule, logits, None, True)
             experts.forward(x, weights, ids, *stacks, experts_stack.Gate("silu"), tail=experts_stack.Tail(x, gates, x))
+    for dtype in (bf16, fp8.FP8):
+        # Of Mixtral 8x7B, whose inputs are many.
+        stacks = [
+            experts_stack.Stack(
+                some(1, rows, inputs, dtype=dtype).expand(8, -1, -1), None,
+                None if dtype == bf16 else some(1, inputs // 128, rows, dtype=torch.float32).expand(8, -1, -1),
+            )
+            for rows, inputs in ((2 * inter, hidden), (hidden, inter))
+        ]  # fmt: skip
+        for rows in (1, 1024, 8192):
+            compiler.of(f"experts of Mixtral, {rows} rows")
+            ids, weights = some(rows, 2, dtype=torch.int32), some(rows, 2, dtype=torch.float32)
+            experts.forward(some(rows, hidden), weights, ids, *stacks, experts_stack.Gate("silu"))
     for kind, each, hidden, inter, count, bias in (
         ("mxfp4", 1, 2880, 2880, 32, True),  # of GPT-OSS 20B
         ("int4", 1, 4096, 14336, 8, False),  # of Mixtral 8x7B
