@@ -2,6 +2,7 @@
 between two steps; then what a step takes by how many sequences and by how many keys.
 """
 
+import gc
 import json
 import tempfile
 import threading
@@ -22,6 +23,7 @@ from sglang.base.sampling import SamplingParams
 from sglang.engine.engine import Engine, Flight
 from sglang.worker.build import budget
 from sglang.worker.loop import serve
+from sglang.worker.process import COLLECT
 from sglang.worker.report import Report
 
 GAP_US = 50  # between decode steps, at most
@@ -64,6 +66,9 @@ def run() -> dict[str, Any]:
     engine = load(folder, max_running_requests=1024)
     while engine.prepare(1e9, lambda: False) is not None:
         pass
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECT)  # as a worker does
     gaps = [_served(engine, rows, overlap) for rows in (1, 64, 256, 512) for overlap in (True, False)]
     ok = all(row["gap us p50"] < GAP_US for row in gaps if row["overlap"])
     batches = [_step(engine, n, 600) for n in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)]
