@@ -197,20 +197,15 @@ class RadixTree:
         return upper
 
     def _common(self, a: Tokens, b: Tokens) -> int:
-        """Length of the common prefix in whole pages, in tokens."""
+        """Length of the common prefix in whole pages, in tokens. Looks in growing blocks: edges may be very long."""
         n = min(len(a), len(b))
-        differ = np.flatnonzero(a[:n] != b[:n]) if n <= 64 else _first_difference(a[:n], b[:n])
-        same = int(differ[0]) if len(differ) else n
-        return same - same % self.page_size
-
-
-def _first_difference(a: Tokens, b: Tokens) -> NDArray[np.int64]:
-    """Where a and b part, looking in growing blocks: long edges mostly agree or part early."""
-    at, block = 0, 64
-    while at < len(a):
-        differ = np.flatnonzero(a[at : at + block] != b[at : at + block])
-        if len(differ):
-            return differ[:1] + at
-        at += block
-        block *= 4
-    return np.empty(0, np.int64)
+        at, block = 0, 4096
+        while at < n:
+            end = min(n, at + block)
+            differ = a[at:end] != b[at:end]
+            first = int(differ.argmax())
+            if differ[first]:
+                n = at + first
+                break
+            at, block = end, 4 * block
+        return n - n % self.page_size
