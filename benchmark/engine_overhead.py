@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "python"))
 
 from sglang import schedule
 from sglang.base.config import ServerConfig
-from sglang.base.messages import Step, Submit
+from sglang.base.messages import Step, Submit, pack
 from sglang.base.sampling import SamplingParams
 from sglang.engine.engine import Engine
 from sglang.worker.build import budget
@@ -76,7 +76,7 @@ def main() -> None:
             for i in range(n):
                 next_id += 1
                 prompt = [(next_id * 7919 + i * 31 + k * k) % 4000 for k in range(PROMPT)]
-                schedule.apply(state, Submit(next_id, prompt, sampling), time.monotonic())
+                schedule.apply(state, Submit(next_id, pack(prompt), sampling), time.monotonic())
             decodes = 0
             while state.seqs:
                 watch.seconds, began = 0.0, time.perf_counter()

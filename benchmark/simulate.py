@@ -22,7 +22,7 @@ from workloads import NAMES, Node, Options, build
 sys.path.insert(0, str(Path(__file__).parents[1] / "python"))
 
 from sglang import schedule
-from sglang.base.messages import Submit
+from sglang.base.messages import Submit, pack
 from sglang.base.plan import Plan, Result
 from sglang.base.sampling import SamplingParams
 
@@ -85,7 +85,7 @@ def run(nodes: list[Node], budget: schedule.Budget, costs: Costs) -> tuple[list[
             requests[id] = Times(node, at - costs.front / 2)
             sampling = SamplingParams(max_new_tokens=node.out, temperature=0, ignore_eos=True)
             assert not isinstance(node.prompt, str)
-            schedule.apply(state, Submit(id, node.prompt, sampling), now / 1e3)
+            schedule.apply(state, Submit(id, pack(node.prompt), sampling), now / 1e3)
 
     while coming or flying or not state.idle:
         if flying is None and state.idle:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sglang import schedule
 from sglang.base.config import ServerConfig
-from sglang.base.messages import Submit
+from sglang.base.messages import Submit, pack
 from sglang.engine.engine import Engine
 from sglang.worker.build import budget
 
@@ -99,7 +99,7 @@ def vectors(folder: Path, texts: list[list[int]], **flags: Any) -> tuple[list[Te
     engine = Engine.load(config, progress=False)
     state = schedule.State(budget(config, engine))
     nothing = type(GREEDY)(max_new_tokens=0)
-    pieces = [p for i, text in enumerate(texts) for p in schedule.apply(state, Submit(i, text, nothing), 0.0)]
+    pieces = [p for i, text in enumerate(texts) for p in schedule.apply(state, Submit(i, pack(text), nothing), 0.0)]
     while (plan := schedule.plan(state, 0.0)) is not None:
         pieces += schedule.commit(state, plan, engine.launch(plan).wait(), 0.0)
         state.check()

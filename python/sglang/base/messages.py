@@ -7,6 +7,8 @@ A sequence is a list of known tokens of which a prefix is computed. Everything t
 retokenised seam (all Extend), a resumed sequence after retraction.
 """
 
+from array import array
+from collections.abc import Iterable
 from typing import Literal
 
 from msgspec import Struct
@@ -22,15 +24,28 @@ class Logprobs(Struct, array_like=True, frozen=True, gc=False):
     ids: tuple[int, ...] = ()  # score these ids at every position
 
 
+def pack(tokens: Iterable[int]) -> bytes:
+    """Token ids as int32. Raises OverflowError where one is below 0 or does not fit."""
+    return array("I", tokens).tobytes()
+
+
 class Submit(Struct, tag=True, array_like=True, frozen=True, gc=False):
-    """A new sequence. `hold`: when its generation ends keep its place and KV and wait for Extend or Abort."""
+    """A new sequence. `hold`: when its generation ends keep its place and KV and wait for Extend or Abort.
+
+    `packed`: its tokens, as `pack` makes them: a long prompt as a list takes either end many times as long.
+    """
 
     id: int
-    tokens: list[int]
+    packed: bytes
     sampling: SamplingParams
     logprobs: Logprobs | None = None
     hold: bool = False
     namespace: str = ""  # cached prefixes are shared only inside one (cache salt, LoRA name, image hash)
+
+    @property
+    def tokens(self) -> "array[int]":
+        """A copy, for the caller to keep."""
+        return array("i", self.packed)
 
 
 AT_END = -1

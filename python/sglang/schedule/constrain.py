@@ -7,6 +7,8 @@ known, and the cursor follows when it is. Text that is forced is then found one 
 forgotten, and the device is told the place behind the text.
 """
 
+from array import array
+
 from sglang.base.messages import Finish, Piece
 from sglang.grammar.rules import Cursor, Illegal, Words
 from sglang.schedule.state import Seq, State
@@ -72,7 +74,7 @@ def _jump(state: State, seq: Seq, cursor: Cursor, piece: Piece) -> Finish | None
         return None
     beyond = cursor.fork()
     beyond.feed(forced)
-    prompt, generated = seq.tokens[max(0, seq.first - CONTEXT) : seq.first], seq.tokens[seq.first :]
+    prompt, generated = seq.tokens[max(0, seq.first - CONTEXT) : seq.first].tolist(), seq.tokens[seq.first :].tolist()
     found = state.jump(prompt, generated, forced, beyond)
     if found is None:
         return None
@@ -92,7 +94,7 @@ def _jump(state: State, seq: Seq, cursor: Cursor, piece: Piece) -> Finish | None
         cursor.feed(text)
         finish = Finish("stop") if cursor.finished else Finish("length") if len(tokens) == room else None
     state.rewind(seq, seq.first + keep)
-    seq.tokens[seq.first + keep :] = tokens
+    seq.tokens[seq.first + keep :] = array("i", tokens)
     if seq.sampling.penalised:
         seq.seated = False  # the sampler's counts
     piece.jumped = max(0, len(tokens) - replaced)

@@ -1,5 +1,7 @@
 """Messages -> changed state: new sequences, extended ones, and those nobody wants any more."""
 
+from array import array
+
 from sglang.base.messages import AT_END, Abort, Extend, Finish, Piece, Resume, Submit
 from sglang.grammar.rules import Cursor
 from sglang.schedule.constrain import look_ahead
@@ -46,7 +48,7 @@ def flush(state: State) -> bool:
     """Empty the prefix cache; False where sequences are running, held or waiting."""
     if not state.idle or state.seqs:
         return False
-    state.free += state.tree.clear()
+    state.free.extend(state.tree.clear())
     return True
 
 
@@ -65,13 +67,14 @@ def _too_long(state: State, length: int) -> str | None:
 
 
 def _submit(state: State, m: Submit, now: float, cursor: Cursor | None) -> list[Piece]:
-    if (reason := _too_long(state, len(m.tokens))) is not None:
+    tokens = m.tokens
+    if (reason := _too_long(state, len(tokens))) is not None:
         return _refuse(m.id, reason, 400)
     if len(state.waiting) >= state.budget.max_queued:
         return _refuse(m.id, f"the queue is full ({state.budget.max_queued} requests are waiting)", 503)
     state.arrivals += 1
     seq = Seq(m.id, m.namespace, state.arrivals, now)
-    seq.tokens = list(m.tokens)
+    seq.tokens = tokens
     seq.begin(m.sampling, m.logprobs, m.hold, state.budget)
     state.seqs[m.id] = seq
     state.waiting.append(seq)
@@ -109,7 +112,7 @@ def _extend(state: State, m: Extend, now: float, cursor: Cursor | None) -> list[
             state.remove(seq)
         return _refuse(m.id, reason, 400)
     _keep(state, seq, keep, m)
-    seq.tokens[keep:] = m.tokens
+    seq.tokens[keep:] = array("i", m.tokens)
     seq.begin(m.sampling, m.logprobs, m.hold, state.budget)
     if over:
         _go_on(state, seq, now)

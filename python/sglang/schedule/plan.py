@@ -7,6 +7,8 @@ step writes (every layer writes before it reads), so requests that share a prefi
 nobody waits for anybody.
 """
 
+from array import array
+from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -205,7 +207,7 @@ class _Draft:
         self._starts: list[int] = []
         self._counts: list[int] = []  # of the rows behind the decodes, which come first
         self._samples: list[bool] = []
-        self._tokens: list[int] = []
+        self._tokens = array("i")
         self._table_slots: list[int] = []
         self._table_index: list[int] = []
         self._table_pages: list[int] = []
@@ -219,7 +221,7 @@ class _Draft:
         self._mask_of: list[int] = []
         self._places: dict[int, int] = {}  # row -> where on the device its automaton is
 
-    def decodes(self, seqs: list[Seq], pages: list[int]) -> None:
+    def decodes(self, seqs: list[Seq], pages: "array[int]") -> None:
         """One row of one token each. pages: one for each of `seqs` whose last page is full."""
         size = self.state.budget.page_size
         starts, rows = [seq.computed for seq in seqs], self.rows
@@ -239,7 +241,7 @@ class _Draft:
         # One attribute at a time: hundreds of sequences decode in every step.
         self._slots += [seq.slot for seq in seqs]
         self._starts += starts
-        self._tokens += [DRAWN if seq.flying else seq.tokens[-1] for seq in seqs]
+        self._tokens.extend([DRAWN if seq.flying else seq.tokens[-1] for seq in seqs])
         for seq in seqs:
             seq.flying += 1
 
@@ -256,7 +258,7 @@ class _Draft:
             end = min(end, (len(seq.pages) + missing) * size)
             pages = state.take_pages(missing)
             assert pages is not None
-            seq.pages += pages
+            seq.pages.extend(pages)
         count = end - start
         if count == 0:
             return 0
@@ -279,7 +281,7 @@ class _Draft:
         return count
 
     def plan(self, step: int) -> Plan:
-        def ints(values: list[int]) -> np.ndarray:
+        def ints(values: "Sequence[int] | array[int]") -> np.ndarray:
             return np.array(values, np.int32)
 
         decodes = len(self.rows) - len(self._counts)
@@ -354,8 +356,8 @@ class _Draft:
     def _seat(self, seq: Seq) -> None:
         seat = Seat(seq.slot, seq.sampling, seq.first)
         if seq.sampling.penalised:
-            seat.prompt = seq.tokens[: seq.first]
-            seat.drawn = seq.tokens[seq.first :]
+            seat.prompt = seq.tokens[: seq.first].tolist()
+            seat.drawn = seq.tokens[seq.first :].tolist()
         self._seats.append(seat)
         seq.seated = True
         follow(self.state, seq, seated=False)
@@ -372,5 +374,5 @@ class _Draft:
         first = max(start, seq.score_from - 1)
         last = min(end, seq.first - 1)  # the logits of position p score the token at p + 1
         if first < last:
-            targets = seq.tokens[first + 1 : last + 1]
+            targets = seq.tokens[first + 1 : last + 1].tolist()
             self._prompt_asks.append(PromptAsk(row, first - start, targets, asked.top, asked.ids))

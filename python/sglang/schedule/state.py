@@ -6,6 +6,7 @@ also why a page may be handed on the moment its owner lets go: whatever still re
 """
 
 import random
+from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import numpy as np
 from sglang.base.messages import Extend, Finish, Logprobs, Score, Stats
 from sglang.base.sampling import SamplingParams
 from sglang.grammar.rules import Cursor, Words
-from sglang.schedule.radix import Node, RadixTree, Tokens
+from sglang.schedule.radix import Node, Pages, RadixTree, Tokens
 from sglang.schedule.residents import Resident, Residents
 
 RATIO_BASE = 0.4  # share of its remaining tokens that a running sequence is expected to use
@@ -58,6 +59,11 @@ class Budget:
         return self.pages * self.page_size
 
 
+def ints(values: Tokens | Pages) -> "array[int]":
+    """As an array that grows, in a tenth of the time that a list would take."""
+    return array("i", values.tobytes())
+
+
 class Status(Enum):
     WAITING = auto()  # in the queue, owns nothing
     RUNNING = auto()  # has a slot, is in plans
@@ -84,10 +90,10 @@ class Seq:
         self.status = Status.WAITING
         self.slot = -1
         self.epoch = 0  # plans made before a change of heart carry an older one; their tokens are ignored
-        self.tokens: list[int] = []
+        self.tokens = array("i")
         self.computed = 0
         self.flying = 0  # tokens drawn on the device that the host has not seen
-        self.pages: list[int] = []
+        self.pages = array("i")
         self.shared = 0  # of these, the first so many are the tree's
         self.tabled = 0  # of these, the first so many stand in the engine's table
         self.node: Node | None = None  # held
@@ -188,7 +194,7 @@ class State:
     def __post_init__(self) -> None:
         b = self.budget
         self.tree = RadixTree(b.page_size)
-        self.free = list(range(b.pages - 1, -1, -1))
+        self.free = array("i", range(b.pages - 1, -1, -1))
         self.slots = list(range(b.slots - 1, -1, -1))
         self.random = random.Random(b.seed)
         self.arrivals = 0
@@ -220,16 +226,16 @@ class State:
 
     # Pages. Every page is in exactly one place: free, in the tree, or owned by one sequence.
 
-    def take_pages(self, n: int) -> list[int] | None:
+    def take_pages(self, n: int) -> "array[int] | None":
         """n pages, evicting from the tree where needed; None (and nothing taken) where there are not as many."""
         if n > len(self.free):
             evicted = self.tree.evict(n - len(self.free))
             self.count.evicted_tokens += len(evicted) * self.budget.page_size
-            self.free += evicted
+            self.free.extend(evicted)
             if n > len(self.free):
                 return None
         if n == 0:
-            return []
+            return array("i")
         taken = self.free[: -n - 1 : -1]  # ascending where nothing was freed: neighbours in memory
         del self.free[-n:]
         return taken
@@ -257,8 +263,8 @@ class State:
         seq.node = node
         differ = np.flatnonzero(own != path)
         if len(differ):
-            self.free += own[differ].tolist()
-            seq.pages[begin:whole] = path.tolist()
+            self.free += ints(own[differ])
+            seq.pages[begin:whole] = ints(path)
             seq.tabled = min(seq.tabled, begin)
         seq.shared = whole
 
@@ -280,7 +286,7 @@ class State:
             self.tree.release(seq.node)
         self.free += seq.pages[seq.shared :]
         seq.tabled = min(seq.tabled, seq.shared)
-        seq.node, seq.pages, seq.shared = node, pages.tolist(), len(pages)
+        seq.node, seq.pages, seq.shared = node, ints(pages), len(pages)
         seq.computed = len(pages) * self.budget.page_size
 
     def rewind(self, seq: Seq, valid: int) -> None:
@@ -315,7 +321,7 @@ class State:
         if seq.node is not None:
             self.tree.release(seq.node)
             seq.node = None
-        seq.pages = []
+        seq.pages = array("i")
         seq.shared = seq.tabled = seq.computed = 0
         seq.seated = False
         self.unfollow(seq)
@@ -410,7 +416,8 @@ class State:
             if node.parent is not None:
                 assert node.holders == holders.get(id(node), 0), "a node's count is not its holders"
                 held += len(node.pages) if node.holders else 0
-        assert sorted(owned + in_tree + self.free) == list(range(self.budget.pages)), "a page is lost or in two places"
+        owned += self.free
+        assert sorted(owned + in_tree) == list(range(self.budget.pages)), "a page is lost or in two places"
         assert len(in_tree) == self.tree.pages and held == self.tree.held_pages
         assert len(self.slots) + len(self.running) + len(self.held) == self.budget.slots
         if self.residents is not None:

@@ -168,10 +168,9 @@ class Front:
             if self._truncate:
                 prompts = [self._fitting(tokens) for tokens in prompts]
             await self.compile_stops(requests)
-            for request, tokens in zip(requests, prompts, strict=True):
-                self._check(request, tokens)  # all of them before the first is sent
-            for request, tokens in zip(requests, prompts, strict=True):
-                streams.append(self._outbox.submit(len(streams), request, tokens, group, began))
+            checked = [(r, tokens, self._check(r, tokens)) for r, tokens in zip(requests, prompts, strict=True)]
+            for request, tokens, packed in checked:  # once all of them were found right
+                streams.append(self._outbox.submit(len(streams), request, tokens, packed, group, began))
             group.left = len(streams)
             yield group
         finally:
@@ -216,11 +215,11 @@ class Front:
         if self.draining:
             raise Overloaded(SHUTTING_DOWN)
 
-    def _check(self, request: Request, tokens: list[int]) -> None:
-        """Raises FieldError, Overloaded (shutting down) or WorkerDied."""
+    def _check(self, request: Request, tokens: list[int]) -> bytes:
+        """The tokens, packed. Raises FieldError, Overloaded (shutting down) or WorkerDied."""
         if request.held is None:
             self._admit()
-        self._outbox.check(request, tokens)
+        return self._outbox.check(request, tokens)
 
     def abort(self, rid: str) -> int:
         """End the sequences with this rid or group; their readers get a last output. How many there were."""

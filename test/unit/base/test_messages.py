@@ -25,6 +25,7 @@ from sglang.base.messages import (
     Stop,
     Submit,
     ToWorker,
+    pack,
 )
 from sglang.base.plan import Plan, Seat, decode_array, encode_array
 from sglang.base.sampling import SamplingParams
@@ -34,8 +35,8 @@ SAMPLING = SamplingParams(
 )
 SCORE = Score(5, -0.25, [(5, -0.25), (6, -1.5)], [(9, -math.inf)])
 TO_WORKER: list[Any] = [
-    Submit(2**40, [1, 2, 3], SAMPLING, Logprobs(0, 5, (1, 2)), True, "key"),
-    Submit(1, [], SamplingParams()),
+    Submit(2**40, pack([1, 2, 3]), SAMPLING, Logprobs(0, 5, (1, 2)), True, "key"),
+    Submit(1, pack([]), SamplingParams()),
     Extend(3, 1, 2, [4], SAMPLING, None, False),
     Extend(5, 3, -1, [], SAMPLING, hold=True, ahead=4),
     Resume(2),

@@ -10,7 +10,7 @@ from engine_driver import TINY, load, on_device
 
 pytest.importorskip("triton")
 from sglang import schedule
-from sglang.base.messages import Logprobs, Piece, Submit
+from sglang.base.messages import Logprobs, Piece, Submit, pack
 from sglang.base.plan import FREE, Plan
 from sglang.base.sampling import SamplingParams
 from sglang.engine.automata import Automata
@@ -77,7 +77,7 @@ class Loop:
             cursor = RegularCompiled(automaton.compile(regex.parse(pattern)), VOCABULARY).cursor()
         self.got[id] = []
         scores = Logprobs(-1, 0, ()) if scored else None
-        self._take(schedule.apply(self.state, Submit(id, [id + 9, 7, 70 + id], params, scores), 0.0, cursor))
+        self._take(schedule.apply(self.state, Submit(id, pack([id + 9, 7, 70 + id]), params, scores), 0.0, cursor))
 
     def run(self) -> None:
         flying: tuple[Plan, Flight] | None = None

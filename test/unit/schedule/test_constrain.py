@@ -13,7 +13,7 @@ from fake_engine import VOCAB, FakeEngine, next_token
 from test_schedule import EOS, Run
 
 from sglang import schedule
-from sglang.base.messages import Abort, Piece, Submit
+from sglang.base.messages import Abort, Piece, Submit, pack
 from sglang.base.plan import Plan
 from sglang.base.sampling import SamplingParams
 from sglang.grammar.rules import Illegal, Words
@@ -30,7 +30,7 @@ def forced_after(text: bytes) -> bytes:
 
 
 def submit(id: int, tokens: list[int], n: int, **sampling: Any) -> Submit:
-    return Submit(id, tokens, SamplingParams(max_new_tokens=n, temperature=0, **sampling))
+    return Submit(id, pack(tokens), SamplingParams(max_new_tokens=n, temperature=0, **sampling))
 
 
 class Toy:

@@ -18,7 +18,7 @@ from test_schedule import EOS, Run
 
 from sglang import schedule
 from sglang.base.errors import FieldError
-from sglang.base.messages import Abort, Extend, Logprobs, Piece, Submit
+from sglang.base.messages import Abort, Extend, Logprobs, Piece, Submit, pack
 from sglang.base.plan import DEAD, ENDS, FREE, KEEP, LIVES, Load, Plan
 from sglang.base.sampling import SamplingParams
 from sglang.grammar import automaton, regex
@@ -146,7 +146,7 @@ class Wish:
 
     def submit(self, id: int, hold: bool = False) -> Submit:
         params = SamplingParams(max_new_tokens=self.n, temperature=0, **self.sampling)
-        return Submit(id, list(self.prompt), params, Logprobs(-1, 0, ()) if self.scored else None, hold=hold)
+        return Submit(id, pack(self.prompt), params, Logprobs(-1, 0, ()) if self.scored else None, hold=hold)
 
     def extend(self, id: int, of: int, keep: int) -> Extend:
         params = SamplingParams(max_new_tokens=self.n, temperature=0, **self.sampling)

@@ -4,7 +4,7 @@ import pytest
 from fake_engine import VOCAB
 from test_schedule import Run, expected, submit
 
-from sglang.base.messages import AT_END, Abort, Extend, Resume, Submit
+from sglang.base.messages import AT_END, Abort, Extend, Resume, Submit, pack
 from sglang.base.sampling import SamplingParams
 from sglang.schedule.state import Status
 
@@ -16,7 +16,9 @@ WORDS = [f"<{i}>".encode() for i in range(VOCAB)]
 def run_until_paused(stop: str, depth: int = 0, **changes: object) -> Run:
     run = Run(depth, **changes)
     run.state.words = WORDS
-    run.send(Submit(1, PROMPT, SamplingParams(max_new_tokens=12, temperature=0, ignore_eos=True, stop=("never", stop))))
+    run.send(
+        Submit(1, pack(PROMPT), SamplingParams(max_new_tokens=12, temperature=0, ignore_eos=True, stop=("never", stop)))
+    )
     run.drain()
     return run
 
@@ -57,7 +59,7 @@ def test_what_is_told_ahead_waits_for_the_end(depth: int) -> None:
     run.state.words = WORDS
     sampling = SamplingParams(max_new_tokens=4, temperature=0, ignore_eos=True, stop=(f"{SAID[1]}>",))
     then = SamplingParams(max_new_tokens=2, temperature=0, ignore_eos=True)
-    run.send(Submit(1, PROMPT, sampling, hold=True))
+    run.send(Submit(1, pack(PROMPT), sampling, hold=True))
     run.drain()
     run.send(Extend(2, 1, AT_END, [8], then))
     run.drain()
@@ -65,7 +67,7 @@ def test_what_is_told_ahead_waits_for_the_end(depth: int) -> None:
     run.send(Resume(1))
     run.drain()
     assert run.got[1] == SAID[:4] and run.got[2] == expected([*PROMPT, *SAID[:4], 8], 2)
-    run.send(Submit(3, PROMPT, sampling, hold=True))
+    run.send(Submit(3, pack(PROMPT), sampling, hold=True))
     run.drain()
     run.send(Extend(4, 3, 3 + 1, [9], then))  # it was one: the text before it is kept
     run.drain()

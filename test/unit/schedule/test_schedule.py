@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from sglang import schedule
-from sglang.base.messages import Abort, Extend, Finish, Logprobs, Piece, Resume, Submit
+from sglang.base.messages import Abort, Extend, Finish, Logprobs, Piece, Resume, Submit, pack
 from sglang.base.plan import Plan
 from sglang.base.sampling import SamplingParams
 
@@ -79,7 +79,7 @@ class Run:
 
 def submit(id: int, tokens: list[int], n: int = 5, **more: Any) -> Submit:
     ignore = more.pop("ignore_eos", True)
-    return Submit(id, tokens, SamplingParams(max_new_tokens=n, temperature=0, ignore_eos=ignore), **more)
+    return Submit(id, pack(tokens), SamplingParams(max_new_tokens=n, temperature=0, ignore_eos=ignore), **more)
 
 
 def expected(tokens: list[int], n: int, stops: tuple[int, ...] = ()) -> list[int]:

@@ -184,7 +184,7 @@ def test_answers_name_the_weights_and_count_no_reasoning(echo: Any) -> None:
 def test_parts_of_text_are_joined_and_developers_speak_for_the_system(echo: Any) -> None:
     def tokens(messages: Any) -> list[int]:
         echo.openai.chat.completions.create(model="m", messages=messages, max_tokens=1)
-        return echo.worker.submits[-1].tokens
+        return echo.worker.submits[-1].tokens.tolist()
 
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     assert tokens([{"role": "user", "content": parts}]) == tokens([{"role": "user", "content": "onetwo"}])
@@ -205,15 +205,15 @@ def test_the_prompt_of_a_chat_begins_once(echo: Any) -> None:
 def test_an_answer_that_was_begun_is_gone_on_with(echo: Any) -> None:
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "one two"}]
     echo.post("/v1/chat/completions", {"messages": messages, "continue_final_message": True, "max_tokens": 1})
-    assert echo.tokenizer.decode(echo.worker.submits[-1].tokens).endswith("<|assistant|>one two")
+    assert echo.tokenizer.decode(echo.worker.submits[-1].tokens.tolist()).endswith("<|assistant|>one two")
 
 
 def test_the_template_hears_the_callers_variables(echo: Any) -> None:
     body = {"messages": [{"role": "user", "content": "hi"}], "chat_template_kwargs": {"mood": "calm"}, "max_tokens": 1}
     assert echo.post("/v1/chat/completions", body).status_code == 200
-    assert "mood: calm" in echo.tokenizer.decode(echo.worker.submits[-1].tokens)
+    assert "mood: calm" in echo.tokenizer.decode(echo.worker.submits[-1].tokens.tolist())
     assert echo.post("/v1/chat/completions", {**body, "reasoning_effort": "low"}).status_code == 200
-    assert "effort: low" in echo.tokenizer.decode(echo.worker.submits[-1].tokens)
+    assert "effort: low" in echo.tokenizer.decode(echo.worker.submits[-1].tokens.tolist())
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -61,7 +61,7 @@ def test_the_next_gen_is_told_ahead_and_its_tokens_are_taken(
         said = spell(tokenizer, " three four")
         assert isinstance(submit, Submit) and submit.hold
         assert isinstance(ahead, Extend) and (ahead.of, ahead.keep, ahead.hold) == (submit.id, AT_END, False)
-        assert submit.tokens == tokenizer.encode(PROMPT) and ahead.tokens == spell(tokenizer, " five")
+        assert submit.tokens.tolist() == tokenizer.encode(PROMPT) and ahead.tokens == spell(tokenizer, " five")
         last = Piece(submit.id, [*said, EOS] if stop else said, Finish("stop", EOS) if stop else Finish("length"))
         six = Piece(ahead.id, spell(tokenizer, " six"), Finish("length"))
         step(worker, last, *([six] if early else []))

@@ -41,7 +41,7 @@ def test_outputs_grow_by_their_deltas_and_end_with_a_finish(tokenizer: text.Toke
             assert outputs[-1].finish == Finish("stop", EOS)
             assert outputs[-1].cached_tokens == 2
             assert outputs[-1].prompt_tokens == len(tokenizer.encode("one two"))
-            assert submit.tokens == tokenizer.encode("one two")
+            assert submit.tokens.tolist() == tokenizer.encode("one two")
 
     asyncio.run(main())
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sglang.base.messages import Abort, Extend, Piece, Submit
+from sglang.base.messages import Abort, Extend, Piece, Submit, pack
 from sglang.base.sampling import SamplingParams
 from sglang.grammar.shelf import Shelf
 from sglang.worker.grammars import Grammars, Lexicon, in_thread
@@ -30,7 +30,7 @@ def made(lexicon: Lexicon = LEXICON, **changes: object) -> Grammars:
 
 
 def submit(id: int, **constraint: object) -> Submit:
-    return Submit(id, [1], SamplingParams(**constraint))  # type: ignore[arg-type]
+    return Submit(id, pack([1]), SamplingParams(**constraint))  # type: ignore[arg-type]
 
 
 def wait(grammars: Grammars, pieces: list[Piece]) -> list:

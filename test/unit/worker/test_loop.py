@@ -11,7 +11,7 @@ from test_schedule import budget
 
 from sglang import schedule
 from sglang.base.link import Link, pair
-from sglang.base.messages import Abort, Failed, Flush, Flushed, FromWorker, Piece, Step, Stop, Submit, ToWorker
+from sglang.base.messages import Abort, Failed, Flush, Flushed, FromWorker, Piece, Step, Stop, Submit, ToWorker, pack
 from sglang.base.plan import Plan, Result
 from sglang.base.sampling import SamplingParams
 from sglang.worker.loop import last_words, serve
@@ -99,7 +99,7 @@ class Running:
 
 
 def submit(id: int, tokens: list[int], n: int) -> Submit:
-    return Submit(id, tokens, SamplingParams(max_new_tokens=n, temperature=0, ignore_eos=True))
+    return Submit(id, pack(tokens), SamplingParams(max_new_tokens=n, temperature=0, ignore_eos=True))
 
 
 def pieces_of(messages: list[Any], id: int) -> list[Piece]:
@@ -192,7 +192,9 @@ def test_overlap_can_be_turned_off() -> None:
 
 def test_departures_are_told_while_nothing_runs() -> None:
     running = Running(Device(overlap=False))
-    running.link.send(Submit(1, [1, 2], SamplingParams(max_new_tokens=2, temperature=0, ignore_eos=True), hold=True))
+    running.link.send(
+        Submit(1, pack([1, 2]), SamplingParams(max_new_tokens=2, temperature=0, ignore_eos=True), hold=True)
+    )
     seen = running.steps(ended(1))
     assert seen[-1].stats.used_tokens > 0, "a held sequence keeps its place"
     running.link.send(Abort(1))
