@@ -195,12 +195,13 @@ def decode(body: bytes, decoder: "msgspec.json.Decoder[T]") -> T:
 
 def _too_deep(body: bytes) -> bool:
     """Whether JSON is nested deeper than the limit, found by passes in C: each takes the innermost brackets away."""
-    if body.count(b"[") + body.count(b"{") <= limits.JSON_DEPTH:
+    most = limits.JSON_DEPTH
+    if len(body.split(b"[", most + 1)) + len(body.split(b"{", most + 1)) - 2 <= most:  # sooner than `count` counts all
         return False
     marks = _STRINGS.sub(b"", body).translate(None, _NOT_BRACKETS)
     if len(marks) > MARKS:
         return True
-    for _ in range(limits.JSON_DEPTH):
+    for _ in range(most):
         fewer = marks.replace(b"[]", b"").replace(b"{}", b"")
         if not fewer:
             return False
@@ -361,18 +362,27 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`. Cancels it and raises ClientGone when the client hangs up first.
 
     Starlette cancels no handler by itself, so a client that leaves would otherwise be computed for to the end.
+    `work` begins at once, in the caller's task: of requests that come together, the first is then with the worker
+    before the last has been read.
     """
-    task = asyncio.ensure_future(work)
+    task, working = asyncio.current_task(), True
+    assert task is not None
+
+    def leave(_: object) -> None:
+        if working:
+            task.cancel()
+
     gone = asyncio.ensure_future(_hang_up(receive))
+    gone.add_done_callback(leave)
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientGone
+        return await work
+    except asyncio.CancelledError:
+        if not gone.done() or task.uncancel():  # somebody else's
+            raise
+        raise ClientGone from None
     finally:
-        task.cancel()
+        working = False
         gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
 
 
 async def _hang_up(receive: Receive) -> None:

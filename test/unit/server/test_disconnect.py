@@ -1,5 +1,6 @@
 """Clients that leave, at every moment of a request: the worker hears of it, and the server holds nothing."""
 
+import asyncio
 import json
 import random
 import socket
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 from server_doubles import eventually
+
+from sglang.server.http import ClientGone, while_connected
 
 
 @pytest.fixture
@@ -111,3 +114,61 @@ def test_a_client_that_reads_slowly_loses_nothing(serving: Any) -> None:
         assert last["meta_info"]["completion_tokens"] == 2000
         assert last["meta_info"]["finish_reason"] == {"type": "length", "length": 2000}
         assert server.worker.aborted == []
+
+
+def test_a_request_is_on_its_way_before_the_next_is_looked_at() -> None:
+    seen: list[str] = []
+
+    async def connected() -> Any:
+        await asyncio.sleep(60)
+
+    async def work(name: str) -> str:
+        seen.append(f"{name} begins")
+        await asyncio.sleep(0)
+        return name
+
+    async def request(name: str) -> str:
+        seen.append(f"{name} comes")
+        return await while_connected(connected, work(name))
+
+    async def main() -> list[str]:
+        return await asyncio.gather(request("a"), request("b"))
+
+    assert asyncio.run(main()) == ["a", "b"]
+    assert seen == ["a comes", "a begins", "b comes", "b begins"]
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_who_left_is_told_from_who_was_cancelled(leaves: bool) -> None:
+    cancelled: list[str] = []
+
+    async def receive() -> Any:
+        await asyncio.sleep(0.01 if leaves else 60)
+        return {"type": "http.disconnect"}
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.append("work")
+            raise
+
+    async def request() -> str:
+        try:
+            await while_connected(receive, work())
+        except ClientGone:
+            await asyncio.sleep(0)  # it can wait again
+            return "gone"
+        return "done"
+
+    async def main() -> str:
+        task = asyncio.ensure_future(request())
+        if not leaves:
+            asyncio.get_running_loop().call_later(0.01, task.cancel)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            return "cancelled"
+
+    assert asyncio.run(main()) == ("gone" if leaves else "cancelled")
+    assert cancelled == ["work"]
