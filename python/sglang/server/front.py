@@ -164,13 +164,7 @@ class Front:
         streams: list[Stream] = []
         self._open += 1
         try:
-            prompts = [await self.encode(r.prompt) if isinstance(r.prompt, str) else r.prompt for r in requests]
-            if self._truncate:
-                prompts = [self._fitting(tokens) for tokens in prompts]
-            await self.compile_stops(requests)
-            checked = [(r, tokens, self._check(r, tokens)) for r, tokens in zip(requests, prompts, strict=True)]
-            for request, tokens, packed in checked:  # once all of them were found right
-                streams.append(self._outbox.submit(len(streams), request, tokens, packed, group, began))
+            await self._submit(requests, streams, group, began)
             group.left = len(streams)
             yield group
         finally:
@@ -181,6 +175,21 @@ class Front:
                 if not stream.ended:
                     self.metrics.aborted += 1
                     self._outbox.forget(stream)
+
+    async def _submit(self, requests: Sequence[Request], streams: list[Stream], group: Group, began: float) -> None:
+        """Sends the requests, and adds their streams to `streams`; all of them or, where one is refused, none.
+
+        Their prompts are let go: as long as a request is open a list would take 40 bytes a token, and the garbage
+        collector look at each of them.
+        """
+        prompts = [await self.encode(r.prompt) if isinstance(r.prompt, str) else r.prompt for r in requests]
+        if self._truncate:
+            prompts = [self._fitting(tokens) for tokens in prompts]
+        await self.compile_stops(requests)
+        packed = [self._check(request, tokens) for request, tokens in zip(requests, prompts, strict=True)]
+        for i, request in enumerate(requests):
+            streams.append(self._outbox.submit(i, request, prompts[i], packed[i], group, began))
+            request.prompt = ""
 
     def _fitting(self, tokens: list[int]) -> list[int]:
         """The beginning of a prompt, as much of it as leaves room for an answer."""

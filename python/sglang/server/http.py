@@ -221,8 +221,9 @@ class _Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            body = decode(await read_body(scope, receive), self._decoder)
-            await while_connected(receive, self._answer(body, send, scope.get(RAW_SEND, send)))
+            body = await read_body(scope, receive)
+            answer = self._answer(decode(body, self._decoder), send, scope.get(RAW_SEND, send))
+            await while_connected(receive, answer)
         except ClientGone:
             return
         except FieldError as error:
@@ -231,6 +232,7 @@ class _Endpoint:
     async def _answer(self, body: Any, send: Send, raw_send: Send) -> None:
         try:
             answer = await self._handle(body)
+            del body  # see Front._submit: while its answer is streamed, nobody needs a prompt
             if isinstance(answer, AsyncGenerator):
                 await send_events(cast(Frames, answer), send)
                 return
