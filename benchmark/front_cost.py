@@ -123,17 +123,18 @@ class Watch:
                 self._late += [now - self._sent[NUMBER[new[i : i + 4]]] for i in range(0, len(new), 4)]
 
 
-def clients(port: int, api: str, streams: int, tokens: int, sent: Any, steady: Event, pipe: Any) -> None:
-    """Sends (events, seconds late in order), of what came while `steady` was set."""
+def clients(port: int, api: str, streams: int, tokens: int, prompt: int, sent: Any, steady: Event, pipe: Any) -> None:
+    """Sends (events, seconds late in order), of what came while `steady` was set. prompt: ids of each; 0: a letter."""
     body: dict[str, Any] = {"stream": True, "temperature": 0, "ignore_eos": True, "max_tokens": tokens}
+    ids = [FIRST + 7 * i % WORDS for i in range(prompt)]
     match api:
         case "native":
             params = {"max_new_tokens": tokens, "temperature": 0, "ignore_eos": True}
-            body = {"text": "x", "stream": True, "sampling_params": params}
+            body = {"stream": True, "sampling_params": params} | ({"input_ids": ids} if ids else {"text": "x"})
         case "chat":
-            body["messages"] = [{"role": "user", "content": "x"}]
+            body["messages"] = [{"role": "user", "content": "x" * max(1, prompt)}]
         case _:
-            body["prompt"] = "x"
+            body["prompt"] = ids or "x"
     content = json.dumps(body).encode()
     events = 0
     late: list[float] = []
@@ -183,7 +184,7 @@ async def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
         for streams in options.streams:
             for api in options.api:
                 ours, theirs = context.Pipe()
-                known = (listener.getsockname()[1], api, streams, options.tokens, sent, steady, theirs)
+                known = (listener.getsockname()[1], api, streams, options.tokens, options.prompt, sent, steady, theirs)
                 process = context.Process(target=clients, args=known, daemon=True)
                 wanted.value, cpu = streams, time.process_time()
                 front.metrics.stats = Stats()
@@ -230,6 +231,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, nargs="+", default=[512, 2000])
     parser.add_argument("--tokens", type=int, default=120, help="of each stream")
+    parser.add_argument("--prompt", type=int, default=0, help="ids of each, letters of a chat; 0: a letter")
     parser.add_argument("--step-ms", type=float, default=50.0)
     parser.add_argument("--seconds", type=float, default=3.0, help="how long to measure once all streams run")
     parser.add_argument("--settle-s", type=float, default=0.5)
