@@ -17,7 +17,7 @@ from gpu_steps import LLAMA_8B, Driver, floor_ms, load
 
 from sglang import schedule
 from sglang.base.link import pair
-from sglang.base.messages import Step, Stop, Submit
+from sglang.base.messages import Step, Stop, Submit, pack
 from sglang.base.plan import Plan
 from sglang.base.sampling import SamplingParams
 from sglang.engine.engine import Engine, Flight
@@ -86,7 +86,7 @@ def _served(engine: Engine, rows: int, overlap: bool) -> dict[str, Any]:
     sampling = SamplingParams(max_new_tokens=150, temperature=0, ignore_eos=True)
     dice = np.random.default_rng(rows)
     for i in range(rows):
-        near.send(Submit(i, dice.integers(0, 100_000, 32).tolist(), sampling))
+        near.send(Submit(i, pack(dice.integers(0, 100_000, 32).tolist()), sampling))
     began = time.perf_counter()
     loop.start()
     left = rows
