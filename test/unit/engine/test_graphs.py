@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from sglang.base.sampling import SamplingParams
 pytest.importorskip("triton")
 from sglang.attention.triton import TritonAttention
 from sglang.engine.engine import SOON_S
-from sglang.engine.graphs import VAIN, _Captured, _Kind, sizes
+from sglang.engine.graphs import SHARING, VAIN, _Captured, _Kind, sizes, worthwhile
 from sglang.engine.seen import Seen
 
 
@@ -208,6 +209,34 @@ def test_sizes_grow_with_little_padding() -> None:
         assert len(found) < 30
         for below, size in itertools.pairwise(found):
             assert size - (below + 1) <= max(7, size // 4)
+
+
+def test_sizes_that_take_longer_than_a_larger_one_are_not_worth_it() -> None:
+    assert worthwhile({1: 4.0, 2: 4.6, 4: 4.5, 384: 8.0, 448: 12.9, 512: 10.2}) == [1, 4, 384, 512]
+    assert worthwhile({1: 5.0, 2: 5.0}) == [2]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what would be captured is noted instead")
+def test_the_start_captures_all_sizes_and_keeps_those_that_are_worth_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs = on_device(folder, max_running_requests=20)._graphs
+    assert graphs is not None
+    graphs.captures = True
+    graphs._attention.shares = True
+    monkeypatch.setattr(graphs, "_step", lambda kind, wanted=None: None)
+
+    def capture(kind: _Kind, wanted: object = None) -> None:
+        seconds = 0.02 if kind.size == 4 else 0.001 * kind.size
+        graph = SimpleNamespace(replay=lambda: time.sleep(seconds))
+        graphs._captured[kind] = _Captured(graph, torch.zeros(0))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(graphs, "_capture", capture)
+    graphs.start()
+    assert graphs._sizes == [1, 2, 8, 16, 20], "4 takes as long as 20"
+    plain = [_Kind(n, True, False, False) for n in (20, 16, 8, 2, 1)]
+    assert list(graphs._captured) == [*plain, *(_Kind(n, True, False, True) for n in (20, 16) if n >= SHARING)]
+    assert graphs._serving(3, True, False, False).size == 8
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what would be captured is noted instead")
