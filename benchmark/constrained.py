@@ -11,10 +11,11 @@ that random weights come to an end too. Answers longer than --limit (1000 tokens
 cut there, in all modes alike: `ended` tells. Rounds of the three modes are repeated until --repeat or --seconds, at
 least once; ratios are of the medians. `cold` is what a first request whose constraint nobody has compiled takes longer.
 
-`gap` is the time between two tokens of a free stream, its median and 99th percentile, beside: nothing; requests whose
-constraint is known; requests whose constraints must all be compiled, one after another (`worst`: large automata,
-patterns that are refused after all the work that is allowed, recursive schemas, in turns). `gap of known` is the ratio
-to the second.
+`gap` is the time between two tokens of free streams, in turns, its median and 99th percentile, beside: nothing;
+requests whose constraint is known; the same and a process of the lowest priority that keeps a core busy; requests whose
+constraints must all be compiled, one after another (`worst`: large automata, patterns that are refused after all the
+work that is allowed, recursive schemas, in turns). `gap of known` is the ratio to the second. What a busy neighbour
+costs is the machine's: cores that share a memory, or are two halves of one.
 """
 
 import argparse
@@ -22,8 +23,11 @@ import contextlib
 import itertools
 import json
 import statistics
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from grammar_compile import PATTERN, schema
@@ -31,6 +35,8 @@ from results_file import add_flag, save
 
 from sglang.offline import Engine
 
+TURNS = 12
+BUSY = "known and a busy neighbour"
 PROMPT = "Please fill in the following information about a character of Harry Potter, number {}.\n"
 WORST = (  # a large automaton, one that is refused after all the work allowed, one that needs a stack
     ("regex", "[a-z]{20000}NAME"),
@@ -94,25 +100,43 @@ def fresh(constraint: dict[str, Any], n: int) -> list[dict[str, Any]]:
     return [{kind: text.replace("name", word).replace("field_0", word)} for word in new]
 
 
+@contextlib.contextmanager
+def neighbour() -> Iterator[None]:
+    """A process that keeps a core busy, and gives way to any other."""
+    other = subprocess.Popen(["nice", "-n", "19", sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        other.kill()
+        other.wait()
+
+
 def stalls(engine: Engine, cases: dict[str, dict[str, Any]], tokens: int) -> list[dict[str, Any]]:
-    """Gaps of a stream beside requests that come one after another."""
-    many = max(2, tokens)  # more than can be asked for while the stream lasts
+    """Gaps of streams beside requests that come one after another; in turns, since a machine's speed changes."""
     known = fresh(cases["record"], 1)
     engine.generate(PROMPT, {**known[0], "max_new_tokens": 1})
-    company = {"nothing": [], "known": known} | {f"new, {name}": fresh(case, many) for name, case in cases.items()}
-    worst = [
-        {kind: text.replace("NAME", f"n{time.time_ns() % 10**9}x{i}") for kind, text in [WORST[i % 3]]}
-        for i in range(many)
-    ]
-    company["new, worst"] = worst
-    rows, median, late = [], {}, {}
-    for beside, constraints in company.items():
-        found = sorted(gaps(engine, constraints, tokens))
-        median[beside], late[beside] = statistics.median(found), found[int(len(found) * 0.99)]
+    company = ["nothing", "known", BUSY, *(f"new, {name}" for name in cases), "new, worst"]
+    found: dict[str, list[float]] = {beside: [] for beside in company}
+    each = max(2, tokens // TURNS)  # more than can be asked for while a stream lasts
+    for _ in range(TURNS):
+        for beside in company:
+            constraints = [] if beside == "nothing" else known
+            if beside == "new, worst":
+                constraints = [
+                    {kind: text.replace("NAME", f"n{time.time_ns() % 10**9}x{i}") for kind, text in [WORST[i % 3]]}
+                    for i in range(each)
+                ]
+            elif beside.startswith("new, "):
+                constraints = fresh(cases[beside.removeprefix("new, ")], each)
+            with neighbour() if beside == BUSY else contextlib.nullcontext():
+                found[beside] += gaps(engine, constraints, each)
+    rows = []
+    median = {beside: statistics.median(times) for beside, times in found.items()}
+    late = {beside: sorted(times)[int(len(times) * 0.99)] for beside, times in found.items()}
+    for beside in company:
         row: dict[str, Any] = {"constraint": "", "mode": f"stream beside {beside}", "gap": median[beside] * 1e3}
         row |= {"gap p99": late[beside] * 1e3}
-        if "known" in median:
-            row |= {"gap of known": median[beside] / median["known"], "p99 of known": late[beside] / late["known"]}
+        row |= {"gap of known": median[beside] / median["known"], "p99 of known": late[beside] / late["known"]}
         rows.append({key: round(v, 3) if isinstance(v, float) else v for key, v in row.items()})
         print(rows[-1], flush=True)
     return rows
