@@ -357,7 +357,7 @@ def quant() -> dict[str, Any]:
     import gpu_quant
 
     found = gpu_quant.run()
-    for name in ("checks", "times", "tiles"):
+    for name in ("checks", "times", "prompts", "tiles"):
         table(found[name])
     return found
 

@@ -131,6 +131,35 @@ def times() -> list[dict[str, Any]]:
     return found
 
 
+def prompts() -> list[dict[str, Any]]:
+    """Products of 8 bits of many rows, as torch computes them, inputs rounded by us."""
+    found = []
+    one = torch.ones((), device=DEVICE)
+    for name, (n, k) in SHAPES.items():
+        for rows in (2048, 8192):
+            x = torch.randn(rows, k, device=DEVICE, dtype=BF16)
+            plain, (w, s) = torch.randn(n, k, device=DEVICE, dtype=BF16), random_fp8(n, k, 1)
+            codes, own = fp8.rounded(x)
+            us = {
+                "bf16": graph_us([lambda: F.linear(x, plain)] * 8),
+                "fp8": graph_us([lambda: SCALED(*_both(x, w), s, out_dtype=BF16)] * 8),
+                "a row": graph_us([lambda: SCALED(codes, w.t(), own, s, out_dtype=BF16)] * 8),
+                "a tensor": graph_us([lambda: SCALED(codes, w.t(), one, one, out_dtype=BF16)] * 8),
+            }
+            found.append({
+                "shape": name, "rows": rows, "bf16 us": us["bf16"], "fp8 us, inputs rounded": us["fp8"],
+                "fp8 x": us["bf16"] / us["fp8"], "fp8 TFLOP/s": 2 * rows * n * k / us["a row"] / 1e6,
+                "_scaled_mm a row us": us["a row"], "_scaled_mm a tensor us": us["a tensor"],
+            })  # fmt: skip
+    return found
+
+
+def _both(x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The first arguments of a product with scales."""
+    codes, scales = fp8.rounded(x)
+    return codes, weight.t(), scales
+
+
 def timed(calls: list[Callable[[], Any]]) -> float:
     try:
         return graph_us(calls)
@@ -209,6 +238,7 @@ def run() -> dict[str, Any]:
     return {
         "checks": checks,
         "times": measured,
+        "prompts": prompts(),
         "tiles": tiles(began + BUDGET_S),
         "works": works,
         "seconds": time.monotonic() - began,
