@@ -48,7 +48,7 @@ class Engine:
 
         Raises ConfigError for an impossible setting, WorkerDied where the worker could not start.
         """
-        self.config = (config or ServerConfig(model_path=model_path, **flags)).resolve()
+        self.config = (config or ServerConfig.of(model_path=model_path, **flags)).resolve()
         self._worker = worker(self.config)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="sglang-engine")

@@ -140,6 +140,14 @@ class ServerConfig:
     load_balance_method: Literal["round_robin", "shortest_queue"] = flag("round_robin", "How replicas share requests.")
     enable_p2p_check: bool = flag(False, "Check GPU peer access instead of assuming it.")
 
+    @classmethod
+    def of(cls, **settings: Any) -> "ServerConfig":
+        """Fields by any name that their flags have: `disable_jump_forward` is --disable-jump-forward."""
+        known = {
+            alias[2:].replace("-", "_"): f.name for f in dataclasses.fields(cls) for alias in f.metadata["aliases"]
+        }
+        return cls(**{known.get(name, name): value for name, value in settings.items()})
+
     @property
     def model_name(self) -> str:
         return self.served_model_name or ("demo" if self.model_path == str(DEMO_MODEL) else self.model_path)

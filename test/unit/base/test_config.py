@@ -60,6 +60,12 @@ def test_a_flag_that_cannot_be_read_ends_with_code_2(words: str, capsys: pytest.
     assert words.split()[0] in capsys.readouterr().err
 
 
+def test_settings_go_by_any_name_of_their_flags() -> None:
+    assert ServerConfig.of(disable_jump_forward=True, tp=2) == ServerConfig(disable_regex_jump_forward=True, tp_size=2)
+    with pytest.raises(TypeError, match="disable_jumps"):
+        ServerConfig.of(disable_jumps=True)
+
+
 def test_flags_of_other_programs_are_left_alone() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--batch", type=int, default=1)
