@@ -46,6 +46,7 @@ PLACE, ENTRY, COLUMNS = 8, 9, 12
 CHEAP = 8  # rows; padding up to so many takes no longer than reading the weights
 SHARING = 16  # rows; fewer seldom share enough to be worth it
 TIMED = 2
+CLEARLY = 0.98  # beyond the noise of so few
 VAIN = 12.0  # steps' worth of padding that a size of its own would have saved
 
 
@@ -61,10 +62,10 @@ def sizes(most: int) -> list[int]:
 
 
 def worthwhile(took: dict[int, float]) -> list[int]:
-    """Sizes that take less time than all larger ones, ascending. took: seconds of each."""
+    """Sizes but those that take clearly longer than a larger one, ascending. took: seconds of each."""
     found: list[int] = []
     for size in sorted(took, reverse=True):
-        if not found or took[size] < min(took[larger] for larger in found):
+        if not found or CLEARLY * took[size] < min(took[larger] for larger in found):
             found.append(size)
     return found[::-1]
 
@@ -237,14 +238,15 @@ class DecodeGraphs:
         return found
 
     def start(self) -> None:
-        """Graphs of all sizes, and of those that share keys. The largest first, the others use its memory.
+        """Graphs of all sizes, and of those that share keys. The largest first, the others use its memory; then the
+        smallest, should memory end before they do.
 
         Each is timed, and sizes that take longer than a larger one are given up: what cuBLAS chooses for 448 rows takes
         an 8B model 12 % longer than what it does for 512.
         """
         began = time.monotonic()
         took: dict[int, float] = {}
-        for size in self._sizes[::-1]:
+        for size in (self._sizes[-1], *self._sizes[:-1]):
             kind = _Kind(size, True, False, False, self._attention.foresees)
             if self._capture_of_nobody(kind):
                 took[size] = self._took(self._captured[kind].graph)
@@ -252,7 +254,7 @@ class DecodeGraphs:
             self._sizes = worthwhile(took)
             for kind in [kind for kind in self._captured if kind.size not in self._sizes]:
                 del self._captured[kind]
-        for size in self._sizes[::-1] if self._attention.shares else ():
+        for size in self._sizes if self._attention.shares else ():
             if size >= SHARING:
                 self._capture_of_nobody(_Kind(size, True, False, True))
         log.info("start: %d graphs of decode steps in %.1f s", len(self._captured), time.monotonic() - began)

@@ -213,7 +213,7 @@ def test_sizes_grow_with_little_padding() -> None:
 
 def test_sizes_that_take_longer_than_a_larger_one_are_not_worth_it() -> None:
     assert worthwhile({1: 4.0, 2: 4.6, 4: 4.5, 384: 8.0, 448: 12.9, 512: 10.2}) == [1, 4, 384, 512]
-    assert worthwhile({1: 5.0, 2: 5.0}) == [2]
+    assert worthwhile({1: 5.0, 2: 5.0}) == [1, 2]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what would be captured is noted instead")
@@ -234,8 +234,8 @@ def test_the_start_captures_all_sizes_and_keeps_those_that_are_worth_it(
     monkeypatch.setattr(graphs, "_capture", capture)
     graphs.start()
     assert graphs._sizes == [1, 2, 8, 16, 20], "4 takes as long as 20"
-    plain = [_Kind(n, True, False, False) for n in (20, 16, 8, 2, 1)]
-    assert list(graphs._captured) == [*plain, *(_Kind(n, True, False, True) for n in (20, 16) if n >= SHARING)]
+    plain = [_Kind(n, True, False, False) for n in (20, 1, 2, 8, 16)]
+    assert list(graphs._captured) == [*plain, *(_Kind(n, True, False, True) for n in (16, 20) if n >= SHARING)]
     assert graphs._serving(3, True, False, False).size == 8
 
 
