@@ -8,7 +8,7 @@ import pytest
 
 KERNELS = Path(__file__).parents[3] / "python" / "sglang" / "kernels"
 # Loads that may come before the wait: weights, which nothing writes while a model serves.
-BEFORE = {"_matvec": {"own"}, "_gated": {"weight"}, "_split": {"own"}}
+BEFORE = {"_matvec": {"own"}, "_gated": {"weight"}, "_split": {"own"}, "_pair": {"first", "second"}}
 
 
 def calls(node: ast.AST, name: str) -> list[ast.Call]:
