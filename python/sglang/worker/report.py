@@ -36,17 +36,17 @@ class Report:
         self._busy = busy
 
     def step(self, plan: Plan, state: schedule.State, now: float, took_s: float | None = None) -> None:
-        """took_s: of the device."""
+        """took_s: of the device; None: that is not known."""
         stats = state.stats()
         if log.isEnabledFor(logging.DEBUG):
             single = int((plan.counts == 1).sum())
             log.debug(
-                "step at %.4f: %d decodes, %d tokens of %d prompts, %.2f ms of the device, #queue-req: %d",
+                "step at %.4f: %d decodes, %d tokens of %d prompts, device ms: %s, #queue-req: %d",
                 now,
                 single,
                 len(plan.tokens) - single,
                 len(plan.slots) - single,
-                1000 * (took_s or 0.0),
+                "not known" if took_s is None else f"{1000 * took_s:.2f}",
                 stats.waiting,
             )
         if stats.retractions > self._retractions:

@@ -33,6 +33,22 @@ def test_prefills_and_decodes_are_told(caplog: pytest.LogCaptureFixture) -> None
     assert all("token usage: 0." in line and "gen throughput (token/s): 200.00" in line for line in decodes)
 
 
+def test_debugging_tells_what_each_step_computed_and_how_long_it_took(caplog: pytest.LogCaptureFixture) -> None:
+    run = Run()
+    run.send(submit(1, [1, 2, 3, 4], 8))
+    run.step()
+    run.send(submit(2, [5, 6], 8))
+    run.step()
+    with caplog.at_level(logging.DEBUG, "sglang.worker"):
+        for plan, took_s in zip(run.plans, (None, 0.0125), strict=True):
+            Report(2).step(plan, run.state, 7.0, took_s)
+    lines = [line for record in caplog.records if (line := record.getMessage()).startswith("step at 7.0000: ")]
+    assert [line.removeprefix("step at 7.0000: ").rpartition(",")[0] for line in lines] == [
+        "0 decodes, 4 tokens of 1 prompts, device ms: not known",
+        "1 decodes, 2 tokens of 1 prompts, device ms: 12.50",
+    ]
+
+
 def test_a_prefill_line_tells_what_the_cache_gave_since_the_last_one(caplog: pytest.LogCaptureFixture) -> None:
     run = Run()
     report = Report(1000)
