@@ -83,7 +83,7 @@ class Engine:
     ) -> Any:
         """A dict, or a list of them for a list of prompts or n > 1; with `stream` an iterator of dicts whose `text` is
         cumulative (`index` says which prompt). fields: input_ids, segments, return_logprob, logprob_start_len,
-        top_logprobs_num, token_ids_logprob, return_text_in_logprobs, rid, cache_salt.
+        top_logprobs_num, token_ids_logprob, return_text_in_logprobs, rid, parent, cache_salt.
 
         Raises FieldError naming the bad field, Overloaded, WorkerDied.
         """

@@ -51,6 +51,44 @@ def forks(s: Any, size: int) -> None:
         group.join()
 
 
+@sgl.function
+def crowded(s: Any, i: int) -> None:
+    s += f"Program {i}. " + f"{i} and again. " * 40 + sgl.gen("points", max_tokens=2)
+    s["points"]
+    forks = s.fork(3)
+    forks += lambda k: f"Point {k}:" + sgl.gen("text", max_tokens=2)
+    forks.join()
+
+
+def test_a_crowd_of_programs_computes_each_parent_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory holds the parents of a few. A parent is named, so its forks come before other programs begin. (Where few
+    wait and not for long, `lpm` would find the parents in the cache without.)"""
+
+    def computed(backend: EngineBackend) -> int:
+        engine = backend._engine
+        engine.generate("x", {"max_new_tokens": 1})  # what the worker says of itself comes with an answer
+        before = engine.get_server_info()["internal_states"][0]
+        states = crowded.run_batch([(i,) for i in range(60)], backend=backend, temperature=0)
+        assert [state.error() for state in states] == [None] * len(states)
+        engine.generate("x", {"max_new_tokens": 1})
+        after = engine.get_server_info()["internal_states"][0]
+        return sum(
+            sign * (state["prompt_tokens"] - state["prompt_cached_tokens"])
+            for sign, state in ((1, after), (-1, before))
+        )
+
+    small = {**FLAGS, "max_total_tokens": 2000, "max_running_requests": 8, "schedule_policy": "fcfs"}
+    with sgl.Engine(worker=ThreadWorker, **small) as engine:
+        named = computed(EngineBackend(engine))
+        tokenizer = engine.get_tokenizer()
+        parents = sum(len(tokenizer.encode(f"Program {i}. " + f"{i} and again. " * 40)) for i in range(60))
+        assert parents > 60 * 150
+        assert named < 1.3 * parents
+        engine.flush_cache()
+        monkeypatch.setattr(EngineBackend, "_kin", lambda self, s: {})
+        assert computed(EngineBackend(engine)) > 1.5 * parents
+
+
 def test_the_parent_of_forks_is_computed_once_though_none_waits_for_it(cached: EngineBackend) -> None:
     """The parent's text takes several steps; all children are there before the first of them."""
 

@@ -22,3 +22,5 @@ SEGMENTS = 1024  # of one chain
 CHOICES = 1024  # strings of which an answer must be one
 MESSAGES = 4096  # chat turns
 RID_CHARS = 256
+PARENTS = 16  # of a request, that its place in the queue depends on
+NAMES = 1 << 16  # of requests, that are remembered for those that continue them

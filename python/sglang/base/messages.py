@@ -33,6 +33,8 @@ class Submit(Struct, tag=True, array_like=True, frozen=True, gc=False):
     """A new sequence. `hold`: when its generation ends keep its place and KV and wait for Extend or Abort.
 
     `packed`: its tokens, as `pack` makes them: a long prompt as a list takes either end many times as long.
+    `place`: the ids of what it continues, the oldest first. It stands in the queue behind those and before all that
+    came after them.
     """
 
     id: int
@@ -41,6 +43,7 @@ class Submit(Struct, tag=True, array_like=True, frozen=True, gc=False):
     logprobs: Logprobs | None = None
     hold: bool = False
     namespace: str = ""  # cached prefixes are shared only inside one (cache salt, LoRA name, image hash)
+    place: tuple[int, ...] = ()
 
     @property
     def tokens(self) -> "array[int]":

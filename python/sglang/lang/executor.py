@@ -10,6 +10,7 @@ import logging
 import sys
 import threading
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from types import TracebackType
@@ -320,6 +321,8 @@ class Executor(Transcript):
         task.add_done_callback(self.run.tasks.discard)
 
     async def _serve(self, ask: Ask) -> None:
+        if isinstance(ask, Generate | Choose | Chain):
+            self.parent, self.rid = self.rid, uuid.uuid4().hex
         try:
             match ask:
                 case Generate(params):
@@ -372,6 +375,7 @@ class Executor(Transcript):
                     done += last
         except NotFused as error:
             with self.run.lock:
+                self.rid = self.parent
                 self._handle(self._flow.throw(error))
             return
         if done < chain.outputs:

@@ -1,5 +1,6 @@
 """What a state has come to, and what is still to be done. Others decide when (`interpreter.py`)."""
 
+import uuid
 from collections import deque
 from collections.abc import Sequence
 from types import FrameType
@@ -60,6 +61,8 @@ class Transcript:
         self.inherited: frozenset[str] = frozenset()
         self.expected: frozenset[str] = frozenset()  # variables that its parent was promised when it was forked
         self.fork_start = (0, 0, 0)  # lengths of text, messages, images when it was forked
+        self.rid = ""  # of the request that is under way or was the last, here or where it was forked from
+        self.parent = ""  # of the one before
 
     @property
     def open_text(self) -> str:
@@ -176,6 +179,7 @@ class Transcript:
         child.variables = came | child.variables
         child.expected = frozenset()
         child.fork_start = (len(self.text_), len(self.messages_), len(self.images_))
+        self.rid = child.rid = self.rid or uuid.uuid4().hex
 
     def gather(self, children: Sequence["Transcript"]) -> None:
         """Each variable that children have set since the fork becomes a list, in child order."""

@@ -72,8 +72,7 @@ def _submit(state: State, m: Submit, now: float, cursor: Cursor | None) -> list[
         return _refuse(m.id, reason, 400)
     if len(state.waiting) >= state.budget.max_queued:
         return _refuse(m.id, f"the queue is full ({state.budget.max_queued} requests are waiting)", 503)
-    state.arrivals += 1
-    seq = Seq(m.id, m.namespace, state.arrivals, now)
+    seq = Seq(m.id, m.namespace, m.place, now)
     seq.tokens = tokens
     seq.begin(m.sampling, m.logprobs, m.hold, state.budget)
     state.seqs[m.id] = seq

@@ -1,4 +1,9 @@
-"""The order in which waiting sequences are looked at."""
+"""The order in which waiting sequences are looked at.
+
+Age is that of the first sequence that one continues (`Submit.place`). So the calls of a program are done together, in
+the order of its tree: what a parent has computed is used by its forks before others need the room, and few programs
+are under way at a time instead of all.
+"""
 
 from operator import attrgetter
 
@@ -19,8 +24,8 @@ def order(state: State, now: float) -> list[Seq]:
     by_age = sorted(queue, key=attrgetter("order"))
     if policy == "fcfs" or (by_prefix and (not state.budget.radix or len(queue) > LONG_QUEUE)):
         return by_age
-    old = [seq for seq in by_age if now - seq.since > PATIENCE_S]
-    rest = by_age[len(old) :]
+    impatient = max((i + 1 for i, seq in enumerate(by_age) if now - seq.since > PATIENCE_S), default=0)
+    old, rest = by_age[:impatient], by_age[impatient:]
     if policy == "random":
         state.random.shuffle(rest)
     elif policy == "lpm":

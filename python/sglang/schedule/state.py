@@ -82,10 +82,10 @@ class Seq:
         "tabled", "tail", "tokens",
     )  # fmt: skip
 
-    def __init__(self, id: int, namespace: str, order: int, now: float):
+    def __init__(self, id: int, namespace: str, place: tuple[int, ...], now: float):
         self.id = id
         self.namespace = namespace
-        self.order = order  # of arrival
+        self.order = (*place, id)  # of arrival, that of what it continues first: a program's calls stay together
         self.since = now
         self.status = Status.WAITING
         self.slot = -1
@@ -197,7 +197,6 @@ class State:
         self.free = array("i", range(b.pages - 1, -1, -1))
         self.slots = list(range(b.slots - 1, -1, -1))
         self.random = random.Random(b.seed)
-        self.arrivals = 0
         self.ratio_base = min(RATIO_BASE * b.conservativeness, 1.0)
         self.new_token_ratio = self.ratio_base
 

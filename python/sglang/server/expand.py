@@ -69,3 +69,10 @@ def names(rid: str | list[str] | None, samples: list[int]) -> list[list[str]]:
         [name if n == 1 or not name else f"{name}_{k}" for k in range(n)]
         for name, n in zip(per_prompt, samples, strict=True)
     ]
+
+
+def parent_name(parent: str | None) -> str:
+    """The request that a body continues; "" = none."""
+    if parent is not None and not 0 < len(parent) <= limits.RID_CHARS:
+        raise FieldError("parent", f"parent must have 1 to {limits.RID_CHARS} characters")
+    return parent or ""

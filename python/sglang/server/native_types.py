@@ -32,6 +32,7 @@ class GenerateRequest(Struct, kw_only=True):
     input_ids: list[int | list[int]] | None = None
     sampling_params: dict[str, Any] | list[dict[str, Any] | None] | None = None
     rid: str | list[str] | None = None
+    parent: str | None = None
     stream: bool | None = None
     return_logprob: bool | list[bool] | None = None
     logprob_start_len: int | list[int] | None = None

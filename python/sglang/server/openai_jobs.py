@@ -14,7 +14,7 @@ from sglang.base.messages import Logprobs
 from sglang.base.sampling import CONSTRAINTS, SamplingParams, parse_sampling
 from sglang.server import openai_types as oai
 from sglang.server.constraints import constraints
-from sglang.server.expand import are_ids, check_count, id_lists, names, sample
+from sglang.server.expand import are_ids, check_count, id_lists, names, parent_name, sample
 from sglang.server.front import Front
 from sglang.server.streams import Request
 from sglang.server.tools import Choice, choose, described, style
@@ -141,7 +141,7 @@ class Jobs:
                 raise FieldError(name, f"{name} is not supported by this server")
         n = sampling.n
         id = body.rid if isinstance(body.rid, str) else uuid.uuid4().hex
-        rids = names(body.rid or id, [n] * len(prompts))
+        rids, parent = names(body.rid or id, [n] * len(prompts)), parent_name(body.parent)
         requests = [
             Request(
                 prompt=prompt,
@@ -149,6 +149,7 @@ class Jobs:
                 logprobs=logprobs,
                 rid=rids[p][k],
                 group=id,
+                parent=parent,
                 interval=self._config.stream_interval if body.stream else 0,
                 namespace=body.cache_salt or "",
                 source=source,

@@ -81,6 +81,7 @@ class SamplingFields(Struct, kw_only=True):
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
     rid: str | list[str] | None = None
+    parent: str | None = None
     cache_salt: str | None = None
     # Known elsewhere, refused here: their silence would change the answer.
     lora_path: Refused = None

@@ -19,6 +19,7 @@ from sglang.base.messages import AT_END, Abort, Extend, FromWorker, Logprobs, Re
 from sglang.base.sampling import SEED_BITS
 from sglang.grammar.search import Search
 from sglang.server.metrics import Metrics
+from sglang.server.places import Places
 from sglang.server.streams import Ahead, Group, Held, Output, Request, Stream
 from sglang.text.detokenizer import Detokenizer
 from sglang.text.tokenizer import Tokenizer
@@ -45,6 +46,7 @@ class Outbox:
         self._metrics = metrics
         self._log_requests = config.log_requests
         self._seeds = random.Random(config.random_seed)
+        self._places = Places()
         self._next_id = 0
 
     def check(self, request: Request, tokens: list[int]) -> bytes:
@@ -128,7 +130,8 @@ class Outbox:
         request, sampling = stream.request, stream.sampling
         held, hold = request.held, request.held is not None and not request.last
         if held is None or not held.id:
-            self._link.send(Submit(stream.id, packed, sampling, request.logprobs, hold, request.namespace))
+            place = self._places.enter(stream.id, request.group or request.rid, request.parent)
+            self._link.send(Submit(stream.id, packed, sampling, request.logprobs, hold, request.namespace, place))
             return
         stream.cached = keep = _common(held.tokens, tokens)
         instead_of = 0

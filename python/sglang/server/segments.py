@@ -20,7 +20,7 @@ from sglang.base.choices import METHODS, choice_tokens, decide, needs_unconditio
 from sglang.base.errors import FieldError
 from sglang.base.messages import Logprobs
 from sglang.base.sampling import SamplingParams, parse_sampling
-from sglang.server.expand import names
+from sglang.server.expand import names, parent_name
 from sglang.server.front import Front
 from sglang.server.native_types import (
     ChainAnswer,
@@ -65,6 +65,7 @@ class Chain(Struct):
     prompt: str
     steps: list[Step]
     rid: str
+    parent: str
     namespace: str
     interval: int
 
@@ -86,7 +87,8 @@ def parse(body: GenerateRequest, interval: int) -> Chain:
     if isinstance(body.rid, list):
         raise FieldError("rid", "rid must be a string: a chain is one request")
     rid = names(body.rid, [1])[0][0] or uuid.uuid4().hex
-    return Chain(prompt, steps[1:], rid, body.cache_salt or body.extra_key or "", interval if body.stream else 0)
+    namespace = body.cache_salt or body.extra_key or ""
+    return Chain(prompt, steps[1:], rid, parent_name(body.parent), namespace, interval if body.stream else 0)
 
 
 def _step(segment: Segment, where: str) -> Step:
@@ -124,7 +126,7 @@ async def run(front: Front, chain: Chain) -> AsyncGenerator[ChainPart | ChainAns
     A gen that is aborted ends the chain. Raises FieldError, Overloaded, WorkerDied.
     """
     began = time.monotonic()
-    text = chain.prompt
+    text, parent = chain.prompt, chain.parent
     done: list[ChainPart] = []
     meta = ChainMeta(
         id=chain.rid, finish_reason=None, prompt_tokens=0, completion_tokens=0, completion_tokens_wo_jump_forward=0,
@@ -140,11 +142,11 @@ async def run(front: Front, chain: Chain) -> AsyncGenerator[ChainPart | ChainAns
                 continue
             if isinstance(step, Select):
                 front.release(held)  # its KV stays cached, where the choices find it
-                part = await _select(front, chain, step, text, meta)
+                part = await _select(front, chain, step, text, parent, meta)
                 meta.finish_reason = FinishReason(type="stop")
                 yield _numbered(part, len(done))
             else:
-                requests[i].prompt = text
+                requests[i].prompt, requests[i].parent = text, parent
                 part = None
                 async with aclosing(_gen(front, step, requests[i], held, meta)) as parts:
                     async for part in parts:
@@ -152,7 +154,7 @@ async def run(front: Front, chain: Chain) -> AsyncGenerator[ChainPart | ChainAns
                             yield _numbered(part, len(done))
                 assert part is not None, "a generation has an output"
             done.append(part)
-            text += part.text
+            text, parent = text + part.text, chain.rid
             if meta.finish_reason is not None and meta.finish_reason.type == "abort":
                 break
     text += "".join(step for step in chain.steps[last + 1 :] if isinstance(step, str))
@@ -216,17 +218,18 @@ def _count(meta: ChainMeta, output: Output, known: int) -> None:
     meta.completion_tokens_wo_jump_forward += len(output.tokens) - output.jumped
 
 
-async def _select(front: Front, chain: Chain, select: Select, text: str, meta: ChainMeta) -> ChainPart:
+async def _select(front: Front, chain: Chain, select: Select, text: str, parent: str, meta: ChainMeta) -> ChainPart:
     """Score every choice behind `text` in one batch, which shares the text's KV, and let the method pick."""
     began, before = time.monotonic(), (meta.prompt_tokens, meta.cached_tokens)
     prefix_tokens = len(await front.encode(text)) if text else 0
-    rows = await _score(front, chain, [text + choice for choice in select.choices], max(prefix_tokens - 2, 0), meta)
+    prompts = [text + choice for choice in select.choices]
+    rows = await _score(front, chain, prompts, max(prefix_tokens - 2, 0), parent, meta)
     given = [choice_tokens(text, prefix_tokens, triples, total) for triples, total in rows]
     method, alone = METHODS[select.method], None
     if needs_unconditional(method):
         # One by one and without a cache: what stands before these tokens elsewhere is not theirs.
         ids = [[token for _, token, _ in row] for row in given]
-        alone = [triples for triples, _ in await _score(front, chain, ids, 0, meta)]
+        alone = [triples for triples, _ in await _score(front, chain, ids, 0, parent, meta)]
     decision = decide(method, select.choices, given, alone=alone)
     cost = {
         "prompt_tokens": meta.prompt_tokens - before[0],
@@ -238,7 +241,7 @@ async def _select(front: Front, chain: Chain, select: Select, text: str, meta: C
 
 
 async def _score(
-    front: Front, chain: Chain, prompts: list[Any], start: int, meta: ChainMeta
+    front: Front, chain: Chain, prompts: list[Any], start: int, parent: str, meta: ChainMeta
 ) -> list[tuple[list[Any], int]]:
     """Per prompt (text or ids): triples of its tokens from `start` on, and how many tokens it has."""
     requests = [
@@ -248,6 +251,7 @@ async def _score(
             logprobs=Logprobs(start),
             rid=f"{chain.rid}_{i}",
             group=chain.rid,
+            parent=parent,
             interval=0,
             namespace=chain.namespace,
             source="segments",

@@ -6,7 +6,7 @@ from sglang.base import limits
 from sglang.base.errors import FieldError
 from sglang.base.messages import Finish, Logprobs, Score
 from sglang.base.sampling import parse_sampling
-from sglang.server.expand import check_count, id_lists, names, sample, spread
+from sglang.server.expand import check_count, id_lists, names, parent_name, sample, spread
 from sglang.server.http import MARK, encode, event, template
 from sglang.server.native_types import FinishReason, Generated, GenerateRequest, MetaInfo, Triple
 from sglang.server.streams import Output, Request
@@ -63,7 +63,7 @@ def parse(body: GenerateRequest, interval: int) -> tuple[list[Request], bool]:
             strict=True,
         )
     ]
-    rids = names(body.rid, [p.n for p in params])
+    rids, parent = names(body.rid, [p.n for p in params]), parent_name(body.parent)
     requests = [
         Request(
             prompt=prompts[i],
@@ -71,6 +71,7 @@ def parse(body: GenerateRequest, interval: int) -> tuple[list[Request], bool]:
             logprobs=wanted[i],
             rid=rids[i][k],
             group=body.rid if isinstance(body.rid, str) else (body.rid[i] if body.rid else ""),
+            parent=parent,
             interval=interval if body.stream else 0,
             namespace=body.cache_salt or body.extra_key or "",
             source=source,

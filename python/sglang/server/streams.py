@@ -50,7 +50,7 @@ class Request(Struct, kw_only=True):
     `interval`: tokens between two outputs, the first and the last always come; 0: the last alone.
     `source`, `constraint`, `stop_regex`: what the caller calls the prompt, the constraint and the patterns to stop at,
     for error messages.
-    `group`: a name that abort() knows it by as well.
+    `group`: a name that abort() knows it by as well. `parent`: the name of the request that it continues (`Places`).
     """
 
     prompt: str | list[int]
@@ -58,6 +58,7 @@ class Request(Struct, kw_only=True):
     logprobs: Logprobs | None = None
     rid: str = ""
     group: str = ""
+    parent: str = ""
     interval: int = 1
     namespace: str = ""
     source: str = "prompt"

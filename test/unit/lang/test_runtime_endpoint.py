@@ -9,6 +9,7 @@ from pydantic import BaseModel, TypeAdapter
 from wire_generate import Answer, Wire, reply, serve
 
 import sglang as sgl
+from sglang.lang.backends import runtime_endpoint
 from sglang.lang.backends.runtime import Runtime, _command_line
 
 
@@ -310,3 +311,71 @@ def test_a_runtimes_flags() -> None:
     ]  # fmt: skip
     with pytest.raises(TypeError, match="no argument nothing"):
         Runtime(nothing=1)
+
+
+def test_a_request_names_the_one_that_its_text_comes_from() -> None:
+    @sgl.function
+    def program(s: Any) -> None:
+        s += "Q"
+        first = s.fork(2)
+        first += lambda i: f"{i}" + sgl.gen("a")
+        first.join("concate_and_append")
+        s += sgl.gen("b")
+        s["b"]
+        second = s.fork(2)
+        second += lambda i: f"{i}" + sgl.gen("c") + "," + sgl.select("d", ["x", "y"])
+        second.join()
+        s += sgl.gen("e")
+
+    def answer(body: dict[str, Any]) -> Answer:
+        if "segments" not in body:
+            return reply()
+        parts = [{"name": name, "text": "x", "meta_info": {}} for name in ("c", "d")]
+        return 200, {"text": "x,x", "segments": parts, "meta_info": {}}
+
+    with serve(Wire(answer, {"model_path": "x", "segments": True})) as wire:
+        program.run(backend=sgl.RuntimeEndpoint(wire.url)).sync()
+        bodies = wire.bodies
+        assert len({body["rid"] for body in bodies}) == 6
+        one, two, b, three, four, e = bodies
+        assert one["parent"] == two["parent"] not in {body["rid"] for body in bodies}, "nobody was asked for that text"
+        assert b["parent"] == one["parent"], "so is the text before b the parent's"
+        assert three["parent"] == four["parent"] == b["rid"]
+        assert "segments" in three
+        assert e["parent"] == b["rid"]
+
+
+def test_what_a_chain_came_from_stays_its_parent_when_it_is_asked_one_by_one() -> None:
+    @sgl.function
+    def program(s: Any) -> None:
+        s += "Q" + sgl.gen("a")
+        s["a"]
+        s += "R" + sgl.gen("b") + "S" + sgl.gen("c", top_p=7)
+
+    def answer(body: dict[str, Any]) -> Answer:
+        return (400, {"error": {"message": "no", "param": "segments[3]"}}) if "segments" in body else reply()
+
+    with serve(Wire(answer, {"model_path": "x", "segments": True})) as wire:
+        program.run(backend=sgl.RuntimeEndpoint(wire.url)).sync()
+        a, chain, b, c = wire.bodies
+        assert "segments" in chain
+        assert chain["parent"] == b["parent"] == a["rid"]
+        assert c["parent"] == b["rid"]
+
+
+def test_programs_that_have_begun_come_before_others_where_connections_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    @sgl.function
+    def program(s: Any) -> None:
+        s += "Q" + sgl.gen("a")
+        s["a"]
+        s += "R" + sgl.gen("b")
+
+    monkeypatch.setattr(runtime_endpoint, "CONNECTIONS", 1)
+    with serve(Wire(lambda body: reply(), {"model_path": "x", "segments": True})) as wire:
+        program.run_batch([()] * 20, backend=sgl.RuntimeEndpoint(wire.url), num_threads=20)
+        open_at_most, begun = 0, set()
+        for body in wire.bodies:
+            begun.symmetric_difference_update({body.get("parent", body["rid"])})
+            open_at_most = max(open_at_most, len(begun))
+        assert len(wire.bodies) == 40
+        assert open_at_most < 10, "20 where each waits its turn anew"

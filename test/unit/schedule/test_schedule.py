@@ -391,6 +391,35 @@ def test_whoever_waited_long_is_overtaken_no_more() -> None:
     assert run.got[2] and not run.got[3]
 
 
+@pytest.mark.parametrize("policy", ["fcfs", "lpm", "dfs-weight"])
+def test_what_continues_an_older_one_goes_before_what_came_meanwhile(policy: str) -> None:
+    run = Run(slots=1, policy=policy)
+    run.send(submit(1, [1, 2], 1))
+    run.drain()
+    run.send(submit(2, [30, 31], 1))
+    run.send(submit(3, [33, 34], 1, place=(1,)))
+    run.send(submit(4, [36, 37], 1, place=(1, 3)))
+    run.send(submit(5, [38, 39], 1, place=(1,)))
+    ends = []
+    while run.step():
+        ends += [id for id in run.finish if id not in ends]
+    assert ends == [1, 3, 4, 5, 2]
+
+
+def test_whoever_waited_long_goes_behind_those_that_continue_older_ones() -> None:
+    run = Run(slots=1)
+    run.send(submit(1, list(range(20)), 1))
+    run.drain()
+    run.send(submit(2, [30, 31], 1))
+    run.now += 11
+    run.send(submit(3, [*range(15), 40], 1))
+    run.send(submit(4, [33, 34], 1, place=(1,)))
+    ends = []
+    while run.step():
+        ends += [id for id in run.finish if id not in ends]
+    assert ends == [1, 4, 2, 3]
+
+
 def test_flush_empties_the_tree_when_nothing_is_open() -> None:
     run = Run()
     run.send(submit(1, list(range(10)), 1))

@@ -45,6 +45,13 @@ class StateView(Protocol):
     chat_template: ChatTemplate
     num_api_spec_tokens: int | None
 
+    rid: str
+    """A name for the request that answers; no other has it."""
+
+    parent: str
+    """That of the request whose text this one goes on with, its own last one or one of the state that it was forked
+    from; forks of a text that nobody was asked for share a name. Empty at the beginning of a program."""
+
 
 class ChainItem(Protocol):
     """A gen in a chain: its name, for messages, and how to sample it."""

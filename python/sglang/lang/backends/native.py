@@ -94,16 +94,17 @@ class NativeBackend(AsyncBackend):
             items[0] = {"text": s.text_ + segments[0].value}
         else:
             items.insert(0, {"text": s.text_})
+        body: Body = {"segments": items, **self._kin(s)}
         kinds = ["select" in item for item in items if "text" not in item]
         if stream:
-            async with aclosing(self._events({"segments": items, "stream": True})) as events:  # type: ignore[type-var]
+            async with aclosing(self._events({**body, "stream": True})) as events:  # type: ignore[type-var]
                 async for event in events:
                     if "segment" not in event:  # the whole answer, at the end
                         continue
                     index, meta = event["segment"], event["meta_info"]
                     yield index, event["text"], meta, kinds[index] or meta.get("finish_reason") is not None
             return
-        answer = await self._post({"segments": items})
+        answer = await self._post(body)
         for i, part in enumerate(answer["segments"]):
             yield i, part["text"], part["meta_info"], True
 
@@ -121,9 +122,11 @@ class NativeBackend(AsyncBackend):
                 async for _, text, meta, _ in self.async_chain(s, [Select(None, choices, 0.0, choices_method)], False):
                     return ChoicesDecision(text, meta)
         nothing: Body = {"max_new_tokens": 0, "temperature": 0}
-        first = await self._post({**self._prompt(s), "sampling_params": nothing})
+        kin = self._kin(s)
+        first = await self._post({**self._prompt(s), **kin, "sampling_params": nothing})
         length: int = first["meta_info"]["prompt_tokens"]
         wanted = {
+            **({"parent": s.rid} if kin else {}),
             "sampling_params": nothing,
             "return_logprob": True,
             "return_text_in_logprobs": True,
@@ -151,7 +154,13 @@ class NativeBackend(AsyncBackend):
         loop.run(self.async_cache_prefix(prefix_str))
 
     def _body(self, s: StateView, params: SglSamplingParams) -> Body:
-        return {**self._prompt(s), "sampling_params": sampling_body(params), **_logprob_body(params)}
+        return {**self._prompt(s), **self._kin(s), "sampling_params": sampling_body(params), **_logprob_body(params)}
+
+    def _kin(self, s: StateView) -> Body:
+        """Requests that continue others have their place in the server's queue: see `Places`, which is there."""
+        if not self.segments:
+            return {}
+        return {"rid": s.rid, "parent": s.parent} if s.parent else {"rid": s.rid}
 
     def _prompt(self, s: StateView) -> Body:
         assert len(s.images_) <= 1, "Only support one image."

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import ssl
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -48,7 +49,7 @@ class RuntimeEndpoint(NativeBackend):
         )
         # A client for each request under way: the pool inside of one takes time for every connection it has.
         self._clients: list[httpx.AsyncClient] = []
-        self._slots = asyncio.Semaphore(CONNECTIONS)
+        self._slots = _Slots(CONNECTIONS)
 
     def get_model_name(self) -> str:
         return self.model_info["model_path"]
@@ -110,7 +111,7 @@ class RuntimeEndpoint(NativeBackend):
     @asynccontextmanager
     async def _sent(self, body: Body) -> AsyncIterator[httpx.Response]:
         url = f"{self.base_url}/generate"
-        async with self._slots:
+        async with self._slots.one(first="parent" in body):
             client = self._clients.pop() if self._clients else self._new_client()
             try:
                 async with client.stream("POST", url, json=body) as answer:
@@ -142,6 +143,43 @@ class RuntimeEndpoint(NativeBackend):
 
     def __repr__(self) -> str:
         return f"RuntimeEndpoint({self.base_url!r})"
+
+
+class _Slots:
+    """So many at a time. Those that come `first` need not wait for others: a program that has begun ends before others
+    begin, as the server has it too.
+    """
+
+    def __init__(self, count: int):
+        self._free = count
+        self._waiting: tuple[deque[asyncio.Future[None]], ...] = (deque(), deque())
+
+    @asynccontextmanager
+    async def one(self, first: bool) -> AsyncIterator[None]:
+        if self._free:
+            self._free -= 1
+        else:
+            turn = asyncio.get_running_loop().create_future()
+            self._waiting[not first].append(turn)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if not turn.cancelled():  # it came as well
+                    self._give()
+                raise
+        try:
+            yield
+        finally:
+            self._give()
+
+    def _give(self) -> None:
+        for waiting in self._waiting:
+            while waiting:
+                turn = waiting.popleft()
+                if not turn.done():
+                    turn.set_result(None)
+                    return
+        self._free += 1
 
 
 def _tls(verify: bool | str | None) -> bool | ssl.SSLContext:
