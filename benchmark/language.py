@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -268,12 +269,18 @@ class Counting(sgl.RuntimeEndpoint):
     def steps(self) -> int:
         return self.get_server_info()["internal_states"][0]["steps"]
 
+    def tokens(self) -> tuple[int, int]:
+        """Of all prompts, and how many of them are different: those that prompts begin with alike count once."""
+        tokens = httpx.post(self.base_url + "/tokenize", json={"prompt": self.prompts}, timeout=60).json()["tokens"]
+        different: set[int] = set()
+        for ids in tokens:
+            different.update(accumulate(ids, lambda before, id: hash((before, id)), initial=0))
+        return sum(map(len, tokens)), len(different) - 1
+
     def shared(self) -> tuple[int, float]:
         """Tokens that prompts have in common with others before, and the share of them that was not computed."""
-        tokens = httpx.post(self.base_url + "/tokenize", json={"prompt": self.prompts}, timeout=60).json()["tokens"]
-        nodes = {tuple(ids[: i + 1]) for ids in tokens for i in range(len(ids))}
-        total = sum(map(len, tokens))
-        common = total - len(nodes)
+        total, different = self.tokens()
+        common = total - different
         return common, min(1.0, (total - self.computed) / common) if common else 1.0
 
 
