@@ -30,7 +30,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from grammar_compile import PATTERN, schema
+from forms import PATTERN, bounded
 from results_file import add_flag, save
 
 from sglang.offline import Engine
@@ -50,17 +50,6 @@ def run(engine: Engine, prompts: list[str], params: list[dict[str, Any]]) -> tup
     began = time.perf_counter()
     answers = engine.generate(prompts, params)
     return time.perf_counter() - began, answers
-
-
-def bounded() -> dict[str, Any]:
-    """The schema of `grammar_compile`, such that no answer is endless."""
-    value, _ = schema()
-    for kind in value["properties"].values():
-        if kind.get("type") == "string" and "format" not in kind:
-            kind["maxLength"] = 16
-        if "items" in kind:
-            kind["items"] = {"type": "integer", "minimum": 0, "maximum": 99}
-    return value
 
 
 def cold(engine: Engine, constraint: dict[str, Any]) -> float:

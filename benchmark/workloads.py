@@ -12,10 +12,12 @@
                    sent when the child has ended
   G  regex_json    1 cold request, then 128 at once, held to one regular expression; then 128 free ones of as many
                    tokens (`free_wall_s`, and `time_of_free`: how many times as long the held ones took)
+  J  schema_json   the same, held to a JSON schema of 60 fields, and cut at 512 tokens
   H  long          16 requests at once, 16384 in, 64 out
   I8 I24 I48       Poisson arrivals at 8, 24, 48 a second for 20 s, 512 in, 128 out
 
-Requests are POST /v1/completions with token ids, greedy, to their full length; those of G are text, at temperature 1.
+Requests are POST /v1/completions with token ids, greedy, to their full length; those of G and J are text, at
+temperature 1.
 In E and F random ids stand in a later prompt where an earlier answer would: a prefix cache holds the earlier prompt and
 not the answer, and every server gets the same prompts. They are dealt out to several client processes, and encoded
 before the clock starts. Each workload's figures are printed and appended to --out as soon as they are there.
@@ -37,6 +39,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from forms import PATTERN, bounded
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "python"))
 
@@ -45,18 +48,11 @@ from sglang.bench.client import Client, Events
 VOCAB = 128000  # of an 8B Llama; ids from there on are special
 # One seed a workload: no two share a prompt, so no cache reuses a prefix of one in another.
 SEEDS = {"A1": 101, "A2": 102, "B": 103, "C": 104, "D": 105, "E": 106, "F": 107,
-         "G": 108, "H": 109, "I8": 110, "I24": 111, "I48": 112, "warm": 199}  # fmt: skip
+         "G": 108, "H": 109, "I8": 110, "I24": 111, "I48": 112, "J": 113, "warm": 199}  # fmt: skip
 NAMES = [name for name in SEEDS if name != "warm"]
+# What the texts of these are held to, and the most tokens that one has.
+HELD = {"G": ({"regex": PATTERN}, 256), "J": ({"json_schema": bounded()}, 512)}
 BEFORE_S = 0.05  # from the word to the first sending, so that every process has it in time
-WORDS = r"[\w\d\s]{1,16}"
-REGEX = (
-    r"\{\n" + rf'    "name": "{WORDS}",\n' + r'    "house": "(Gryffindor|Slytherin|Ravenclaw|Hufflepuff)",\n'
-    r'    "blood status": "(Pure-blood|Half-blood|Muggle-born)",\n'
-    r'    "occupation": "(student|teacher|auror|ministry of magic|death eater|order of the phoenix)",\n'
-    r'    "wand": \{\n' + rf'        "wood": "{WORDS}",\n        "core": "{WORDS}",\n'
-    r'        "length": [0-9]{1,2}\.[0-9]{0,2}\n    \},\n    "alive": "(Alive|Deceased)",\n'
-    rf'    "patronus": "{WORDS}",\n    "bogart": "{WORDS}"\n' + r"\}"
-)
 
 
 @dataclass
@@ -138,9 +134,9 @@ def build(name: str, o: Options, rep: int = 0) -> list[Node]:
                     leaves = [Node(child + answer + ids(64), o.length(64)) for _ in range(4)]
                     tops.append(Node(child, o.length(64), then=leaves))
             return tops
-        case "G":
+        case "G" | "J":
             text = "Write the record of character number {} as JSON.\n"
-            return [Node(text.format(rep * 1000 + i), 256) for i in range(o.some(128))]
+            return [Node(text.format(rep * 1000 + i), HELD[name][1]) for i in range(o.some(128))]
         case "H":
             return [Node(ids(16384), o.length(64)) for _ in range(o.some(16))]
         case _:
@@ -169,19 +165,19 @@ def _poisson(random: np.random.Generator, rate: float, seconds: float, ids: Any,
     return nodes
 
 
-def encode(nodes: list[Node], o: Options, client: Client, constrained: bool) -> None:
+def encode(nodes: list[Node], o: Options, client: Client, held: dict[str, Any]) -> None:
     for node in nodes:
         body: dict[str, Any] = {"model": o.model, "prompt": node.prompt, "max_tokens": node.out, "stream": True,
                                 "stream_options": {"include_usage": True}}  # fmt: skip
-        if constrained:
-            body |= {"temperature": 1.0, "ignore_eos": False, "regex": REGEX}
+        if held:
+            body |= {"temperature": 1.0, "ignore_eos": False, **held}
         elif isinstance(node.prompt, str):
             body |= {"temperature": 1.0, "ignore_eos": True}
         else:
             body |= {"temperature": 0.0, "ignore_eos": True}
         node.body = client.encode("/v1/completions", json.dumps(body, separators=(",", ":")).encode())
         node.prompt = ""
-        encode(node.then, o, client, constrained)
+        encode(node.then, o, client, held)
 
 
 async def _ask(client: Client, node: Node, start: float, keep: bool, rows: list[Row]) -> None:
@@ -256,10 +252,10 @@ def _client(pipe: Any, o: Options) -> None:
         return rows
 
     while (job := pipe.recv()) is not None:
-        nodes, constrained = job
+        nodes, held = job
         client = Client(o.base_url)
-        encode(nodes, o, client, constrained)
-        pipe.send(asyncio.run(run(client, nodes, constrained)))
+        encode(nodes, o, client, held)
+        pipe.send(asyncio.run(run(client, nodes, bool(held))))
 
 
 class Clients:
@@ -275,11 +271,11 @@ class Clients:
             self._pipes.append(here)
             self._processes.append(process)
 
-    def run(self, nodes: list[Node], constrained: bool = False, limit: float = 600.0) -> list[Row]:
-        """Send every node and wait for the replies, `limit` seconds at most."""
+    def run(self, nodes: list[Node], held: dict[str, Any] | None = None, limit: float = 600.0) -> list[Row]:
+        """Send every node and wait for the replies, `limit` seconds at most. held: a constraint of all."""
         use = self._pipes[: max(1, min(len(self._pipes), len(nodes) // 8))]
         for i, pipe in enumerate(use):
-            pipe.send((nodes[i :: len(use)], constrained))
+            pipe.send((nodes[i :: len(use)], held or {}))
         for pipe in use:
             assert pipe.recv() == "ready"
         start = time.perf_counter() + BEFORE_S
@@ -361,10 +357,11 @@ def _measure(name: str, clients: Clients, o: Options, limit: float) -> dict[str,
         keys = ("ttft_ms_p50", "itl_ms_p50", "itl_ms_p99", "tpot_ms_p50", "e2e_ms_p50")
         return middle | {"runs": [{key: run.get(key) for key in keys} for run in runs]}
     flush(o)
-    if name != "G":
+    if name not in HELD:
         return summary(clients.run(build(name, o), limit=left()))
-    cold = clients.run(build(name, o)[:1], constrained=True, limit=left())[0]
-    rows = clients.run(build(name, o, rep=1), constrained=True, limit=left())
+    held, _ = HELD[name]
+    cold = clients.run(build(name, o)[:1], held=held, limit=left())[0]
+    rows = clients.run(build(name, o, rep=1), held=held, limit=left())
     found = summary(rows)
     del found["other_length"]
     nodes = [Node(node.prompt, row.n_out or 1) for node, row in zip(build(name, o, rep=2), rows, strict=True)]
@@ -372,7 +369,7 @@ def _measure(name: str, clients: Clients, o: Options, limit: float) -> dict[str,
     if "wall_s" in found and "wall_s" in free:
         found |= {"free_wall_s": free["wall_s"], "time_of_free": round(found["wall_s"] / free["wall_s"], 3)}
     good = [row for row in rows if not row.error]
-    match = [bool(re.fullmatch(REGEX, row.text)) for row in good]
+    match = [fits(name, row.text) for row in good]
     wrong = [row.text for row, ok in zip(good, match, strict=True) if not ok and row.finish != "length"]
     return found | {
         "cold_first_s": round(cold.end - cold.sent, 4), "cold_error": cold.error,
@@ -380,6 +377,16 @@ def _measure(name: str, clients: Clients, o: Options, limit: float) -> dict[str,
         "match": sum(match), "cut": sum(row.finish == "length" for row in good),
         "wrong": len(wrong), "first_wrong": wrong[0][:400] if wrong else "",
     }  # fmt: skip
+
+
+def fits(name: str, text: str) -> bool:
+    """Whether a whole text is what G or J ask for."""
+    if name == "G":
+        return bool(re.fullmatch(PATTERN, text))
+    try:
+        return list(json.loads(text)) == list(HELD[name][0]["json_schema"]["properties"])
+    except ValueError:
+        return False
 
 
 def warm(clients: Clients, o: Options, limit: float = 120.0) -> dict[str, Any]:
@@ -418,7 +425,7 @@ def line(name: str, s: dict[str, Any]) -> str:
     words = f"{name:4} req {s['requests']} err {s['errors']} wall {s.get('wall_s', '-')} s "
     words += f"out {s.get('output_tok_s', '-')} tok/s TTFT {both('ttft')} ITL {both('itl')} E2E {both('e2e')} ms "
     words += f"cached {s.get('cached_tokens', '-')}"
-    if name == "G":
+    if name in HELD:
         words += f" free {s.get('free_wall_s', '-')} s cold {s['cold_first_s']} s"
         words += f" match {s['match']} cut {s['cut']} wrong {s['wrong']} {s['cold_error']}"
     return words + (f" FIRST ERROR {s['first_error']}" if s["errors"] else "")

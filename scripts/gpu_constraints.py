@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from grammar_compile import PATTERN, schema
+from forms import PATTERN, schema
 
 from sglang.base.plan import Load
 from sglang.engine.automata import Automata
