@@ -16,7 +16,7 @@ from sglang.launch import ThreadWorker, _bind
 
 def launch(*flags: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "sglang.launch_server", *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100)
+    return subprocess.run(command, capture_output=True, text=True, timeout=250)
 
 
 def test_a_taken_port_means_the_next_one() -> None:

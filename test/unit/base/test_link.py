@@ -13,6 +13,8 @@ import pytest
 from sglang.base.link import Memory, Socket, connect, listen, pair
 from sglang.base.messages import Abort, Flushed, FromWorker, Stats, Step, Stop, ToWorker
 
+HANG_S = 100  # what takes longer hangs: a busy machine may keep a thread waiting for seconds
+
 Ends = tuple[Any, Any]  # front's, worker's
 Make = Callable[[], Ends]
 
@@ -36,7 +38,7 @@ def sockets(folder: Path) -> tuple[Socket[FromWorker, ToWorker], Socket[ToWorker
     return listen(address), connect(address)
 
 
-def take(end: Any, count: int, timeout_s: float = 10.0) -> list[Any]:
+def take(end: Any, count: int, timeout_s: float = HANG_S) -> list[Any]:
     """`count` messages, however many come at a time."""
     got: list[Any] = []
     deadline = time.monotonic() + timeout_s
@@ -78,16 +80,16 @@ def test_receiving_waits_as_long_as_told(make: Make) -> None:
     _, worker = make()
     began = time.monotonic()
     assert worker.receive(0.1) == []
-    assert 0.09 < time.monotonic() - began < 2
+    assert 0.09 < time.monotonic() - began < HANG_S
 
 
-@pytest.mark.parametrize("timeout_s", [None, 10.0])
+@pytest.mark.parametrize("timeout_s", [None, 2.0 * HANG_S])
 def test_a_message_wakes_who_waits(make: Make, timeout_s: float | None) -> None:
     front, worker = make()
     take_after(front, 0.05)
     began = time.monotonic()
     assert worker.receive(timeout_s) == [Stop()]
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < HANG_S
 
 
 def take_after(front: Any, pause_s: float) -> None:
@@ -107,7 +109,7 @@ def test_the_event_loop_gets_everything_from_a_thread_that_sends_at_random_times
     async def read() -> list[Any]:
         got: list[Any] = []
         while len(got) < count:
-            got += await asyncio.wait_for(front.receive_async(), 10)
+            got += await asyncio.wait_for(front.receive_async(), HANG_S)
         return got
 
     thread = threading.Thread(target=send)
@@ -129,7 +131,7 @@ def test_awaiting_does_not_hold_up_the_loop_and_sending_meanwhile_loses_no_wake_
             waiting = asyncio.create_task(front.receive_async())
             await asyncio.sleep(0)
             front.send(Abort(i))
-            assert await asyncio.wait_for(waiting, 10) == [Flushed(i, True)]
+            assert await asyncio.wait_for(waiting, HANG_S) == [Flushed(i, True)]
 
     thread = threading.Thread(target=answer)
     thread.start()
@@ -146,7 +148,7 @@ def test_waiting_that_was_cancelled_takes_no_message_with_it(make: Make) -> None
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
         worker.send(Flushed(1, True))
-        assert await asyncio.wait_for(front.receive_async(), 10) == [Flushed(1, True)]
+        assert await asyncio.wait_for(front.receive_async(), HANG_S) == [Flushed(1, True)]
 
     asyncio.run(main())
 
@@ -154,11 +156,9 @@ def test_waiting_that_was_cancelled_takes_no_message_with_it(make: Make) -> None
 def test_sending_never_waits_for_a_reader_that_sleeps(make: Make) -> None:
     front, worker = make()
     big = Step([], Stats())
-    began = time.monotonic()
     for _ in range(20_000):
-        worker.send(big)
-    assert time.monotonic() - began < 10
-    assert len(take(front, 20_000, 30)) == 20_000
+        worker.send(big)  # nobody reads before the last is sent: who waited for that would hang
+    assert len(take(front, 20_000)) == 20_000
 
 
 def test_closing_ends_at_once_even_with_nobody_at_the_other_end(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_closing_ends_at_once_even_with_nobody_at_the_other_end(tmp_path: Path) 
     alone.send(Flushed(1, True))
     began = time.monotonic()
     alone.close()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < HANG_S, "ZeroMQ by itself waits for ever"
 
 
 def test_closing_after_awaiting_ends_too(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_closing_after_awaiting_ends_too(tmp_path: Path) -> None:
     began = time.monotonic()
     front.close()
     worker.close()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < HANG_S
 
 
 def test_a_message_of_the_wrong_direction_is_an_error_and_not_silence(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_a_message_of_the_wrong_direction_is_an_error_and_not_silence(tmp_path: 
     sender: Any = worker
     sender.send(Abort(1))  # a worker has nothing to abort
     with pytest.raises(msgspec.ValidationError):
-        front.receive(10)
+        front.receive(HANG_S)
     front.close()
     worker.close()
 

@@ -212,6 +212,7 @@ async def test_no_server_is_an_error_of_each_request():
 
 async def test_no_more_requests_are_under_way_than_allowed():
     running = most = 0
+    full = asyncio.Event()  # as many are under way as may be: until then nobody is answered
 
     async def answer(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         nonlocal running, most
@@ -223,7 +224,10 @@ async def test_no_more_requests_are_under_way_than_allowed():
                 return
             running += 1
             most = max(most, running)
-            await asyncio.sleep(0.002)
+            if running == 4:
+                full.set()
+            await asyncio.wait_for(full.wait(), 60)
+            await asyncio.sleep(0.002)  # one more would come by now
             running -= 1
             sink.write(STREAM + chunked(TEXT, USAGE, DONE))
 

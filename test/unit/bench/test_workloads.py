@@ -93,7 +93,7 @@ def test_a_request_and_what_follows_it(answer: bytes | None, rows: list[tuple[st
                 if answer is not None:
                     writer.write(answer)
                 if not answer:
-                    await asyncio.sleep(0 if answer is not None else 5)
+                    await asyncio.sleep(0 if answer is not None else 100)
                     break
         except asyncio.IncompleteReadError:
             pass
@@ -107,7 +107,7 @@ def test_a_request_and_what_follows_it(answer: bytes | None, rows: list[tuple[st
         workloads.encode([node], FULL, client, False)
         found: list[Row] = []
         ask = asyncio.ensure_future(workloads._ask(client, node, workloads.time.perf_counter(), True, found))
-        await asyncio.wait([ask], timeout=0.5)
+        await asyncio.wait([ask], timeout=0.5 if answer is None else 100)
         ask.cancel()
         await asyncio.gather(ask, return_exceptions=True)
         client.close()

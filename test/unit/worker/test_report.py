@@ -86,12 +86,12 @@ report.beat(busy=False)
 time.sleep(0.6)
 print("idle is no hang", flush=True)
 report.beat(busy=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
 def test_a_hanging_step_ends_the_process_with_its_stack() -> None:
-    done = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=200)
     assert done.returncode == 1
     assert done.stdout.splitlines()[0] == "idle is no hang"
     assert "--watchdog-timeout 0.2 s" in done.stdout
