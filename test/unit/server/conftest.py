@@ -14,7 +14,7 @@ import httpx
 import openai
 import pytest
 import uvicorn
-from server_doubles import EchoWorker, make_tokenizer
+from server_doubles import HANG_S, EchoWorker, make_tokenizer
 
 from sglang.base.config import ServerConfig
 from sglang.base.link import pair
@@ -38,7 +38,7 @@ class Running:
 
     @cached_property
     def http(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=20)
+        return httpx.Client(base_url=self.url, timeout=HANG_S)
 
     def post(self, path: str, body: Any, **kwargs: Any) -> httpx.Response:
         return self.http.post(path, json=body, **kwargs)
@@ -56,7 +56,26 @@ class Running:
         async def run() -> Any:
             return work()
 
-        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(10)
+        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(HANG_S)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """The server's loop stands still: what clients do in here comes to it at one moment, however busy the machine.
+
+        Nothing that waits for the server may be done in here.
+        """
+        entered, leave = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            entered.set()
+            leave.wait(HANG_S)
+
+        self.loop.call_soon_threadsafe(hold)
+        assert entered.wait(HANG_S)
+        try:
+            yield
+        finally:
+            leave.set()
 
 
 @pytest.fixture(scope="session")
@@ -75,8 +94,10 @@ def serve(
     config: ServerConfig | None = None,
     connection: type[Connection] = Connection,
     stalled_s: float = STALLED_S,
+    steady: bool = False,
     **script: Any,
 ) -> Iterator[Running]:
+    """steady: the worker is never a step ahead of the front, so that no two tokens reach a stream together."""
     config = config or ServerConfig(model_path="some/model", random_seed=1)
     ours, theirs = pair()
     tokenizer = text.load(str(folder))
@@ -88,7 +109,16 @@ def serve(
     running: list[Running] = []
     servers: list[uvicorn.Server] = []
 
+    async def settle() -> None:
+        while not ours._inbox.empty():
+            await asyncio.sleep(0)
+        for _ in range(10):  # whom the front has woken
+            await asyncio.sleep(0)
+
     async def main() -> None:
+        if steady:
+            loop = asyncio.get_running_loop()
+            worker.settled = lambda: asyncio.run_coroutine_threadsafe(settle(), loop).result(HANG_S)
         front = Front(ours, tokenizer, config)
         await front.start()
         server = uvicorn.Server(
@@ -104,13 +134,13 @@ def serve(
 
     thread = threading.Thread(target=asyncio.run, args=(main(),), daemon=True)
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(HANG_S)
     try:
         yield running[0]
     finally:
         running[0].http.close()
         servers[0].should_exit = servers[0].force_exit = True
-        thread.join(10)
+        thread.join(HANG_S)
         ours.send(Stop())
         worker.join()
         listener.close()

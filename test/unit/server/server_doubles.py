@@ -27,6 +27,7 @@ from sglang.base.messages import (
     ToWorker,
 )
 
+HANG_S = 60.0  # what takes longer hangs: a busy machine may keep a thread waiting for seconds
 CONTEXT = 512
 VOCAB = 400  # rows of the model's embedding: more than the tokenizer has, as in most checkpoints
 EOS = 1
@@ -71,7 +72,7 @@ def make_tokenizer(folder: Path) -> Path:
     return folder
 
 
-def eventually(condition: Callable[[], bool], timeout_s: float = 5.0) -> bool:
+def eventually(condition: Callable[[], bool], timeout_s: float = HANG_S) -> bool:
     """Whether `condition` comes true in time."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
@@ -93,13 +94,15 @@ def echo(submit: Submit) -> list[int]:
 class EchoWorker:
     """A worker's protocol without a model: each step gives every open sequence its next token of the script.
 
-    `step_s`: pause after a step. `queue`: how many sequences it holds before it answers 503. Aborted ids are in
-    `aborted`, every Submit in `submits`.
+    `step_s`: pause after a step. `settled`: returns when what was sent has been dealt with; a step waits for that.
+    `queue`: how many sequences it holds before it answers 503. Aborted ids are in `aborted`, every Submit in
+    `submits`.
     """
 
     link: Link[ToWorker, FromWorker]
     script: Script = echo
     step_s: float = 0.0
+    settled: Callable[[], None] | None = None
     queue: int = 10**9
     chunk: int = 1  # tokens a step
     sampling: dict[str, float] = field(default_factory=dict)  # of the model's own generation config
@@ -121,6 +124,10 @@ class EchoWorker:
     def running(self) -> int:
         return len(self._open)
 
+    @property
+    def steps(self) -> int:
+        return self._stats.steps
+
     def start(self) -> "EchoWorker":
         self._thread.start()
         return self
@@ -136,7 +143,7 @@ class EchoWorker:
         self._paused.clear()
 
     def join(self) -> None:
-        self._thread.join(5)
+        self._thread.join(HANG_S)
 
     def _serve(self) -> None:
         self.link.send(
@@ -164,6 +171,8 @@ class EchoWorker:
                 self.link.send(Failed(self._last_words))
                 return
             if self._open and not self._paused.is_set():
+                if self.settled is not None:
+                    self.settled()
                 pieces = [self._next(id) for id in list(self._open)]
                 self._stats.steps += 1
                 self._stats.generated_tokens += sum(len(p.tokens) for p in pieces)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from server_doubles import eventually
+from server_doubles import HANG_S, eventually
 
 from sglang.server.http import ClientGone, while_connected
 
@@ -23,7 +23,7 @@ def endless(serving: Any) -> Iterator[Any]:
 
 def send(port: int, path: str, body: Any) -> socket.socket:
     content = json.dumps(body).encode()
-    s = socket.create_connection(("127.0.0.1", port), timeout=10)
+    s = socket.create_connection(("127.0.0.1", port), timeout=HANG_S)
     s.sendall(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(content)) + content)
     return s
 
@@ -72,7 +72,7 @@ def test_a_client_that_leaves_before_its_first_token_is_forgotten(endless: Any) 
 
 
 def test_a_client_that_leaves_in_the_middle_of_its_body_starts_nothing(endless: Any) -> None:
-    s = socket.create_connection(("127.0.0.1", endless.port), timeout=10)
+    s = socket.create_connection(("127.0.0.1", endless.port), timeout=HANG_S)
     s.sendall(b'POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{"text": "x')
     time.sleep(0.05)
     s.close()
@@ -88,13 +88,13 @@ def test_two_hundred_clients_that_vanish_leave_nothing_behind(endless: Any) -> N
     for i in range(200):
         path = paths[i % 3]
         clients.append(send(endless.port, path, body(path, stream=i % 4 != 0)))
-    assert eventually(lambda: endless.worker.running == 200, 20)
+    assert eventually(lambda: endless.worker.running == 200)
     chance.shuffle(clients)
     for client in clients:
         if chance.random() < 0.5:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # close sends a reset
         client.close()
-    assert eventually(lambda: all_forgotten(endless, 200), 20)
+    assert eventually(lambda: all_forgotten(endless, 200))
     answer = endless.post("/generate", {"text": "x", "sampling_params": {"max_new_tokens": 3}})
     assert answer.json()["meta_info"]["completion_tokens"] == 3
 

@@ -21,8 +21,8 @@ ODD = 'a "quoted" \\ back/slash \n\t\x00\x1f \u2028 日本語 👋 <|x|> %s {}'
 
 @pytest.fixture
 def steady(serving: Any) -> Iterator[Any]:
-    """Slow enough for an event per token, mostly."""
-    with serving(step_s=0.005) as server:
+    """An event per token."""
+    with serving(steady=True) as server:
         yield server
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from server_doubles import CONTEXT, EOS, eventually
+from server_doubles import CONTEXT, EOS, HANG_S, eventually
 
 from sglang.base.config import ServerConfig
 from sglang.base.messages import Logprobs
@@ -256,7 +256,7 @@ def test_a_streamed_batch_tells_its_sequences_apart(echo: Any) -> None:
 
 def test_the_stream_interval_of_the_server_spaces_events(serving: Any) -> None:
     config = ServerConfig(model_path="m", random_seed=1, stream_interval=5)
-    with serving(config=config, step_s=0.02) as server:
+    with serving(config=config, steady=True) as server:
         ids = list(range(10, 33))
         chunks = events(server.post("/generate", {"input_ids": [0, *ids], "sampling_params": PARAMS, "stream": True}))
         counts = [chunk["meta_info"]["completion_tokens"] for chunk in chunks]
@@ -286,15 +286,15 @@ def test_the_cache_salt_keeps_prefixes_apart(echo: Any) -> None:
 
 @pytest.mark.parametrize("body", [{"rid": "mine"}, {"abort_all": True}])
 def test_an_abort_ends_a_request_with_what_it_has(serving: Any, body: dict[str, Any]) -> None:
-    with serving(script=lambda s: [10] * 400, step_s=0.005) as server:
+    with serving(script=lambda s: [10] * 100_000, step_s=0.005) as server:
         answers: list[Any] = []
-        request = {"text": "x", "rid": "mine", "sampling_params": {"max_new_tokens": 400}}
+        request = {"text": "x", "rid": "mine", "sampling_params": {"max_new_tokens": 100_000}}
         reader = threading.Thread(target=lambda: answers.append(server.post("/generate", request)))
         reader.start()
         assert eventually(lambda: server.worker.running == 1)
         assert server.post("/abort_request", {"rid": "other"}).json() == {"aborted": 0}
         assert server.post("/abort_request", body).json() == {"aborted": 1}
-        reader.join(5)
+        reader.join(HANG_S)
         reason = answers[0].json()["meta_info"]["finish_reason"]
         assert reason == {"type": "abort", "message": "aborted by request"}
         assert eventually(lambda: server.worker.aborted == [server.worker.submits[0].id])
@@ -346,8 +346,8 @@ def test_the_cache_is_flushed_only_when_idle(serving: Any) -> None:
         assert refused.status_code == 400
         assert "running" in refused.json()["error"]["message"]
         threading.Timer(0.1, server.worker.go_on).start()
-        assert server.get("/flush_cache", params={"timeout": "5"}).status_code == 200
-        reader.join(5)
+        assert server.get("/flush_cache", params={"timeout": str(HANG_S)}).status_code == 200
+        reader.join(HANG_S)
 
 
 @pytest.mark.parametrize("path", ["", "/v1"])
