@@ -9,6 +9,8 @@ from sglang.base.choices import ChoicesDecision, Method, token_length_normalized
 from sglang.lang.backends.base import AsyncBackend, NotFused, Segment, StateView
 from sglang.lang.ir import Select, SglSamplingParams, Text
 
+HANG_S = 60.0  # what takes longer hangs: a busy machine may keep a thread waiting for seconds
+
 Script = Callable[[str, SglSamplingParams], str]
 
 
@@ -19,7 +21,8 @@ def count(text: str, params: SglSamplingParams) -> str:
 
 class Scripted(AsyncBackend):
     """`script(prompt, params)` is the answer, after `delay` seconds; prompts are in `asked`, the kinds of requests in
-    `requests`. chains: it takes several gens at once; "refused" takes them until it sees one."""
+    `requests`. chains: it takes several gens at once; "refused" takes them until it sees one. meet: nobody is answered
+    before so many are under way."""
 
     def __init__(
         self,
@@ -28,6 +31,7 @@ class Scripted(AsyncBackend):
         chains: bool | str = False,
         template: str = "default",
         spec: Any = None,
+        meet: int = 0,
     ):
         self.script = script
         self.delay = delay
@@ -35,6 +39,8 @@ class Scripted(AsyncBackend):
         self._refuses = chains == "refused"
         self.template = get_chat_template(template)
         self.spec = spec
+        self.meet = meet
+        self._met = asyncio.Event()
         self.asked: list[str] = []
         self.params: list[SglSamplingParams] = []
         self.requests: list[str] = []
@@ -51,6 +57,10 @@ class Scripted(AsyncBackend):
         self.running += 1
         self.most = max(self.most, self.running)
         try:
+            if self.running >= self.meet:
+                self._met.set()
+            elif self.most < self.meet:
+                await asyncio.wait_for(self._met.wait(), HANG_S)
             await asyncio.sleep(self.delay)
             return self.script(text, params)
         except asyncio.CancelledError:

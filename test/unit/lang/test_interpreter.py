@@ -4,11 +4,11 @@ import asyncio
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from lang_doubles import Scripted
+from lang_doubles import HANG_S, Scripted
 
 import sglang as sgl
 from sglang.lang.backends.base import BaseBackend
@@ -17,6 +17,13 @@ from sglang.lang.ir import SglSamplingParams
 
 def letters(text: str, params: SglSamplingParams) -> str:
     return "abc"
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + HANG_S
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return condition()
 
 
 def test_text_and_variables_follow_one_another() -> None:
@@ -56,7 +63,9 @@ def test_two_gens_of_one_state_are_in_order_those_of_forks_at_the_same_time() ->
     @sgl.function
     def program(s: Any) -> None:
         s += sgl.gen("a") + sgl.gen("b")
-        assert backend.most <= 1
+        s.sync()
+        assert backend.most == 1
+        backend.meet = 3
         forks = s.fork(3)
         forks += sgl.gen("c")
         forks.join()
@@ -216,11 +225,21 @@ def test_an_exception_inside_of_a_copy_does_not_wait_for_what_it_asked(asynchron
 
     began = time.monotonic()
     with pytest.raises(ZeroDivisionError, match="mine"):
-        (awaiting if asynchronous else plain).run(backend=Scripted(delay=5))
-    assert time.monotonic() - began < 2
+        (awaiting if asynchronous else plain).run(backend=Scripted(delay=10 * HANG_S))
+    assert time.monotonic() - began < HANG_S
 
 
 def test_a_fork_has_the_variables_of_its_moment_and_its_own_at_once() -> None:
+    go = threading.Event()
+
+    class Waiting(Scripted):
+        async def _answer(self, text: str, params: SglSamplingParams) -> str:
+            began = time.monotonic()
+            while not go.is_set() and time.monotonic() - began < HANG_S:
+                await asyncio.sleep(0.001)
+            go.set()
+            return await super()._answer(text, params)
+
     @sgl.function
     def program(s: Any) -> tuple[Any, ...]:
         s["k"] = "before"
@@ -228,16 +247,16 @@ def test_a_fork_has_the_variables_of_its_moment_and_its_own_at_once() -> None:
         forks = s.fork(2)
         s["k"] = s["late"] = "after"
         forks[0]["mine"] = 1
-        began = time.monotonic()
         at_once = forks[0]["k"], forks[0]["mine"]
-        assert time.monotonic() - began < 0.7, "neither needs the gen"
+        assert not go.is_set(), "neither needs the gen"
+        go.set()
         forks[1]["k"] = "own"
         inner = forks[1].fork(1)
         seen = forks[0]["a"], inner[0]["a"], inner[0]["k"], "late" in forks[0], forks[1]["k"]
         forks.join()
         return *at_once, *seen, s["mine"], s["k"]
 
-    result = program.run(backend=Scripted(letters, delay=1)).ret_value
+    result = program.run(backend=Waiting(letters)).ret_value
     assert result == ("before", 1, "abc", "abc", "own", False, "own", [1], "after")
 
 
@@ -320,20 +339,17 @@ def test_a_failed_gen_ends_the_state_and_names_its_line(chains: bool, caplog: py
 
 
 def test_an_exception_of_the_body_is_raised_and_drops_what_runs() -> None:
-    backend = Scripted(delay=30)
+    backend = Scripted(delay=10 * HANG_S)
 
     @sgl.function
     def program(s: Any) -> None:
         s += sgl.gen("a")
-        time.sleep(0.02)
+        assert eventually(lambda: backend.running == 1)
         raise ZeroDivisionError("mine")
 
     with pytest.raises(ZeroDivisionError, match="mine"):
         program.run(backend=backend)
-    deadline = time.monotonic() + 5
-    while not backend.dropped and time.monotonic() < deadline:
-        time.sleep(0.005)
-    assert backend.dropped == 1
+    assert eventually(lambda: backend.dropped == 1)
 
 
 def test_a_backend_that_calls_exit_ends_the_state_and_no_other() -> None:
@@ -353,7 +369,7 @@ def test_a_backend_that_calls_exit_ends_the_state_and_no_other() -> None:
         state = program.run(backend=backend)
         asking = threading.Thread(target=state.sync, daemon=True)
         asking.start()
-        asking.join(5)
+        asking.join(HANG_S)
         assert not asking.is_alive(), "it hangs"
         assert "SystemExit(3)" in str(state.error())
         assert 's += sgl.gen("a")' in "".join(traceback.format_exception(state.error()))
@@ -388,7 +404,7 @@ def test_a_fork_that_is_never_joined_holds_nothing_up(batch: bool) -> None:
     class SlowForks(Scripted):
         async def async_generate(self, s: Any, sampling_params: SglSamplingParams) -> tuple[Any, Any]:
             if "fork" in s.text_:
-                await asyncio.sleep(600)
+                await asyncio.sleep(10 * HANG_S)
             return await super().async_generate(s, sampling_params)
 
     @sgl.function
@@ -404,7 +420,7 @@ def test_a_fork_that_is_never_joined_holds_nothing_up(batch: bool) -> None:
     else:
         states = [program.run(backend=SlowForks())]
     assert {state.text() for state in states} == {"<0>end<6>"}
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < HANG_S
 
 
 def test_what_cannot_be_appended_is_refused() -> None:
@@ -413,14 +429,6 @@ def test_what_cannot_be_appended_is_refused() -> None:
             sgl.function(lambda s, value=value: s.__iadd__(value)).run(backend=Scripted())
     with pytest.raises(ValueError, match="cannot append"):
         sgl.function(lambda s: s.fork(2).__iadd__(3)).run(backend=Scripted())
-
-
-@pytest.fixture
-def patient() -> Iterator[None]:
-    """Gens wait longer for company: on a busy machine a program may be idle for a millisecond."""
-    sgl.global_config.fusion_idle_s, usual = 0.3, sgl.global_config.fusion_idle_s
-    yield
-    sgl.global_config.fusion_idle_s = usual
 
 
 @pytest.mark.usefixtures("patient")
@@ -465,10 +473,7 @@ def test_a_slow_body_does_not_hold_its_gens_back() -> None:
     @sgl.function
     def program(s: Any) -> bool:
         s += sgl.gen("a")
-        deadline = time.monotonic() + 5
-        while not backend.asked and time.monotonic() < deadline:
-            time.sleep(0.001)
-        return bool(backend.asked)
+        return eventually(lambda: bool(backend.asked))
 
     assert program.run(backend=backend).ret_value is True
 
@@ -559,7 +564,7 @@ def test_a_stream_waits_for_variables_that_the_body_has_not_reached() -> None:
     @sgl.function
     def program(s: Any) -> None:
         s += sgl.gen("a")
-        assert go.wait(5)
+        assert go.wait(HANG_S)
         s += sgl.gen("b")
 
     state = program.run(backend=Scripted(letters), stream=True)
@@ -778,7 +783,7 @@ def test_a_speculated_message_that_does_not_end_holds_nothing_up(body: Any) -> N
         ended.set()
 
     threading.Thread(target=batch, daemon=True).start()
-    assert ended.wait(5), "it hangs"
+    assert ended.wait(HANG_S), "it hangs"
     for error in errors:
         assert "message ends before" in str(error)
         assert "s += sgl.assistant_begin() + sgl.gen(" in "".join(traceback.format_exception(error))

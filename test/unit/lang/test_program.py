@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lang_doubles import Scripted
+from lang_doubles import HANG_S, Scripted
 
 import sglang as sgl
 from sglang.lang.ir import SglSamplingParams
@@ -25,7 +25,7 @@ def qa(s: Any, question: str, end: str = "\n") -> None:
 
 
 def test_a_batch_keeps_the_order_of_its_items() -> None:
-    backend = Scripted(delay=0.2)
+    backend = Scripted(meet=33)
     states = qa.run_batch([{"question": "x" * i} for i in range(300)], backend=backend, max_new_tokens=3)
     assert [state["answer"] for state in states] == [f"<{4 + i}>" for i in range(300)]
     assert backend.params[0].max_new_tokens == 3
@@ -34,7 +34,7 @@ def test_a_batch_keeps_the_order_of_its_items() -> None:
 
 @pytest.mark.parametrize("threads", [1, 7])
 def test_num_threads_is_how_many_programs_are_under_way(threads: int) -> None:
-    backend = Scripted(delay=0.001)
+    backend = Scripted(delay=0.001, meet=threads)
     states = qa.run_batch([("a",), ["b", "."], {"question": "c"}] * 20, backend=backend, num_threads=threads)
     assert [state.text()[:5] for state in states[:3]] == ["Q: a\n", "Q: b.", "Q: c\n"]
     assert backend.most == threads
@@ -84,7 +84,7 @@ def test_an_exception_of_one_body_ends_the_batch_with_its_line() -> None:
         if i == 5:
             raise ZeroDivisionError("mine")
 
-    backend = Scripted(delay=0.01)
+    backend = Scripted(delay=10 * HANG_S)
     with pytest.raises(ZeroDivisionError) as caught:
         program.run_batch([(i,) for i in range(2000)], backend=backend)
     assert 'raise ZeroDivisionError("mine")' in "".join(traceback.format_exception(caught.value))
@@ -115,7 +115,7 @@ def test_a_body_that_calls_exit_ends_its_run_and_no_other() -> None:
 
             calling = threading.Thread(target=work, daemon=True)
             calling.start()
-            calling.join(5)
+            calling.join(HANG_S)
             assert raised, "it hangs"
             assert "sys.exit(4)" in "".join(traceback.format_exception(raised[0]))
     assert qa.run("x", backend=Scripted())["answer"] == "<5>"
@@ -232,16 +232,15 @@ def interrupt():
 threading.Thread(target=interrupt, daemon=True).start()
 {call}
 """)
-    done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, timeout=60)
-    assert time.time() - float(done.stdout) < 10
+    done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, timeout=200)
+    assert time.time() - float(done.stdout) < HANG_S
     assert "KeyboardInterrupt" in done.stderr and f"    {call}\n" in done.stderr
     assert "Error in stream_executor" not in done.stderr
     assert done.returncode != 0
 
 
-def test_a_program_in_flight_is_not_a_thread() -> None:
-    import threading
-
+def test_a_program_in_flight_is_not_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sglang.lang.loop.STUCK_S", 1.0)  # where others compute, a thread may not move for a moment
     most = 0
 
     def script(text: str, params: SglSamplingParams) -> str:
@@ -270,7 +269,7 @@ def test_importing_sglang_imports_nothing_heavy() -> None:
         "assert not [m for m in sys.modules if m.split('.')[0] in ('torch', 'transformers', 'openai', 'litellm')];"
         "assert isinstance(sglang.__version__, str); [getattr(sglang, n) for n in sglang.__all__ if n != 'Engine']"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(PACKAGE_ROOT)}, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(PACKAGE_ROOT)}, timeout=200)
 
 
 def test_what_programs_import_under_other_names_is_the_same() -> None:
@@ -359,4 +358,4 @@ def test_a_long_body_of_constants_is_quick() -> None:
 
     began = time.monotonic()
     assert len(program.run(backend=Scripted()).text()) == 20_000
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < HANG_S

@@ -153,6 +153,7 @@ def test_a_prefix_is_computed_when_it_is_asked_for_and_sent_ahead_where_it_is_no
         assert wire.bodies[:1] == ([] if shares else [ahead("x" * 70)])
 
 
+@pytest.mark.usefixtures("patient")
 def test_chains_go_to_servers_that_know_them_only() -> None:
     def answer(body: dict[str, Any]) -> Answer:
         if "segments" not in body:
@@ -174,6 +175,7 @@ def test_chains_go_to_servers_that_know_them_only() -> None:
         assert two.run(backend=sgl.RuntimeEndpoint(wire.url, fusion=False)).text() == "QhiRhi"
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_server_that_claims_chains_and_refuses_them_is_asked_one_by_one() -> None:
     def answer(body: dict[str, Any]) -> Answer:
         if "segments" in body:
@@ -187,6 +189,7 @@ def test_a_server_that_claims_chains_and_refuses_them_is_asked_one_by_one() -> N
         assert sum("segments" in body for body in wire.bodies) == 1
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_bad_gen_of_a_chain_fails_at_its_own_line_and_those_before_it_do_not() -> None:
     def answer(body: dict[str, Any]) -> Answer:
         if "segments" in body:

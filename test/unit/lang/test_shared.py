@@ -42,7 +42,7 @@ def test_lines_of_json_and_texts_of_states(tmp_path: Path) -> None:
 def test_a_server_is_started_waited_for_and_ended(tmp_path: Path) -> None:
     (tmp_path / "server.py").write_text(SERVER)
     process, port = launch_server_cmd(f"{sys.executable} {tmp_path}/server.py")
-    wait_for_server(f"http://127.0.0.1:{port}", timeout=30, process=process)
+    wait_for_server(f"http://127.0.0.1:{port}", timeout=100, process=process)
     terminate_process(process)
     assert process.poll() is not None
     with pytest.raises(RuntimeError, match="before it answered"):

@@ -206,7 +206,7 @@ def test_explain_measures_what_the_backend_does_not_tell_and_shows_where_a_run_e
     assert lines[1:3] == ["  fork 2", "  ├─ [0]"] and lines[4] == "  └─ [1]"
     for line in (lines[3], lines[5], lines[6]):  # a gen of each state, the join
         seconds = float(line.rpartition(" s]")[0].split()[-1].lstrip("["))
-        assert 0.04 < seconds < 5, line
+        assert 0.04 < seconds < 100, line  # seconds, whatever else the machine does
     assert lines[-1] == "  ... RuntimeError: broken"
 
 
