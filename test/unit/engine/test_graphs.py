@@ -225,10 +225,16 @@ def test_the_start_captures_all_sizes_and_keeps_those_that_are_worth_it(
     graphs.captures = True
     graphs._attention.shares = True
     monkeypatch.setattr(graphs, "_step", lambda kind, wanted=None: None)
+    now = [0.0]  # of a clock of our own: on a busy machine a short sleep takes as long as a longer one
+    monkeypatch.setattr(
+        "sglang.engine.graphs.time", SimpleNamespace(perf_counter=lambda: now[0], monotonic=time.monotonic)
+    )
+
+    def replay(kind: _Kind) -> None:
+        now[0] += 0.02 if kind.size == 4 else 0.001 * kind.size
 
     def capture(kind: _Kind, wanted: object = None) -> None:
-        seconds = 0.02 if kind.size == 4 else 0.001 * kind.size
-        graph = SimpleNamespace(replay=lambda: time.sleep(seconds))
+        graph = SimpleNamespace(replay=lambda: replay(kind))
         graphs._captured[kind] = _Captured(graph, torch.zeros(0))  # type: ignore[arg-type]
 
     monkeypatch.setattr(graphs, "_capture", capture)

@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator
 
@@ -13,14 +14,21 @@ from sglang.grammar.regular import RegularCompiled
 from sglang.grammar.rules import Rules
 from sglang.grammar.vocab import Vocabulary
 
+PATIENCE_S = 250.0  # of tests: a child computes with what others leave, which on a busy machine is little
 VOCABULARY = Vocabulary([bytes([b]) for b in range(256)] + [b"<eos>"], [256])
 
 
 @pytest.fixture(params=[True, False], ids=["child", "thread"])
 def compiler(request: pytest.FixtureRequest) -> Iterator[Compiler]:
-    made = Compiler(VOCABULARY, separate=request.param)
+    made = patient(Compiler(VOCABULARY, separate=request.param))
     yield made
     made.close()
+
+
+def patient(compiler: Compiler) -> Compiler:
+    if compiler._child is not None:
+        compiler._child._patience_s = PATIENCE_S
+    return compiler
 
 
 def accepts(compiler: Compiler, rules: Rules, text: bytes) -> bool:
@@ -113,24 +121,24 @@ def test_a_compilation_that_takes_too_long_is_killed_and_the_next_one_served():
             compiler.compile(Rules("regex", "a{30000}"))
         assert error.value.status == 400
     assert compiler._child is not None
-    compiler._child._timeout_s = compiler._child._patience_s = 60
+    compiler._child._timeout_s = compiler._child._patience_s = PATIENCE_S
     assert accepts(compiler, Rules("regex", "a{300}"), b"a" * 300)
     compiler.close()
 
 
 def test_computing_for_too_long_ends_the_child_before_patience_does():
-    compiler = Compiler(VOCABULARY, timeout_s=0.02)
-    began = time.monotonic()
+    compiler = patient(Compiler(VOCABULARY, timeout_s=0.02))
     assert compiler._child is not None
-    compiler._child._patience_s = 60.0
+    process = compiler._child._process
+    assert process is not None
     with pytest.raises(FieldError, match=r"more than 0\.02 s"):
         compiler.compile(Rules("regex", "(.*a.*){20}b(.?c){30}"))
-    assert time.monotonic() - began < 40
+    assert process.returncode == -signal.SIGPROF
     compiler.close()
 
 
 def test_the_child_computes_only_what_others_leave():
-    compiler = Compiler(VOCABULARY)
+    compiler = patient(Compiler(VOCABULARY))
     compiler.compile(Rules("regex", "a"))
     assert compiler._child is not None
     assert compiler._child._process is not None
@@ -140,7 +148,7 @@ def test_the_child_computes_only_what_others_leave():
 
 
 def test_what_holds_the_interpreter_is_made_before_anything_is_asked():
-    compiler = Compiler(VOCABULARY)
+    compiler = patient(Compiler(VOCABULARY))
     compiler.rehearse()
     engine = compiler._engine
     assert engine is not None
@@ -152,7 +160,7 @@ def test_what_holds_the_interpreter_is_made_before_anything_is_asked():
 
 
 def test_a_child_that_died_is_replaced():
-    compiler = Compiler(VOCABULARY)
+    compiler = patient(Compiler(VOCABULARY))
     assert accepts(compiler, Rules("regex", "a"), b"a")
     assert compiler._child is not None
     assert compiler._child._process is not None
