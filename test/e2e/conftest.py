@@ -13,9 +13,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from live_server import HANG_S
 
 PACKAGE_ROOT = Path(__file__).parents[2] / "python"
-START_S = 120  # generous: a loaded two-core machine imports torch in 20 s
+START_S = 200  # generous: a loaded two-core machine imports torch in 20 s
 
 
 def free_port() -> int:
@@ -39,7 +40,7 @@ class Served:
 
     def metric(self, name: str) -> float:
         """The value of one sample of /metrics, labels ignored."""
-        for line in httpx.get(self.url + "/metrics").text.splitlines():
+        for line in httpx.get(self.url + "/metrics", timeout=HANG_S).text.splitlines():
             if line.startswith((name + " ", name + "{")):
                 return float(line.rsplit(" ", 1)[1])
         raise AssertionError(f"no metric {name}")

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from live_server import HANG_S
 
 pytestmark = pytest.mark.e2e
 
@@ -104,7 +105,7 @@ def test_a_server_that_names_no_local_tokenizer_is_asked_for_its_tokens(served: 
     from sglang.bench.datasets import random_jobs
     from sglang.bench.tokens import ServerTokens
 
-    with httpx.Client(base_url=served.url) as http:
+    with httpx.Client(base_url=served.url, timeout=HANG_S) as http:
         tokens = ServerTokens(http, "demo")
         texts = [str(job.prompt) for job in random_jobs(tokens, 3, 20, 4, 1.0, 0, as_text=True)]
         assert [len(ids) for ids in tokens.encode(texts)] == [20, 20, 20]
@@ -125,7 +126,7 @@ def test_a_server_that_names_no_local_tokenizer_is_asked_for_its_tokens(served: 
     ],
 )
 def test_what_this_server_cannot_do_is_said(served: Any, words: list[str], says: str, code: int) -> None:
-    if "--profile" in words and httpx.post(served.url + "/start_profile").status_code != 404:
+    if "--profile" in words and httpx.post(served.url + "/start_profile", timeout=HANG_S).status_code != 404:
         pytest.skip("this server can profile itself")
     small = ["--random-output-len", "8", "--num-prompts", "4", "--disable-tqdm"]
     text = run("bench_serving", "--base-url", served.url, *small, *words, code=code)
@@ -192,7 +193,7 @@ def test_an_interrupted_run_tells_what_it_has_seen(served: Any) -> None:
         assert piece, shown
         shown += piece
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=HANG_S)
     assert process.returncode == 130
     assert b"Failed requests" not in out
     assert b"Successful requests:" in out

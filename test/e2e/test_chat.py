@@ -22,7 +22,7 @@ pytestmark = pytest.mark.e2e
 
 PACKAGE_ROOT = Path(__file__).parents[2] / "python"
 COMMAND = [sys.executable, "-m", "sglang", "chat"]
-WAIT_S = 30
+WAIT_S = 100  # what takes longer hangs
 
 
 def chat(lines: str, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -213,7 +213,8 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(endless: str):
     terminal.wait_for("> ")
     terminal.type("go\n")
     terminal.wait_for("piece3")
-    terminal.wait_for("(stopped)", key="\x03")
+    terminal.type("\x03")  # once: a second one might come to the prompt, and take what is typed there with it
+    terminal.wait_for("(stopped)")
     assert Endless.left.wait(WAIT_S), "the server was not told"
     terminal.wait_for("> ")
     terminal.type("again \\\nand again\n")

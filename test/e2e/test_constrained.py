@@ -11,6 +11,7 @@ import httpx
 import jsonschema
 import pytest
 from grammar_patterns import REAL
+from live_server import HANG_S
 
 pytestmark = pytest.mark.e2e
 
@@ -122,17 +123,17 @@ def test_a_stream_only_grows_and_ends_with_the_whole_answer(served: Any) -> None
     params = {"regex": REAL[0], "temperature": 0.8, "seed": 5, "max_new_tokens": 300}
     body = {"text": "A wizard: ", "sampling_params": params, "stream": True}
     texts = [""]
-    with httpx.stream("POST", served.url + "/generate", json=body, timeout=60) as response:
+    with httpx.stream("POST", served.url + "/generate", json=body, timeout=HANG_S) as response:
         for line in response.iter_lines():
             if line.startswith("data: {"):
                 last = json.loads(line[6:])
                 assert last["text"].startswith(texts[-1])
                 texts.append(last["text"])
-    assert len(texts) > 10
+    assert len(texts) > 3  # with the empty one; how many tokens come together nobody knows
     assert re.fullmatch(REAL[0], texts[-1], re.ASCII)
     whole = generate(served, "A wizard: ", params)
     assert whole["text"] == texts[-1]
-    tokens = httpx.post(served.url + "/detokenize", json={"tokens": whole["output_ids"]}).json()["text"]
+    tokens = httpx.post(served.url + "/detokenize", json={"tokens": whole["output_ids"]}, timeout=HANG_S).json()["text"]
     assert tokens == whole["text"]
 
 
@@ -165,7 +166,7 @@ def test_without_jumps_the_text_is_the_same_where_the_tokens_are_canonical(
         meta = answer["meta_info"]
         assert meta["completion_tokens"] == meta["completion_tokens_wo_jump_forward"]
         body = {"prompt": answer["text"], "add_special_tokens": False}
-        tokens = httpx.post(served.url + "/tokenize", json=body).json()["tokens"]
+        tokens = httpx.post(served.url + "/tokenize", json=body, timeout=HANG_S).json()["tokens"]
         if tokens == answer["output_ids"]:
             assert jumping["text"] == answer["text"]
             same += 1
@@ -206,27 +207,34 @@ def test_logprobs_are_the_models_own(served: Any) -> None:
 def test_what_cannot_be_compiled_is_a_400_that_names_the_field(
     served: Any, params: dict[str, Any], field: str, words: str
 ) -> None:
-    response = httpx.post(served.url + "/generate", json={"text": "x", "sampling_params": params}, timeout=30)
+    response = httpx.post(served.url + "/generate", json={"text": "x", "sampling_params": params}, timeout=2 * HANG_S)
     assert response.status_code == 400
     error = response.json()["error"]
     assert error["param"] == f"sampling_params.{field}"
     assert words in error["message"]
 
 
-def test_streams_go_on_while_constraints_are_refused(served: Any) -> None:
-    """The bombs are refused one after the other, and meanwhile tokens come."""
-    came: list[float] = []
+def test_others_are_served_while_constraints_are_refused(served: Any) -> None:
+    """Bombs are refused one after the other, a second of computing each; others are answered before the last is."""
+    refused: list[int] = []
 
-    def read() -> None:
-        body = {"text": "a", "stream": True, "sampling_params": {"max_new_tokens": 100, "ignore_eos": True}}
-        with httpx.stream("POST", served.url + "/generate", json=body, timeout=60) as response:
-            came.extend(time.monotonic() for line in response.iter_lines() if line.startswith("data: {"))
+    def ask(i: int) -> None:
+        body = {"text": "x", "sampling_params": {"regex": f"(.*a.*){{20}}b(.?c){{30}}{i}"}}
+        refused.append(httpx.post(served.url + "/generate", json=body, timeout=2 * HANG_S).status_code)
 
-    reader = threading.Thread(target=read)
-    reader.start()
-    for i in range(2):
-        params = {"regex": f"(.*a.*){{20}}b(.?c){{30}}{i}"}
-        response = httpx.post(served.url + "/generate", json={"text": "x", "sampling_params": params}, timeout=30)
-        assert response.status_code == 400
-    reader.join(60)
-    assert len(came) > 50
+    def compiling() -> int:
+        info = httpx.get(served.url + "/get_server_info", timeout=HANG_S).json()
+        return info["internal_states"][0]["compiling"]
+
+    bombs = [threading.Thread(target=ask, args=(i,)) for i in range(5)]
+    for bomb in bombs:
+        bomb.start()
+    deadline = time.monotonic() + HANG_S
+    while len(refused) + compiling() < len(bombs):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    generate(served, "a", {"max_new_tokens": 30, "ignore_eos": True})
+    assert len(refused) < len(bombs), "all of them were waited for"
+    for bomb in bombs:
+        bomb.join(2 * HANG_S)
+    assert refused == [400] * len(bombs)

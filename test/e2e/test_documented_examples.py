@@ -23,7 +23,7 @@ SHELL = """\
 curl() { command curl -sS --fail-with-body "$@"; }
 sglang() { "$PYTHON" -m sglang "$@"; }
 """
-RUN_S = 60
+RUN_S = 200  # some start a server of their own, and the machine may be busy
 
 
 class Example(NamedTuple):

@@ -12,6 +12,7 @@ import numpy as np
 import openai
 import pytest
 import torch
+from live_server import HANG_S
 
 import sglang as sgl
 from sglang.base.config import DEMO_MODEL
@@ -89,15 +90,17 @@ def test_openais_client_gets_the_vectors_of_transformers(vectors: Any, folder: P
 
 
 def test_encode_and_the_engine_give_the_same(vectors: Any, engine: Engine) -> None:
-    one = httpx.post(vectors.url + "/encode", json={"text": TEXTS[0], "rid": "mine"}).json()
+    one = httpx.post(vectors.url + "/encode", json={"text": TEXTS[0], "rid": "mine"}, timeout=HANG_S).json()
     assert one["meta_info"]["id"] == "mine" and one["meta_info"]["prompt_tokens"] > 3
     many = engine.encode(TEXTS)
     assert np.abs(np.array(one["embedding"]) - np.array(many[0]["embedding"])).max() < 1e-6
     assert len(engine.encode(input_ids=[3, 4, 5], dimensions=5)["embedding"]) == 5
-    raw = httpx.post(vectors.url + "/v1/embeddings", json={"input": TEXTS[0], "encoding_format": "base64"}).json()
+    raw = httpx.post(
+        vectors.url + "/v1/embeddings", json={"input": TEXTS[0], "encoding_format": "base64"}, timeout=HANG_S
+    ).json()
     decoded = np.frombuffer(base64.b64decode(raw["data"][0]["embedding"]), np.float32)
     assert np.abs(decoded - np.array(one["embedding"])).max() < 1e-6
-    assert httpx.get(vectors.url + "/get_model_info").json()["is_generation"] is False
+    assert httpx.get(vectors.url + "/get_model_info", timeout=HANG_S).json()["is_generation"] is False
 
 
 def test_a_runtime_of_vectors(folder: Path, engine: Engine) -> None:
@@ -126,14 +129,14 @@ def test_a_runtime_of_vectors(folder: Path, engine: Engine) -> None:
     ],
 )
 def test_what_is_wrong_is_said(path: str, body: dict[str, object], field: str, says: str, vectors: Any) -> None:
-    answer = httpx.post(vectors.url + path, json=body)
+    answer = httpx.post(vectors.url + path, json=body, timeout=HANG_S)
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["param"] == field and says in answer.json()["error"]["message"]
 
 
 def test_a_server_of_text_makes_no_vectors(served: Any) -> None:
     for path, body in (("/v1/embeddings", {"input": "hi"}), ("/encode", {"text": "hi"})):
-        answer = httpx.post(served.url + path, json=body)
+        answer = httpx.post(served.url + path, json=body, timeout=HANG_S)
         assert answer.status_code == 400 and "--is-embedding" in answer.json()["error"]["message"]
 
 

@@ -81,7 +81,7 @@ def start(script: str, environment: dict[str, str], *words: str, stdin: str = ""
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=250,
     )
 
 

@@ -7,8 +7,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from live_server import ENDLESS, HANG_S
 
 import sglang as sgl
 from sglang.base.errors import FieldError, WorkerDied
@@ -17,6 +19,7 @@ from sglang.offline import Engine
 
 PROMPT = "The capital of France is"
 GREEDY = {"temperature": 0, "max_new_tokens": 8}
+FAR: dict[str, Any] = {"context_length": 20_000, "max_total_tokens": 20_000}
 PACKAGE = Path(__file__).parents[2] / "python"
 
 
@@ -41,10 +44,11 @@ def test_a_prompt_a_list_and_samples(engine: Engine) -> None:
 
 
 def test_a_stream_grows_to_the_whole(engine: Engine) -> None:
-    texts = [answer["text"] for answer in engine.generate(PROMPT, GREEDY, stream=True)]
+    long = {**GREEDY, "max_new_tokens": 400, "ignore_eos": True}  # a reader that is behind gets several tokens at once
+    texts = [answer["text"] for answer in engine.generate(PROMPT, long, stream=True)]
     assert len(texts) > 2
     assert all(later.startswith(text) for text, later in itertools.pairwise(texts))
-    assert texts[-1] == engine.generate(PROMPT, GREEDY)["text"]
+    assert texts[-1] == engine.generate(PROMPT, long)["text"]
 
 
 def test_a_stream_that_is_dropped_frees_its_place(engine: Engine) -> None:
@@ -69,7 +73,7 @@ def test_it_serves_event_loops_and_threads_at_once(engine: Engine) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(HANG_S)
     assert found == [expected] * 15
 
 
@@ -101,7 +105,7 @@ print(engine.generate("The capital of France is", {"temperature": 0, "max_new_to
 def test_a_script_ends_with_its_worker(end: str) -> None:
     """Also one that forgets to shut down, and with no `if __name__` guard."""
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT % end], capture_output=True, text=True, timeout=100, cwd=PACKAGE
+        [sys.executable, "-c", SCRIPT % end], capture_output=True, text=True, timeout=2 * HANG_S, cwd=PACKAGE
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().startswith("Paris")
@@ -112,8 +116,8 @@ def test_an_engine_that_was_shut_down_says_so() -> None:
     def program(s, most):
         s += PROMPT + sgl.gen("a", max_tokens=most, ignore_eos=True)
 
-    with Engine(worker=ThreadWorker, max_total_tokens=4000, log_level="error") as engine:
-        begun = program.run(1500, backend=engine, stream=True)
+    with Engine(worker=ThreadWorker, **FAR, log_level="error") as engine:
+        begun = program.run(ENDLESS["max_new_tokens"], backend=engine, stream=True)
         next(begun.text_iter("a"))
     assert isinstance(begun.error(), WorkerDied)
     assert "has been shut down" in str(program.run(4, backend=engine).error())
@@ -123,8 +127,8 @@ def test_an_engine_that_was_shut_down_says_so() -> None:
 
 
 def test_a_worker_that_dies_says_so() -> None:
-    with Engine(max_total_tokens=4000, log_level="error") as engine:
-        stream = engine.generate(PROMPT, {"max_new_tokens": 1500, "ignore_eos": True}, stream=True)
+    with Engine(**FAR, log_level="error") as engine:
+        stream = engine.generate(PROMPT, ENDLESS, stream=True)
         next(stream)
         engine._worker.process.kill()  # type: ignore[attr-defined]  # a worker process
         with pytest.raises(WorkerDied, match="signal 9"):

@@ -55,7 +55,7 @@ def test_a_script(heading: str, served: Any, tmp_path: Path, capsys: pytest.Capt
 
 def test_the_request_by_hand(served: Any) -> None:
     command = seed_programs.ADDRESS.sub(served.url, seed_programs.programs()["Quick Start"])
-    ran = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=200)
     if ran.returncode == 127:
         pytest.skip("curl is not installed")
     answer = json.loads(ran.stdout)

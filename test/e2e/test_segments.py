@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from live_server import HANG_S
 
 from sglang.base.errors import FieldError
 from sglang.launch import ThreadWorker
@@ -118,7 +119,7 @@ def test_settings_change_no_chain(engine: Engine, flags: dict[str, Any]) -> None
         for chain in chains:
             chain.start()
         for chain in chains:
-            chain.join(60)
+            chain.join(HANG_S)
         assert answers == [expected] * 6
         assert in_use(other) == 0
 
@@ -194,19 +195,19 @@ def test_what_belongs_into_a_segment_is_refused_beside_them(engine: Engine) -> N
 def test_a_client_that_leaves_a_chain_frees_it(served: Any) -> None:
     body = {"segments": [{"text": PROMPT}, gen("a", max_new_tokens=500, ignore_eos=True), gen("b")], "stream": True}
     for _ in range(8):
-        with httpx.stream("POST", served.url + "/generate", json=body, timeout=30) as response:
+        with httpx.stream("POST", served.url + "/generate", json=body, timeout=HANG_S) as response:
             first = next(line for line in response.iter_lines() if line)
             assert json.loads(first.removeprefix("data: "))["segment"] == 0
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + HANG_S
     while served.metric("sglang:num_used_tokens") or served.metric("sglang:num_running_reqs"):
         assert time.monotonic() < deadline, "a chain nobody reads goes on"
         time.sleep(0.05)
-    assert httpx.get(served.url + "/get_model_info").json()["segments"] is True
+    assert httpx.get(served.url + "/get_model_info", timeout=HANG_S).json()["segments"] is True
 
 
 def in_use(engine: Engine) -> int:
     """KV tokens of sequences that run or are held, once the worker has nothing to do."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + HANG_S
     while True:
         engine.generate("x", {"max_new_tokens": 1})  # what the worker says of itself comes with an answer
         state = engine.get_server_info()["internal_states"][0]
