@@ -68,7 +68,7 @@ def test_a_crowd_of_programs_computes_each_parent_once(monkeypatch: pytest.Monke
         engine = backend._engine
         engine.generate("x", {"max_new_tokens": 1})  # what the worker says of itself comes with an answer
         before = engine.get_server_info()["internal_states"][0]
-        states = crowded.run_batch([(i,) for i in range(60)], backend=backend, temperature=0)
+        states = crowded.run_batch([(i,) for i in range(40)], backend=backend, temperature=0)
         assert [state.error() for state in states] == [None] * len(states)
         engine.generate("x", {"max_new_tokens": 1})
         after = engine.get_server_info()["internal_states"][0]
@@ -81,12 +81,12 @@ def test_a_crowd_of_programs_computes_each_parent_once(monkeypatch: pytest.Monke
     with sgl.Engine(worker=ThreadWorker, **small) as engine:
         named = computed(EngineBackend(engine))
         tokenizer = engine.get_tokenizer()
-        parents = sum(len(tokenizer.encode(f"Program {i}. " + f"{i} and again. " * 40)) for i in range(60))
-        assert parents > 60 * 150
-        assert named < 1.3 * parents
+        parents = sum(len(tokenizer.encode(f"Program {i}. " + f"{i} and again. " * 40)) for i in range(40))
         engine.flush_cache()
         monkeypatch.setattr(EngineBackend, "_kin", lambda self, s: {})
-        assert computed(EngineBackend(engine)) > 1.5 * parents
+        unnamed = computed(EngineBackend(engine))
+        assert unnamed > 1.8 * parents, "all begin, and nothing of that is left when they go on"
+        assert named < 0.75 * unnamed, "1.2 times the parents where nothing is late"
 
 
 def test_the_parent_of_forks_is_computed_once_though_none_waits_for_it(cached: EngineBackend) -> None:
