@@ -32,10 +32,8 @@ from sglang.grammar.work import TooLarge
 
 ENTRIES = 512
 CACHE_BYTES = 512 << 20
-TIMEOUT_S = (
-    10.0  # of CPU time: a busy machine refuses nothing that an idle one allows, while it leaves a sixth of a core
-)
-PATIENCE = 6  # seconds of waiting for each of these
+TIMEOUT_S = 10.0  # of CPU time: a busy machine refuses nothing that an idle one allows
+PATIENCE = 6  # seconds of waiting for each of these: it must leave a sixth of a core
 CHILD_BYTES = 2 << 30  # address space
 # Where every core computes, a tenth of one is the child's: others' tokens come a ninth later at most. With 5 it is a
 # quarter, and a third later.
