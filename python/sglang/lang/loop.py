@@ -5,8 +5,9 @@ Everything that waits for a backend waits here, so that a program in flight cost
 
 import asyncio
 import threading
+import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import copy_context
@@ -23,6 +24,7 @@ IDLE_S = 5.0  # how long a thread waits for further work before it ends
 _start = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
 _thread: threading.Thread | None = None
+_closing: set[asyncio.Task[None]] = set()
 
 
 def get() -> asyncio.AbstractEventLoop:
@@ -37,10 +39,34 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     with _start:
         if _loop is None:
             loop = asyncio.new_event_loop()
+            # A transport that is collected closes its socket, and another connection gets the descriptor. Where a
+            # client that closes itself at its end (openai's, anthropic's, google-genai's) is collected with it, that
+            # closes the transport once more, on this loop: it forgets the descriptor, and the other connection waits
+            # for its answer for ever. So none is collected while it is open: asyncio's own list of them is a weak one.
+            setattr(loop, "_transports", {})  # noqa: B010  # not declared
             _thread = threading.Thread(target=loop.run_forever, daemon=True, name="sglang-lang")
             _thread.start()
             _loop = loop
     return _loop
+
+
+def close_with(owner: object, close: Callable[[], Awaitable[Any]]) -> None:
+    """Await `close()` on the loop when `owner` is gone. It must not refer to it."""
+    weakref.finalize(owner, _close_soon, close).atexit = False
+
+
+def _close_soon(close: Callable[[], Awaitable[Any]]) -> None:
+    async def work() -> None:
+        with suppress(Exception):
+            await close()
+
+    def begin() -> None:
+        task = asyncio.get_running_loop().create_task(work())
+        _closing.add(task)
+        task.add_done_callback(_closing.discard)
+
+    if _loop is not None:  # else nothing was opened
+        _loop.call_soon_threadsafe(begin)
 
 
 def here() -> bool:

@@ -28,6 +28,7 @@ class Anthropic(AsyncBackend):
         self.token_usage = TokenUsage()
         kwargs.setdefault("max_retries", 3)
         self.client: Any = anthropic.AsyncAnthropic(*args, **kwargs)  # Any: `create` has no overload for a dict
+        loop.close_with(self, self.client.close)
         self._who = f"Anthropic({model_name!r})"
 
     def get_model_name(self) -> str:

@@ -70,6 +70,7 @@ class OpenAI(AsyncBackend):
         kwargs.setdefault("max_retries", 3)  # connection, rate limit, server; waits as long as the answer says
         make = openai.AsyncAzureOpenAI if is_azure else openai.AsyncOpenAI
         self.client: Any = make(*args, **kwargs)  # Any: the two methods' overloads do not take a dict of arguments
+        loop.close_with(self, self.client.close)
         self._official = is_azure or self.client.base_url.host == "api.openai.com"
         self._tokenizer = tokenizer
         self._loading: asyncio.Future[tiktoken.Encoding | None] | None = None

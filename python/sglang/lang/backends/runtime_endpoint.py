@@ -6,11 +6,13 @@ import ssl
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import httpx
 
 from sglang.base.chat import ChatTemplate, get_chat_template, get_chat_template_by_model_path
+from sglang.lang import loop
 from sglang.lang.backends.base import NotFused
 from sglang.lang.backends.jinja import template_of_model
 from sglang.lang.backends.native import Body, NativeBackend
@@ -49,6 +51,7 @@ class RuntimeEndpoint(NativeBackend):
         )
         # A client for each request under way: the pool inside of one takes time for every connection it has.
         self._clients: list[httpx.AsyncClient] = []
+        loop.close_with(self, partial(_close, self._clients))
         self._slots = _Slots(CONNECTIONS)
 
     def get_model_name(self) -> str:
@@ -180,6 +183,11 @@ class _Slots:
                     turn.set_result(None)
                     return
         self._free += 1
+
+
+async def _close(clients: list[httpx.AsyncClient]) -> None:
+    for client in clients:
+        await client.aclose()
 
 
 def _tls(verify: bool | str | None) -> bool | ssl.SSLContext:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from sglang.base.chat import ChatTemplate, get_chat_template
+from sglang.lang import loop
 from sglang.lang.backends.api import TokenUsage, image_data, image_type, meta, refuse, turns
 from sglang.lang.backends.base import AsyncBackend, Meta, StateView
 from sglang.lang.ir import SglSamplingParams
@@ -45,10 +46,14 @@ class VertexAI(AsyncBackend):
         kwargs.setdefault("location", os.environ.get("GCP_LOCATION", "us-central1"))
         kwargs.setdefault("http_options", {"retry_options": {"attempts": 4}})
         self.client = genai.Client(vertexai=True, project=project, **kwargs)
+        loop.close_with(self, self.client.aio.aclose)
         self._who = f"VertexAI({model_name!r})"
 
     def get_model_name(self) -> str:
         return self.model_name
+
+    def shutdown(self) -> None:
+        loop.run(self.client.aio.aclose())
 
     def get_chat_template(self) -> ChatTemplate:
         return get_chat_template("default")

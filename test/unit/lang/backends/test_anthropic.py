@@ -1,9 +1,11 @@
 """The Anthropic backend against a server that speaks the Messages API."""
 
+import gc
 import json
 
 import pytest
 from api_state import State, chat, text
+from open_connections import closed, open_to
 from wire_server import WireServer
 
 from sglang.lang.ir import SglSamplingParams as Params
@@ -123,3 +125,12 @@ def test_what_the_model_cannot_do_is_an_error_that_names_it(wire, wanted):
     with pytest.raises(NotImplementedError, match="does not select"):
         model(wire).select(chat("Hi"), ["a", "b"])
     assert not wire.requests
+
+
+def test_a_backend_that_is_dropped_closes_its_connections(wire):
+    backend = model(wire)
+    backend.generate(chat("Hi"), Params(max_new_tokens=4))
+    assert open_to(wire.url) >= 1
+    del backend
+    gc.collect()
+    assert closed(wire.url)

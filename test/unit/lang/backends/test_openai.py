@@ -1,5 +1,6 @@
 """The OpenAI backend against a server that speaks OpenAI's and Azure's formats."""
 
+import gc
 import json
 import logging
 
@@ -7,6 +8,7 @@ import openai
 import pytest
 import tiktoken
 from api_state import State, chat, text
+from open_connections import closed, open_to
 from wire_model import vocabulary
 from wire_server import WireServer
 
@@ -314,3 +316,12 @@ def test_offline_the_vocabulary_is_missed_aloud_and_select_goes_on(wire, monkeyp
             picked = backend.select(text("I need to use a "), ["calculator", "search engine"])
     assert picked.decision == "calculator"
     assert len(caplog.records) == 1 and "TIKTOKEN_CACHE_DIR" in caplog.text
+
+
+def test_a_backend_that_is_dropped_closes_its_connections(wire):
+    backend = chat_model(wire)
+    backend.generate(chat("Hi"), Params(max_new_tokens=4))
+    assert open_to(wire.url) >= 1
+    del backend
+    gc.collect()
+    assert closed(wire.url)
