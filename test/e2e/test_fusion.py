@@ -68,7 +68,7 @@ def test_a_crowd_of_programs_computes_each_parent_once(monkeypatch: pytest.Monke
         engine = backend._engine
         engine.generate("x", {"max_new_tokens": 1})  # what the worker says of itself comes with an answer
         before = engine.get_server_info()["internal_states"][0]
-        states = crowded.run_batch([(i,) for i in range(40)], backend=backend, temperature=0)
+        states = crowded.run_batch([(i,) for i in range(24)], backend=backend, temperature=0)
         assert [state.error() for state in states] == [None] * len(states)
         engine.generate("x", {"max_new_tokens": 1})
         after = engine.get_server_info()["internal_states"][0]
@@ -81,7 +81,7 @@ def test_a_crowd_of_programs_computes_each_parent_once(monkeypatch: pytest.Monke
     with sgl.Engine(worker=ThreadWorker, **small) as engine:
         named = computed(EngineBackend(engine))
         tokenizer = engine.get_tokenizer()
-        parents = sum(len(tokenizer.encode(f"Program {i}. " + f"{i} and again. " * 40)) for i in range(40))
+        parents = sum(len(tokenizer.encode(f"Program {i}. " + f"{i} and again. " * 40)) for i in range(24))
         engine.flush_cache()
         monkeypatch.setattr(EngineBackend, "_kin", lambda self, s: {})
         unnamed = computed(EngineBackend(engine))
