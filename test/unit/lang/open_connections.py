@@ -1,6 +1,8 @@
 """Which servers the loop of the language has connections to."""
 
+import gc
 import time
+from collections.abc import Callable
 from typing import Any
 
 from sglang.lang import loop
@@ -20,3 +22,17 @@ def closed(url: str) -> bool:
     while open_to(url) and time.monotonic() < deadline:
         time.sleep(0.01)
     return not open_to(url)
+
+
+def check_it_closes_its_connections(url: str, make: Callable[[], Any], ask: Callable[[Any], object]) -> None:
+    """A backend: when it is shut down, and when it is dropped."""
+    for dropped in (False, True):
+        backend = make()
+        ask(backend)
+        assert open_to(url)
+        if dropped:
+            del backend
+            gc.collect()
+        else:
+            backend.shutdown()
+        assert closed(url)

@@ -68,6 +68,13 @@ class Run:
                 return
         raise AssertionError("this does not end")
 
+    def ends(self) -> list[int]:
+        """Runs all; the ids in the order in which they end."""
+        ends: list[int] = []
+        while self.step():
+            ends += [id for id in self.finish if id not in ends]
+        return ends
+
     def _take(self, pieces: list[Piece]) -> None:
         for piece in pieces:
             assert piece.id not in self.finish, "a piece after the end"
@@ -400,10 +407,7 @@ def test_what_continues_an_older_one_goes_before_what_came_meanwhile(policy: str
     run.send(submit(3, [33, 34], 1, place=(1,)))
     run.send(submit(4, [36, 37], 1, place=(1, 3)))
     run.send(submit(5, [38, 39], 1, place=(1,)))
-    ends = []
-    while run.step():
-        ends += [id for id in run.finish if id not in ends]
-    assert ends == [1, 3, 4, 5, 2]
+    assert run.ends() == [1, 3, 4, 5, 2]
 
 
 def test_whoever_waited_long_goes_behind_those_that_continue_older_ones() -> None:
@@ -414,10 +418,7 @@ def test_whoever_waited_long_goes_behind_those_that_continue_older_ones() -> Non
     run.now += 11
     run.send(submit(3, [*range(15), 40], 1))
     run.send(submit(4, [33, 34], 1, place=(1,)))
-    ends = []
-    while run.step():
-        ends += [id for id in run.finish if id not in ends]
-    assert ends == [1, 4, 2, 3]
+    assert run.ends() == [1, 4, 2, 3]
 
 
 def test_flush_empties_the_tree_when_nothing_is_open() -> None:
