@@ -3,7 +3,8 @@
 A backend implements either the plain methods (`generate`, `generate_stream`, `select`), which block and are run in a
 bounded pool of threads, or, better, derives from `AsyncBackend` and implements the `async_` ones, which are awaited on
 one event loop that lives as long as the process: thousands of programs then wait without a thread each, and a client
-object can be made once, on first use. The interpreter calls only the `async_` methods.
+object can be made once, on first use. What it leaves open stays open: close it in `shutdown`, or with
+`loop.close_with` when the backend is dropped. The interpreter calls only the `async_` methods.
 
 A method that fails raises; the error ends the program's state (`s.error()`), with the program's own line in its
 traceback. An argument that a provider cannot serve is such an error, not a warning: say its name and who can.
