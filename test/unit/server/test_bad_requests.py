@@ -125,6 +125,7 @@ BAD: list[tuple[str, Any, str, str]] = [
     (G, {"text": "x", "rid": "r" * 257}, "rid", "1 to 256"),
     (G, {"text": ["x", "y"], "rid": ["a"]}, "rid", "list of 2"),
     (G, {"text": "x", "parent": ""}, "parent", "1 to 256"),
+    (C, {"prompt": "x", "parent": ""}, "parent", "1 to 256"),
     (G, {"text": "x", "parent": "r" * 257}, "parent", "1 to 256"),
     (G, {"text": "x", "parent": ["a"]}, "parent", "got array"),
     (G, {"segments": [{"text": "x"}, {"gen": None}], "parent": ""}, "parent", "1 to 256"),

@@ -363,6 +363,24 @@ def test_text_becomes_tokens_and_text_again(echo: Any, path: str) -> None:
     assert echo.post(path + "/detokenize", {"tokens": [ids, ids[1:]]}).json() == {"text": [WORDS, WORDS]}
 
 
+def test_every_api_tells_the_worker_whom_a_request_continues(serving: Any) -> None:
+    with serving() as server:
+
+        def told(path: str, body: dict[str, Any]) -> Any:
+            assert server.post(path, body).status_code == 200
+            return server.worker.submits[-1]
+
+        first = told("/generate", {"text": "one", "rid": "a", "sampling_params": PARAMS})
+        assert first.place == ()
+        chain = {"segments": [{"text": "one"}, {"gen": "x", "sampling_params": PARAMS}], "rid": "c", "parent": "a"}
+        second = told("/generate", chain)
+        assert second.place == (first.id,)
+        assert told("/generate", {"text": "one", "parent": "c"}).place == (first.id, second.id)
+        assert told("/v1/completions", {"prompt": "one", "parent": "a"}).place == (first.id,)
+        chat = {"messages": [{"role": "user", "content": "one"}], "parent": "a"}
+        assert told("/v1/chat/completions", chat).place == (first.id,)
+
+
 def test_requests_are_logged_only_on_request(serving: Any, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "sglang.server")
     for wanted in (False, True):
