@@ -1,5 +1,6 @@
 """python -m sglang.launch_worker ADDRESS: a worker process, with the words of its tokenizer and advice on memory."""
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -36,4 +37,6 @@ def explain(config: ServerConfig, error: ConfigError) -> str:
 
 
 if __name__ == "__main__":
+    # It tokenises a few words at a time here, for constraints: to share those out takes as long as the work.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     sys.exit(main(lexicon, explain))

@@ -110,9 +110,10 @@ class Jumper:
         start = max(0, len(generated) - WINDOW)
         before = [*prompt[-LEFT:], *generated[max(0, start - LEFT) : start]][-LEFT:]
         window = list(generated[start:])
-        drawn = b"".join(map(self._spelled, window))
+        spelled = [self._spelled(t) for t in window]
+        drawn = b"".join(spelled)
         known = _whole_characters(drawn + forced)
-        if known is None or len(known) <= len(drawn) or any(not self._spelled(t) for t in window):
+        if known is None or len(known) <= len(drawn) or not all(spelled):
             return None
         if len(known) < len(drawn) + len(forced):
             place = None  # part of a character is left over
@@ -159,15 +160,14 @@ class Jumper:
     def _canonical(self, context: str, text: bytes) -> list[int] | None:
         """The tokens of `text` behind `context`; None where no token border is between them."""
         ids = self._encode(context + text.decode())
-        spelled = [self._spelled(i) for i in ids]
-        left = len(text)
-        at = len(ids)
-        while left > 0 and at > 0:
+        end, at = len(text), len(ids)
+        while end > 0 and at > 0:
             at -= 1
-            if not spelled[at]:
-                return None  # a special token's name stands in the text
-            left -= len(spelled[at])
-        return ids[at:] if left == 0 and b"".join(spelled[at:]) == text else None
+            spelled = self._spelled(ids[at])
+            if not spelled or not text.endswith(spelled, 0, end):
+                return None  # or a special token's name stands in the text
+            end -= len(spelled)
+        return ids[at:] if end == 0 else None
 
     def _certain_before(
         self, context: str, text: bytes, ids: list[int], follows: Follows | None, place: Hashable | None

@@ -43,6 +43,7 @@ class RegularCompiled:
         flags = sum(
             np.where(states, flag, 0) for states, flag in ((automaton.accepts, ENDS), (lives, LIVES), (ends, STOPS))
         )
+        self._forced: dict[int, bytes] = {}
         self.machine = Machine(self.number, automaton.table, np.asarray(flags, np.uint8))
         self._masks: OrderedDict[int, Words] = OrderedDict()
         self._kept = max(16, MASK_BYTES // (4 * vocabulary.words))
@@ -69,6 +70,12 @@ class RegularCompiled:
             self._steps.clear()
         self._steps[state, token] = after
         return after
+
+    def forced(self, state: int) -> bytes:
+        known = self._forced.get(state)
+        if known is None:
+            known = self._forced[state] = self.automaton.forced(state)
+        return known
 
     def mask(self, state: int) -> Words:
         """The mask of a state, shared and read-only."""
@@ -153,7 +160,7 @@ class RegularCursor:
         self.state = state
 
     def forced(self) -> bytes:
-        return self.compiled.automaton.forced(self.state) if self.state >= 0 else b""
+        return self.compiled.forced(self.state) if self.state >= 0 else b""
 
     def follows(self, text: bytes) -> bool:
         return self.compiled.automaton.walk(self.state, text) >= 0

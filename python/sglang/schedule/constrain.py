@@ -13,7 +13,7 @@ from sglang.base.messages import Finish, Piece
 from sglang.grammar.rules import Cursor, Illegal, Words
 from sglang.schedule.state import Seq, State
 
-CONTEXT = 64  # tokens of the prompt that may matter to how text behind it is tokenised
+CONTEXT = 64  # tokens that may matter to how text behind them is tokenised
 
 
 def advance(state: State, seq: Seq, token: int) -> Finish | None:
@@ -74,12 +74,16 @@ def _jump(state: State, seq: Seq, cursor: Cursor, piece: Piece) -> Finish | None
         return None
     beyond = cursor.fork()
     beyond.feed(forced)
-    prompt, generated = seq.tokens[max(0, seq.first - CONTEXT) : seq.first].tolist(), seq.tokens[seq.first :].tolist()
-    found = state.jump(prompt, generated, forced, beyond)
+    if len(forced) == 1 and not beyond.finished:
+        return None  # seldom a token for certain, and found no sooner than drawn
+    certain = seq.certain
+    before, drawn = seq.tokens[max(0, certain - CONTEXT) : certain].tolist(), seq.tokens[certain:].tolist()
+    found = state.jump(before, drawn, forced, beyond)
     if found is None:
         return None
     keep, tokens, text = found
-    replaced = len(generated) - keep
+    replaced = len(drawn) - keep
+    keep += certain - seq.first
     room = seq.last - seq.first - keep
     cut = next(
         (i + 1 for i, t in enumerate(tokens) if t in seq.stops and keep + i >= seq.sampling.min_new_tokens), room
@@ -95,6 +99,7 @@ def _jump(state: State, seq: Seq, cursor: Cursor, piece: Piece) -> Finish | None
         finish = Finish("stop") if cursor.finished else Finish("length") if len(tokens) == room else None
     state.rewind(seq, seq.first + keep)
     seq.tokens[seq.first + keep :] = array("i", tokens)
+    seq.certain = len(seq.tokens)
     if seq.sampling.penalised:
         seq.seated = False  # the sampler's counts
     piece.jumped = max(0, len(tokens) - replaced)

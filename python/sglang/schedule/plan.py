@@ -123,7 +123,8 @@ def _fill(state: State, draft: "_Draft", filling: list[Seq], left: int) -> int:
         if left <= 0:
             break
         before = seq.computed
-        state.adopt(seq)
+        if before < seq.first:  # behind it is text that a constraint forced: a few tokens, which others seldom have
+            state.adopt(seq)
         count = draft.fill(seq, left)
         stuck = stuck or (count == 0 and seq.computed == before)
         left -= count
@@ -276,7 +277,8 @@ class _Draft:
         self.rows.append((seq, seq.epoch, does))
         seq.computed = end
         seq.flying += does is Does.DRAWS
-        state.share(seq, end)
+        if start < seq.first:
+            state.share(seq, end)
         self._table(seq)
         return count
 

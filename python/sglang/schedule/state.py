@@ -76,8 +76,8 @@ class Seq:
     """One sequence. Lengths in tokens; `first` is the position of its (current) first generated token."""
 
     __slots__ = (
-        "_array", "after", "cached", "computed", "cursor", "epoch", "first", "flying", "hint", "hold", "id", "kept",
-        "last", "logprobs", "mask", "namespace", "node", "order", "pages", "paused", "placed", "prompt_scores",
+        "_array", "after", "cached", "certain", "computed", "cursor", "epoch", "first", "flying", "hint", "hold", "id",
+        "kept", "last", "logprobs", "mask", "namespace", "node", "order", "pages", "paused", "placed", "prompt_scores",
         "resident", "sampling", "scored", "seated", "shared", "since", "slot", "status", "stop_texts", "stops",
         "tabled", "tail", "tokens",
     )  # fmt: skip
@@ -111,6 +111,7 @@ class Seq:
     def begin(self, sampling: SamplingParams, logprobs: Logprobs | None, hold: bool, budget: Budget) -> None:
         """Start a generation after the tokens known now."""
         self.first = len(self.tokens)
+        self.certain = self.first  # tokens before it stay, whatever a constraint forces: the prompt, and forced ones
         self._array = np.array(self.tokens, np.int32)
         self.sampling = sampling
         self.logprobs = logprobs

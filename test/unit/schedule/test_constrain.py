@@ -127,6 +127,10 @@ def jump(prompt: list[int], generated: list[int], forced: bytes, beyond: Any) ->
     return keep, generated[keep:] + list(sure), sure
 
 
+def jumps_of(text: list[int]) -> int:
+    return sum(len(forced_after(bytes(text[:n]))) == 3 for n in range(1, len(text)))
+
+
 class Constrained(Run):
     def __init__(self, depth: int, jumps: bool, **changes: Any):
         super().__init__(depth, **changes)
@@ -242,3 +246,42 @@ def test_a_grammar_that_fails_in_the_middle_fails_one_sequence(cursor: type[Toy]
     run.drain()
     assert run.finish[0].status == 400
     assert run.finish[0].field == "constraint"
+
+
+# Behind it much is forced.
+TALKATIVE = max(([a, b] for a in range(4, 30) for b in range(4, 30)), key=lambda p: jumps_of(alone(p, 30)))
+
+
+def test_what_a_jump_is_asked_about_begins_behind_the_last_one() -> None:
+    """Forced tokens are certain, so they are not tokenised again; one byte alone is not worth asking about."""
+    asked: list[tuple[list[int], list[int], bytes]] = []
+
+    def spy(before: list[int], drawn: list[int], forced: bytes, beyond: Any) -> tuple[int, list[int], bytes]:
+        asked.append((before, drawn, forced))
+        return len(drawn), list(forced), forced
+
+    run = Constrained(0, True)
+    prompt = TALKATIVE
+    run.state.jump = spy
+    run.bind(submit(0, prompt, 30))
+    run.drain()
+    whole, at = alone(prompt, 30), 0
+    assert run.got[0] == whole and len(asked) > 2
+    for before, drawn, forced in asked:
+        assert before == (prompt + whole)[: at + 2]
+        at += len(drawn) + len(forced)
+        assert whole[:at] == (before + drawn + list(forced))[2:]
+        assert len(forced) > 1
+
+
+def test_forced_text_is_filed_when_its_sequence_ends() -> None:
+    """Not as it is planned: looking for it among what others said takes longer than computing it."""
+    run = Constrained(0, True)
+    run.bind(submit(0, TALKATIVE, 30))
+    sizes = []
+    while not run.state.idle:
+        run.step()
+        sizes.append(run.state.tree.pages)
+    assert run.state.count.jumped_tokens
+    assert sizes[0] < 6 and set(sizes[:-1]) == {sizes[0]}
+    assert sizes[-1] > 20
