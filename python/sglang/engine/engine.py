@@ -365,7 +365,7 @@ class Engine:
             if self._fills is not None:
                 self._fills.rehearse(experts=self._model.spec.experts is not None)
 
-        warmup.warm(self.launch, plans, captures, self._model.dtype, rehearse)
+        warmup.warm(self.launch, plans, captures, self._model, rehearse)
         if self._fills is not None:
             self._fills.start(min(self.pages * self.page_size, self.context_length))
         if self._graphs is not None:

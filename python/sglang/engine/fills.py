@@ -157,7 +157,8 @@ class Fills:
         began = time.monotonic()
         for size in reversed(SIZES):
             if CHEAP <= size < most and self.captures:
-                self._of_nobody(_Kind(size, self._usual, False, False))
+                with self._model.abridged():
+                    self._of_nobody(_Kind(size, self._usual, False, False))
                 self._capture(_Kind(size, self._usual, False, False))
         log.info("start: %d graphs of steps with prompts in %.1f s", len(self._captured), time.monotonic() - began)
 

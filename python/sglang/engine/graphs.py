@@ -263,7 +263,8 @@ class DecodeGraphs:
         if not self.captures or not roomy(self._model.device, self._logits_bytes(kind.size)):
             return False
         self._stage_nobody(kind)
-        self._step(kind)
+        with self._model.abridged():
+            self._step(kind)  # what is loaded at its first use must not be met by a capture
         self._capture(kind)
         return kind in self._captured
 

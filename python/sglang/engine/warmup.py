@@ -20,6 +20,7 @@ from sglang.base.plan import FREE, Plan
 from sglang.kernels.compiling import compile_ahead
 from sglang.kernels.matvec import FEW as FEW_ROWS
 from sglang.kernels.matvec import works
+from sglang.models.decoder import Model
 
 if TYPE_CHECKING:
     from sglang.engine.engine import Flight
@@ -35,7 +36,7 @@ def warm(
     launch: Callable[[Plan], "Flight"],
     plans: list[Plan],
     captures: "Sequence[DecodeGraphs | Fills]",
-    dtype: torch.dtype,
+    model: Model,
     more: Callable[[], object] = lambda: None,
 ) -> None:
     """Before any real plan, since it writes to many slots and to the first cells.
@@ -44,11 +45,12 @@ def warm(
     more: what is only to be compiled.
     """
     began = time.monotonic()
-    works(dtype)  # its kernels must run to say whether they are right
+    works(model.dtype)  # its kernels must run to say whether they are right
     able = [one for one in captures if one.captures]
     for one in able:
         one.captures = False  # a graph would hold what was not launched: nothing
-    compiled = compile_ahead(lambda: [*map(launch, plans), more()])
+    with model.abridged():
+        compiled = compile_ahead(lambda: [*map(launch, plans), more()])
     torch.cuda.synchronize()
     for one in able:
         one.captures = True

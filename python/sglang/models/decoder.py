@@ -1,5 +1,7 @@
 """The one decoder: executes a `spec.Decoder` over the flat tokens of a step."""
 
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
@@ -203,11 +205,30 @@ class Model:
         self._length = length
         self.reach(min(length, 2**17))
         self._turn_of = [None if rope is None else self._ropes.index(rope) for rope in ropes]
+        self._computed: Sequence[int] = range(spec.layers)
         self.routes = Routes()
 
     def reach(self, positions: int) -> None:
         """Make rotary tables for that many positions, of sequences that may be as long as `length`."""
         self._tables = [tables(rope, self._length, self.device, self.dtype, positions) for rope in self._ropes]
+
+    @contextmanager
+    def abridged(self) -> Iterator[None]:
+        """Inside, a forward pass computes a few layers, with kernels of every kind; what it returns means nothing."""
+        every = self._computed
+        self._computed = few([self._kind(i) for i in every])
+        try:
+            yield
+        finally:
+            self._computed = every
+
+    def _kind(self, i: int) -> Hashable:
+        """Layers of a kind launch the same kernels."""
+        layer = self.layers[i]
+        look = layer.attn.attention.look
+        stores = tuple(type(linear.store) for linear in layer.linears().values())
+        heated = self.spec.temperature is not None and self.spec.temperature_in(i)
+        return self._turn_of[i], look.window, look.chunk, type(layer.mlp), stores, heated
 
     @property
     def capturable(self) -> bool:
@@ -275,9 +296,10 @@ class Model:
             x = self.embed_norm(x)
         first = self.layers[0].attn_norm if self.layers else None
         read: Inputs = x if first is None else first(x)
-        for i, (layer, turn) in enumerate(zip(self.layers, self._turn_of, strict=True)):
+        for i in self._computed:
+            turn = self._turn_of[i]
             warm = heat if heat is None or spec.temperature_in(i) else None
-            x, read = layer(x, read, None if turn is None else turns[turn], warm, backend)
+            x, read = self.layers[i](x, read, None if turn is None else turns[turn], warm, backend)
         return x
 
     def states(self, x: Tensor) -> Tensor:
@@ -296,3 +318,12 @@ class Model:
             logits = logits * self.spec.logit_scale
         cap = self.spec.logit_softcap
         return logits if cap is None else (logits / cap).tanh_().mul_(cap)
+
+
+def few(kinds: Sequence[Hashable]) -> Sequence[int]:
+    """Of layers, some in their order, the last one among them: every pair of kinds that follow each other is there, and
+    no other."""
+    pairs = list(pairwise(kinds))
+    head = next((n + 2 for n in range(len(pairs)) if set(pairs[: n + 1]) == set(pairs)), 1)
+    tail = next((n for n in range(len(pairs), head - 1, -1) if (kinds[head - 1], kinds[n]) in pairs), head)
+    return [*range(head), *range(tail, len(kinds))]

@@ -7,7 +7,8 @@ trial run of three tokens reads for every layer. What does not attend that way, 
 
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -211,6 +212,11 @@ class Foreign(Model):
         return sum(p.numel() for p in self._parameters)
 
     def reach(self, positions: int) -> None: ...
+
+    @contextmanager
+    def abridged(self) -> Iterator[None]:
+        """Its layers are not ours to leave out."""
+        yield
 
     @property
     def capturable(self) -> bool:
