@@ -65,8 +65,7 @@ PACKED: Table = {
 # warps are 2 to 2.5 times as fast as eight with twice the rows.
 SCALED: Table = {
     10: Both(Tile(16, 64, 128, 4, 4), Tile(16, 64, 128, 4, 4)),
-    24: Both(Tile(32, 64, 128, 4, 3), Tile(32, 64, 128, 4, 3)),
-    66: Both(Tile(64, 32, 128, 4, 3), Tile(64, 64, 128, 4, 3)),
+    66: Both(Tile(32, 64, 128, 4, 3), Tile(32, 64, 128, 4, 3)),
     float("inf"): Both(Tile(128, 32, 128, 4, 3), Tile(128, 64, 128, 4, 3)),
 }
 PROGRAMS = 512  # of four warps, that occupy an H200: four of each multiprocessor's
