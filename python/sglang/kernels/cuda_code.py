@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
+
 log = logging.getLogger("sglang.kernels")
 SHARED_ATTRIBUTE = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 PLAIN_SHARED = 48 * 1024  # more must be asked for
@@ -55,6 +57,13 @@ def _check(code: int, what: str) -> None:
         said = ctypes.c_char_p()
         _driver().cuGetErrorString(code, ctypes.byref(said))
         raise RuntimeError(f"{what}: {(said.value or b'unknown error').decode()} ({code})")
+
+
+def _use_device() -> None:
+    """Code is loaded into a context: that which torch makes for a thread when it first uses the device there."""
+    current = ctypes.c_void_p()
+    if _driver().cuCtxGetCurrent(ctypes.byref(current)) or not current.value:
+        torch.zeros(1, device="cuda")
 
 
 def _libraries() -> list[str]:
@@ -139,11 +148,11 @@ class Kernel:
         self._cubin = self._cubin or kept(self._source, self._arch)
 
     def load(self) -> ctypes.c_void_p:
-        """On a thread that has used the device."""
         with _lock:
             if self._function is not None:
                 return self._function
             self.compile()
+            _use_device()
             cubin, self._cubin = self._cubin, b""
             module, function = ctypes.c_void_p(), ctypes.c_void_p()
             _check(_driver().cuModuleLoadData(ctypes.byref(module), cubin), f"loading {self._name}")

@@ -4,8 +4,8 @@
 
 The first reads each logit once and keeps, for every block of tokens, its maximum and its sum of exponentials. The
 second takes a row's largest logit, or draws: a uniform number picks a block by the sums, then a token inside it. Where
-top-k, top-p or min-p limit a row, the least weight that stays is found by halving the floats between 0 and 1, which
-order like their bits; tokens of equal weight stay or go together.
+top-k or top-p limit a row, the least logit that stays is found by quartering all values of their type, which order like
+their bits: 8 looks at a row of 16 bits. Tokens of equal logits stay or go together.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,12 @@ from sglang.kernels.automata import KEEP, Held
 
 BLOCK = 4096
 _KEEP = tl.constexpr(KEEP)
-ONE_BITS = tl.constexpr(0x3F800000)  # of 1.0 in float32
+# Of the bits of a float32 that an input type leaves zero, and how often as many values as it has can be quartered.
+ZEROS = {torch.bfloat16: 16, torch.float16: 13, torch.float32: 0}
+LOOKS = {torch.bfloat16: 8, torch.float16: 10, torch.float32: 16}
+_BITS = tl.constexpr(0x7FFFFFFF)  # of a float32, but for the sign
+_INF = tl.constexpr(0x7F800000)
+_MINUS_INF = tl.constexpr(-0x7F800001)  # its place among the floats
 
 
 @triton.jit
@@ -31,6 +36,14 @@ def _read(logits, token, vocab, words, masked, MASKED: tl.constexpr):
         word = tl.load(words + token // 32, mask=token < tl.where(masked, vocab, 0), other=-1)
         x = tl.where(((word >> (token % 32)) & 1) != 0, x, float("-inf"))
     return tl.minimum(tl.where(x == x, x, float("-inf")), 3.0e38)
+
+
+@triton.jit
+def _value(place, ZEROS: tl.constexpr):
+    """The float at a place: integers that order like floats, of which the last ZEROS bits are left out."""
+    place = tl.minimum(tl.maximum(place, _MINUS_INF >> ZEROS), _INF >> ZEROS)  # beyond, there are NaNs
+    whole = place << ZEROS
+    return tl.where(place < 0, (whole | ((1 << ZEROS) - 1)) ^ _BITS, whole).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -75,6 +88,12 @@ def _summarise(
 
 
 @triton.jit
+def _enough(mass, count, wanted, top_k, top_p):
+    """Whether these tokens, of whom each lane has a part, are as many as must stay."""
+    return ((top_p < 1.0) & (tl.sum(mass, 0) >= wanted)) | ((top_k > 0) & (tl.sum(count, 0) >= top_k))
+
+
+@triton.jit
 def _pick(
     logits,
     logits_row,
@@ -99,6 +118,8 @@ def _pick(
     MASKED: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
+    ZEROS: tl.constexpr,
+    LOOKS: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     b = tl.arange(0, BLOCKS)
@@ -118,30 +139,40 @@ def _pick(
         top_k = tl.load(top_ks + row)
         top_p = tl.load(top_ps + row).to(tl.float32)
         floor = tl.load(min_ps + row).to(tl.float32)  # of a token's weight; the likeliest weighs 1
+        least = float("-inf")  # logit that stays
         if (top_k > 0) | (top_p < 1.0):
             wanted = top_p * tl.sum(weight, 0).to(tl.float32)
-            low = 0
-            high = ONE_BITS + 1
-            for _ in range(30):
-                middle = low + (high - low) // 2
-                edge = middle.to(tl.float32, bitcast=True)
-                mass = 0.0
-                count = 0
+            place = -(1 << (31 - ZEROS))
+            for look in range(LOOKS):
+                step = 1 << (2 * (LOOKS - 1 - look))
+                one = _value(place + step, ZEROS)
+                two = _value(place + 2 * step, ZEROS)
+                three = _value(place + 3 * step, ZEROS)
+                # Of each lane, added up at the end: one block need not wait for the sums of another.
+                mass1, count1 = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.int32)
+                mass2, count2 = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.int32)
+                mass3, count3 = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.int32)
                 for at in range(0, vocab, BLOCK):
                     x = _read(own, at + i, vocab, words, which >= 0, MASKED)
                     e = tl.exp((x - most) / temperature)
-                    mass += tl.sum(tl.where(e >= edge, e, 0.0), 0)
-                    count += tl.sum((e >= edge).to(tl.int32), 0)
-                enough = ((top_p < 1.0) & (mass >= wanted)) | ((top_k > 0) & (count >= top_k))
-                low = tl.where(enough, middle, low)
-                high = tl.where(enough, high, middle)
-            floor = tl.maximum(floor, low.to(tl.float32, bitcast=True))
-        if floor > 0.0:
+                    mass1 += tl.where(x >= one, e, 0.0)
+                    mass2 += tl.where(x >= two, e, 0.0)
+                    mass3 += tl.where(x >= three, e, 0.0)
+                    count1 += (x >= one).to(tl.int32)
+                    count2 += (x >= two).to(tl.int32)
+                    count3 += (x >= three).to(tl.int32)
+                quarters = _enough(mass1, count1, wanted, top_k, top_p).to(tl.int32)
+                quarters += _enough(mass2, count2, wanted, top_k, top_p).to(tl.int32)
+                quarters += _enough(mass3, count3, wanted, top_k, top_p).to(tl.int32)
+                place += quarters * step
+            least = _value(place, ZEROS)
+        if (floor > 0.0) | (least > float("-inf")):
             weight = tl.zeros([BLOCKS], tl.float64)
             for block in range(blocks):
                 x = _read(own, block * BLOCK + i, vocab, words, which >= 0, MASKED)
                 e = tl.exp((x - most) / temperature)
-                weight = tl.where(b == block, tl.sum(tl.where(e >= floor, e, 0.0), 0).to(tl.float64), weight)
+                stays = tl.where((e >= floor) & (x >= least), e, 0.0)
+                weight = tl.where(b == block, tl.sum(stays, 0).to(tl.float64), weight)
         target = tl.load(uniforms + row) * tl.sum(weight, 0)
         beyond = (tl.cumsum(weight, 0) > target) & (weight > 0.0)
         chosen = tl.min(tl.where(beyond, b, BLOCKS), 0)
@@ -149,7 +180,7 @@ def _pick(
         rest = target - tl.sum(tl.where(b < chosen, weight, 0.0), 0)
         x = _read(own, chosen * BLOCK + i, vocab, words, which >= 0, MASKED)
         e = tl.exp((x - most) / temperature)
-        e = tl.where(e >= floor, e, 0.0).to(tl.float64)
+        e = tl.where((e >= floor) & (x >= least), e, 0.0).to(tl.float64)
         inside = tl.min(tl.where((tl.cumsum(e, 0) > rest) & (e > 0.0), i, BLOCK), 0)
         # Rounding may leave the last step short of the target: then the last token that has weight.
         inside = tl.where(inside == BLOCK, tl.max(tl.where(e > 0.0, i, 0), 0), inside)
@@ -202,5 +233,6 @@ def draw(logits: Tensor, draws: Draws, last: Tensor, out: Tensor, held: Held | N
     _pick[(n,)](
         logits, logits.stride(0), draws.temperatures, draws.top_ks, draws.top_ps, draws.min_ps, draws.uniforms,
         *under, tops, sums, bests, draws.slots, last, out, vocab, blocks,
-        MASKED=held is not None, BLOCK=BLOCK, BLOCKS=triton.next_power_of_2(blocks), num_warps=8,
+        MASKED=held is not None, BLOCK=BLOCK, BLOCKS=triton.next_power_of_2(blocks),
+        ZEROS=ZEROS[logits.dtype], LOOKS=LOOKS[logits.dtype], num_warps=16,
     )  # fmt: skip

@@ -1,9 +1,12 @@
 """Kernels in CUDA C++: what is kept on disk. How they run: test_fragments.py, scripts/gpu_check.py."""
 
 import ctypes
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from sglang.kernels import cuda_code
 
@@ -54,3 +57,11 @@ def test_launches_hand_structures_of_the_drivers_sizes_over() -> None:
     assert ctypes.sizeof(cuda_code._Attribute) == 72 and ctypes.sizeof(cuda_code._Launch) == 56
     assert cuda_code._Attribute.value.offset == 8 and cuda_code._Launch.stream.offset == 32
     assert cuda_code.Map().at % 64 == 0
+
+
+@pytest.mark.gpu
+def test_a_kernel_may_be_the_first_thing_that_a_process_does_with_the_device() -> None:
+    code = "import torch; from sglang.kernels import fragments; print(fragments.works(torch.bfloat16, 128))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    hopper = torch.cuda.get_device_capability() == (9, 0)
+    assert done.stdout.strip() == str(hopper), done.stderr

@@ -42,13 +42,11 @@ def take(logits: torch.Tensor, wanted: sample.Draws, held: Held | None = None) -
 def by_definition(logits: torch.Tensor, u: float, top_k: int, top_p: float, min_p: float) -> int:
     """The token at `u` of the cumulative distribution over the tokens that stay, in the vocabulary's order."""
     probs = logits.double().softmax(-1)
-    ranked, order = probs.sort(descending=True)
+    ranked = probs.sort(descending=True).values
     kept = (ranked.cumsum(-1) - ranked < top_p) & (ranked >= min_p * ranked[0])
     if top_k > 0:
         kept &= torch.arange(len(probs)) < top_k
-    stays = torch.zeros_like(probs)
-    stays[order] = ranked * kept
-    cumulative = stays.cumsum(-1)
+    cumulative = probs.where(probs >= ranked[kept].min(), 0).cumsum(-1)  # as likely ones stay together
     return int(torch.searchsorted(cumulative, u * cumulative[-1], right=True))
 
 
@@ -75,6 +73,30 @@ def test_draws_are_those_of_the_definition(limits: tuple[int, float, float]) -> 
     wanted = [by_definition(logits[0] / 0.7, u, *limits) for u in uniforms]
     assert got == wanted
     assert hot.tolist() == wanted
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("shift", [0.0, -30.0, 30.0])
+def test_the_least_logit_that_stays_is_found_among_those_of_a_type(dtype: torch.dtype, shift: float) -> None:
+    limits = [(1, 1.0), (2, 1.0), (40, 1.0), (4999, 1.0), (5000, 1.0), (9999, 1.0), (-1, 0.001), (-1, 0.5), (-1, 0.999)]
+    limits += [(40, 0.3), (3, 0.999)]
+    logits = (some(1) + shift).to(dtype).expand(len(limits), -1)
+    top_ks, top_ps = zip(*limits, strict=True)
+    for u in (0.0, 0.3, 0.9999):
+        got = take(logits, draws(len(limits), top_ks=top_ks, top_ps=top_ps, uniforms=u)).tolist()
+        assert got == [by_definition(row, u, *limit, 0.0) for row, limit in zip(logits, limits, strict=True)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_limits_are_found_among_extreme_logits(dtype: torch.dtype) -> None:
+    logits = torch.full((4, VOCAB), -torch.inf, dtype=dtype)
+    logits[:, 7] = logits[:, 4100] = -1e30
+    logits[1:, 9] = 0.0
+    logits[2:, 11] = -0.0
+    logits[3, 12] = torch.inf
+    for top_k, top_p in ((1, 1.0), (2, 1.0), (-1, 0.4), (-1, 0.999999), (4000, 0.5)):
+        got = take(logits, draws(4, top_ks=top_k, top_ps=top_p, uniforms=[0.75, 0.0, 0.75, 0.5])).tolist()
+        assert got == [4100, 9, 11, 12]
 
 
 def test_rows_of_all_kinds_stand_beside_each_other() -> None:
