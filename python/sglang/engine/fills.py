@@ -36,9 +36,7 @@ from sglang.models.decoder import Model
 
 log = logging.getLogger("sglang.engine")
 # Beyond 2048 tokens the device takes longer than the CPU for all but the smallest models.
-SIZES = (
-    16, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536, 1792, 2048,
-)  # fmt: skip
+SIZES = (16, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, *range(512, 2049, 128))
 CHEAP = 64  # reading the weights takes longer than multiplying so many tokens by them
 ROWS = (0, 64, 256)  # of one token, that graphs have room for; the last is of all slots
 FEW = 64  # rows of several tokens
