@@ -141,7 +141,7 @@ def _pick(
         floor = tl.load(min_ps + row).to(tl.float32)  # of a token's weight; the likeliest weighs 1
         least = float("-inf")  # logit that stays
         if (top_k > 0) | (top_p < 1.0):
-            wanted = top_p * tl.sum(weight, 0).to(tl.float32)
+            wanted = tl.maximum(top_p * tl.sum(weight, 0).to(tl.float32), 1e-30)  # not 0, which nothing at all has
             place = -(1 << (31 - ZEROS))
             for look in range(LOOKS):
                 step = 1 << (2 * (LOOKS - 1 - look))

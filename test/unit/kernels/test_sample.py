@@ -78,7 +78,18 @@ def test_draws_are_those_of_the_definition(limits: tuple[int, float, float]) -> 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("shift", [0.0, -30.0, 30.0])
 def test_the_least_logit_that_stays_is_found_among_those_of_a_type(dtype: torch.dtype, shift: float) -> None:
-    limits = [(1, 1.0), (2, 1.0), (40, 1.0), (4999, 1.0), (5000, 1.0), (9999, 1.0), (-1, 0.001), (-1, 0.5), (-1, 0.999)]
+    limits = [
+        (1, 1.0),
+        (2, 1.0),
+        (40, 1.0),
+        (4999, 1.0),
+        (5000, 1.0),
+        (9999, 1.0),
+        (-1, 1e-46),
+        (-1, 0.001),
+        (-1, 0.5),
+        (-1, 0.999),
+    ]
     limits += [(40, 0.3), (3, 0.999)]
     logits = (some(1) + shift).to(dtype).expand(len(limits), -1)
     top_ks, top_ps = zip(*limits, strict=True)
