@@ -241,23 +241,33 @@ class DecodeGraphs:
         """Graphs of all sizes, and of those that share keys. The largest first, the others use its memory; then the
         smallest, should memory end before they do.
 
-        Each is timed, and sizes that take longer than a larger one are given up: what cuBLAS chooses for 448 rows takes
-        an 8B model 12 % longer than what it does for 512.
+        The first time each is timed, and sizes that take longer than a larger one are given up: what cuBLAS chooses for
+        448 rows takes an 8B model 12 % longer than what it does for 512.
         """
         began = time.monotonic()
         took: dict[int, float] = {}
+        known = self._known_sizes()
+        self._sizes = known or self._sizes
         for size in (self._sizes[-1], *self._sizes[:-1]):
             kind = _Kind(size, True, False, False, self._attention.foresees)
-            if self._capture_of_nobody(kind):
+            if self._capture_of_nobody(kind) and not known:
                 took[size] = self._took(self._captured[kind].graph)
         if len(took) == len(self._sizes):
             self._sizes = worthwhile(took)
+            self._seen.know("sizes", tuple(self._sizes))
             for kind in [kind for kind in self._captured if kind.size not in self._sizes]:
                 del self._captured[kind]
         for size in self._sizes if self._attention.shares else ():
             if size >= SHARING:
                 self._capture_of_nobody(_Kind(size, True, False, True))
         log.info("start: %d graphs of decode steps in %.1f s", len(self._captured), time.monotonic() - began)
+
+    def _known_sizes(self) -> list[int]:
+        """Those that an earlier start found worthwhile."""
+        for met in self._seen.first("sizes"):
+            if met and set(met) <= set(self._sizes) and met[-1] == self._sizes[-1]:
+                return sorted(met)
+        return []
 
     def _capture_of_nobody(self, kind: _Kind) -> bool:
         if not self.captures or not roomy(self._model.device, self._logits_bytes(kind.size)):

@@ -56,6 +56,10 @@ class Seen:
             now[met] = None
             self._saved = False
 
+    def know(self, kind: str, one: Met) -> None:
+        """What was found out and need not be again, in place of what was known of that kind."""
+        self._before[kind] = [one]
+
     def begin(self) -> None:
         """What was noted so far was not asked for by anybody."""
         self._now, self._saved = {}, True

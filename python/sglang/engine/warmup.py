@@ -51,12 +51,12 @@ def warm(
         one.captures = False  # a graph would hold what was not launched: nothing
     with model.abridged():
         compiled = compile_ahead(lambda: [*map(launch, plans), more()])
-    torch.cuda.synchronize()
+        torch.cuda.synchronize()
+        ran = time.monotonic()
+        for plan in plans:
+            launch(plan).wait()
     for one in able:
         one.captures = True
-    ran = time.monotonic()
-    for plan in plans:
-        launch(plan).wait()
     times = ran - began, time.monotonic() - ran
     log.info("start: %d launches of kernels compiled in %.1f s, run in %.1f s", compiled, *times)
 

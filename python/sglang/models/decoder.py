@@ -226,9 +226,11 @@ class Model:
         """Layers of a kind launch the same kernels."""
         layer = self.layers[i]
         look = layer.attn.attention.look
-        stores = tuple(type(linear.store) for linear in layer.linears().values())
+        weights = [(type(linear.store), linear.store.bytes) for linear in layer.linears().values()]
+        if isinstance(layer.mlp, MoE):
+            weights += [(type(one), one.saved) for one in (layer.mlp.experts.gate_up, layer.mlp.experts.down)]
         heated = self.spec.temperature is not None and self.spec.temperature_in(i)
-        return self._turn_of[i], look.window, look.chunk, type(layer.mlp), stores, heated
+        return self._turn_of[i], look.window, look.chunk, tuple(weights), heated
 
     @property
     def capturable(self) -> bool:

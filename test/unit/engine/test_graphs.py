@@ -218,11 +218,11 @@ def test_sizes_that_take_longer_than_a_larger_one_are_not_worth_it() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what would be captured is noted instead")
 def test_the_start_captures_all_sizes_and_keeps_those_that_are_worth_it(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     graphs = on_device(folder, max_running_requests=20)._graphs
     assert graphs is not None
-    graphs.captures = True
+    graphs.captures, graphs._seen = True, Seen({"model": "a"}, tmp_path)
     graphs._attention.shares = True
     monkeypatch.setattr(graphs, "_step", lambda kind, wanted=None: None)
     now = [0.0]  # of a clock of our own: on a busy machine a short sleep takes as long as a longer one
@@ -242,7 +242,18 @@ def test_the_start_captures_all_sizes_and_keeps_those_that_are_worth_it(
     assert graphs._sizes == [1, 2, 8, 16, 20], "4 takes as long as 20"
     plain = [_Kind(n, True, False, False) for n in (20, 1, 2, 8, 16)]
     assert list(graphs._captured) == [*plain, *(_Kind(n, True, False, True) for n in (16, 20) if n >= SHARING)]
-    assert graphs._serving(3, True, False, False).size == 8
+    assert graphs._serving(3, True, False, False).size == 8  # which is noted
+    graphs._seen.save()
+    graphs._captured.clear()
+    for known, wanted in (((1, 2, 16), sizes(20)), ((1, 2, 8, 16, 20), [1, 2, 8, 16, 20])):  # of others; of this one
+        graphs._sizes, graphs._seen = sizes(20), Seen({"model": "a"}, tmp_path)
+        assert graphs._known_sizes() == [1, 2, 8, 16, 20]
+        graphs._seen.know("sizes", known)
+        assert (graphs._known_sizes() or graphs._sizes) == wanted
+    now[0] = 0.0
+    graphs.start()
+    assert graphs._sizes == [1, 2, 8, 16, 20] and set(graphs._captured) >= set(plain)
+    assert now[0] == 0.0, "they were timed again"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what would be captured is noted instead")
