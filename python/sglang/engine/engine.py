@@ -17,12 +17,13 @@ from sglang.base.config import ServerConfig
 from sglang.base.errors import ConfigError, NoRoom
 from sglang.base.messages import Ready
 from sglang.base.plan import Plan, Result
+from sglang.engine import scores
 from sglang.engine.account import Account, check_room, less, room_for, short, unheld
 from sglang.engine.batch import Batch, Tables
 from sglang.engine.blueprint import Blueprint, draw_up, load_foreign
 from sglang.engine.pool import GIB, beside_of, chunk_of, default_fraction, grain_of, make_pool, slots_of
 from sglang.engine.pooling import Pooler
-from sglang.engine.sampler import SCORE_BLOCK, Masked, Sampler, most_likely, next_positions, score_drawn, score_known
+from sglang.engine.sampler import Masked, Sampler, most_likely, next_positions
 from sglang.engine.seen import Seen, describe
 from sglang.kernels.staging import Landing, triton_works
 from sglang.layers.memory import free_bytes
@@ -49,10 +50,18 @@ THREAD_BYTES = 32 << 20  # weights for a thread of a CPU: with fewer it gains li
 class Flight:
     """A launched step. `wait` reads its tokens, once the device has them."""
 
-    def __init__(self, result: Result, rows: np.ndarray, drawn: Tensor, landing: Landing | None):
-        """rows: [S], those that draw; drawn: [S], on the device."""
+    def __init__(
+        self,
+        result: Result,
+        rows: np.ndarray,
+        drawn: Tensor,
+        landing: Landing | None,
+        scored: Sequence[scores.Drawn | scores.Known] = (),
+    ):
+        """rows: [S], those that draw; drawn: [S], on the device. scored: what is to be read with them."""
         self._result = result
         self._rows = rows
+        self._scored = scored
         self._drawn, self._begun, self._ended = (drawn, None, None) if landing is None else landing.bring(drawn)
 
     def done(self) -> bool:
@@ -69,6 +78,8 @@ class Flight:
         if self._ended is not None:
             self._ended.synchronize()
         self._result.tokens[self._rows] = self._drawn.numpy()
+        for one in self._scored:
+            one.file(self._result)
         return self._result
 
 
@@ -234,7 +245,7 @@ class Engine:
 
     @torch.inference_mode()
     def launch(self, plan: Plan) -> Flight:
-        """Run one step. On CUDA it returns before the device is done, except where scores were asked for."""
+        """Run one step. On CUDA it returns before the device is done."""
         try:
             return self._launch(plan)
         except torch.OutOfMemoryError:
@@ -264,18 +275,12 @@ class Engine:
         found = self._fills.launch(plan) if self._fills is not None else None
         batch, hidden = self._one_by_one(plan) if found is None else found
         result = Result(np.full(len(plan.slots), -1, np.int32))
+        scored: list[scores.Drawn | scores.Known] = []
         for ask in plan.prompt_asks:
+            scored.append(known := scores.Known(ask))
             begin = int(batch.offsets[ask.row]) + ask.offset
-            result.prompt_scores[ask.row] = [
-                score
-                for at in range(0, len(ask.targets), SCORE_BLOCK)
-                for score in score_known(
-                    self._model.logits(hidden[begin + at : begin + min(at + SCORE_BLOCK, len(ask.targets))]),
-                    ask.targets[at : at + SCORE_BLOCK],
-                    ask.top,
-                    ask.ids,
-                )
-            ]
+            for part in hidden[begin : begin + len(ask.targets)].split(scores.BLOCK):
+                known.add(self._model.logits(part))
         if self.pooler is not None:
             result.embeddings = self.pooler.pool(plan, batch, hidden)
         rows, drawn = batch.sampled_rows, batch.sampled_slots
@@ -286,8 +291,8 @@ class Engine:
             drawn = most_likely(logits) if ranked else self._draw(plan, rows, logits, batch.sampled_slots, places)
             self._tables.keep(batch.sampled_slots, drawn)
             if plan.asks:
-                result.scores = score_drawn(logits, drawn, plan.asks, rows)
-        return Flight(result, rows, drawn, self._landing)
+                scored.append(scores.Drawn(logits, drawn, plan.asks, rows))
+        return Flight(result, rows, drawn, self._landing, scored)
 
     def _one_by_one(self, plan: Plan) -> tuple[Batch, Tensor]:
         """The forward pass of a step without a graph: its layout, and [T + padding, hidden]."""
@@ -303,9 +308,8 @@ class Engine:
         if drawn is None:
             drawn = self._draw(plan, rows, logits, slots, places)
             self._tables.last[slots] = drawn
-        if plan.asks:
-            result.scores = score_drawn(logits.float(), drawn, plan.asks, rows)
-        return Flight(result, rows, drawn, self._landing)
+        scored = [scores.Drawn(logits, drawn, plan.asks, rows)] if plan.asks else []
+        return Flight(result, rows, drawn, self._landing, scored)
 
     def _draw(self, plan: Plan, rows: np.ndarray, logits: Tensor, slots: Tensor, places: np.ndarray | None) -> Tensor:
         """A token for each of `rows`. slots: theirs, on the device."""

@@ -16,8 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sglang.base.messages import Score
-from sglang.base.plan import Ask, Plan, Seat
+from sglang.base.plan import Plan, Seat
 from sglang.base.sampling import SamplingParams
 from sglang.kernels.staging import Stager, sent, triton_works
 
@@ -31,7 +30,6 @@ _SPREAD = np.where(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1
 _SPREAD = _SPREAD.astype(np.float32)
 WIDTHS = (64, 512, 2048)  # tokens that a mask allows, at most, for a row to be drawn from a list of them
 LONG = 1 << 16  # vocabulary from which on rows are narrowed one by one
-SCORE_BLOCK = 64  # positions whose logits are made at a time for prompt scores
 
 
 def uniform(seeds: np.ndarray, index: np.ndarray) -> np.ndarray:
@@ -455,39 +453,6 @@ def _beyond(cumulative: Tensor, target: Tensor) -> Tensor:
     # Below the total whatever rounding did: then the index exists, and has weight of its own.
     target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total))).clamp_min_(0)
     return torch.searchsorted(cumulative, target, right=True) * (total > 0)
-
-
-def score_drawn(logits: Tensor, tokens: Tensor, asks: list[Ask], rows: np.ndarray) -> dict[int, Score]:
-    """Log-probabilities of drawn tokens under the model's own distribution.
-
-    logits: float32 [S, vocab]; tokens: [S]; rows: [S], the plan's row of each.
-    """
-    place = {int(row): i for i, row in enumerate(rows)}
-    wanted = torch.tensor([place[ask.row] for ask in asks], device=logits.device)
-    found = _scores(logits[wanted], tokens[wanted].tolist(), [ask.top for ask in asks], [ask.ids for ask in asks])
-    return {ask.row: score for ask, score in zip(asks, found, strict=True)}
-
-
-def score_known(logits: Tensor, targets: list[int], top: int, ids: tuple[int, ...]) -> list[Score]:
-    """logits: float32 [n, vocab], the distribution before each of the n targets."""
-    return _scores(logits, targets, [top] * len(targets), [ids] * len(targets))
-
-
-def _scores(logits: Tensor, tokens: list[int], tops: list[int], ids: list[tuple[int, ...]]) -> list[Score]:
-    norm = logits.logsumexp(-1, keepdim=True)
-    chosen = (logits.gather(-1, torch.tensor(tokens, device=logits.device)[:, None]) - norm)[:, 0].tolist()
-    most = max(tops)
-    best: list[list[tuple[int, float]]] = [[] for _ in tokens]
-    if most:
-        values, places = logits.topk(min(most, logits.shape[-1]), -1)
-        pairs = zip(places.tolist(), (values - norm).tolist(), tops, strict=True)
-        best = [list(zip(p[:k], v[:k], strict=True)) for p, v, k in pairs]
-    scores = []
-    for row, (token, value) in enumerate(zip(tokens, chosen, strict=True)):
-        asked = ids[row]
-        given = (logits[row, list(asked)] - norm[row]).tolist() if asked else []
-        scores.append(Score(token, value, best[row], list(zip(asked, given, strict=True))))
-    return scores
 
 
 def next_positions(plan: Plan, rows: np.ndarray) -> np.ndarray:

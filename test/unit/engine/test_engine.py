@@ -15,7 +15,7 @@ from engine_driver import DRAWN, Ask, Driver, PromptAsk, Row, load
 
 from sglang.base.errors import ConfigError
 from sglang.base.sampling import SamplingParams
-from sglang.engine.sampler import SCORE_BLOCK
+from sglang.engine.scores import BLOCK
 from sglang.layers.memory import free_bytes
 
 CONFIG: dict[str, Any] = {
@@ -105,13 +105,13 @@ def test_cuda_without_a_device_is_refused(folder: Path) -> None:
 
 def test_prompt_scores_are_the_same_in_one_block_or_many(folder: Path) -> None:
     engine = dummy(folder)
-    tokens = np.random.default_rng(0).integers(0, 400, 2 * SCORE_BLOCK + 9).tolist()
+    tokens = np.random.default_rng(0).integers(0, 400, 2 * BLOCK + 9).tolist()
     driver = Driver(engine)
     ask = PromptAsk(0, 3, tokens[4:], 2, (1, 399))
     row = Row(0, 0, tokens, samples=False, scores=ask)
     scores = driver.step([row, Row(1, 0, tokens[:4], samples=False)]).prompt_scores[0]
     assert [s.token for s in scores] == tokens[4:]
-    for at in (4, 4 + SCORE_BLOCK, len(tokens) - 1):
+    for at in (4, 4 + BLOCK, len(tokens) - 1):
         single = driver.step(
             [Row(2, 0, tokens[:at], scores=PromptAsk(0, at - 1, [tokens[at]], 2, (1, 399)))], [driver.seat(2, at)]
         ).prompt_scores[0][0]

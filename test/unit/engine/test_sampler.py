@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sglang.base.plan import Ask, Plan, Seat
+from sglang.base.plan import Plan, Seat
 from sglang.base.sampling import SamplingParams
-from sglang.engine.sampler import CANDIDATES, Masked, Sampler, invert, most_likely, score_drawn, score_known, uniform
+from sglang.engine.sampler import CANDIDATES, Masked, Sampler, invert, most_likely, uniform
 
 EOS = (2,)
 
@@ -312,25 +312,6 @@ def test_rows_are_ranked_where_they_are_greedy_and_nothing_else_is_asked(device:
     assert not ranks([0, 1], [0, 1]) and not ranks([2], [0])
     assert not ranks([0], [0], masked=np.zeros(1, np.int32))
     assert not ranks([0], [0], places=np.zeros(1, np.int32)), "an automaton says what may be drawn"
-
-
-def test_scores_are_those_of_the_raw_distribution() -> None:
-    logits = torch.stack([logits_of(50, 2.0, i) for i in range(3)])
-    wanted = logits.double().log_softmax(-1)
-    tokens = torch.tensor([4, 7, 49])
-    found = score_drawn(logits, tokens, [Ask(5, 3, (1, 2)), Ask(9, 0, ())], np.array([5, 7, 9]))
-    assert set(found) == {5, 9}
-    assert found[5].token == 4 and found[5].logprob == pytest.approx(wanted[0, 4].item(), abs=1e-5)
-    assert [i for i, _ in found[5].top] == wanted[0].topk(3).indices.tolist()
-    assert [v for _, v in found[5].top] == pytest.approx(wanted[0].topk(3).values.tolist(), abs=1e-5)
-    assert found[5].ids == [
-        (1, pytest.approx(wanted[0, 1].item(), abs=1e-5)),
-        (2, pytest.approx(wanted[0, 2].item(), abs=1e-5)),
-    ]
-    assert found[9].top == [] and found[9].logprob == pytest.approx(wanted[2, 49].item(), abs=1e-5)
-    known = score_known(logits, [0, 1, 2], 60, (3,))
-    assert [len(s.top) for s in known] == [50] * 3
-    assert [s.logprob for s in known] == pytest.approx([wanted[i, i].item() for i in range(3)], abs=1e-5)
 
 
 def under(
