@@ -208,7 +208,8 @@ class Stream:
         scores: list[Score] = []
         finish: Finish | None = None
         embedding = b""
-        for piece in self.pieces:
+        pieces, self.pieces = self.pieces, []
+        for piece in pieces:
             if piece.replaced:
                 self._take_back(piece.replaced - len(new))
                 del new[max(0, len(new) - piece.replaced) :]
@@ -222,7 +223,6 @@ class Stream:
             finish = piece.finish
             self.paused = piece.paused
             embedding = piece.embedding
-        self.pieces.clear()
         self.pending = 0
         self.queued = False
         ends = finish is not None and finish.type == "stop" and isinstance(finish.matched, int)
@@ -230,6 +230,7 @@ class Stream:
         got = self.detokenizer.push(new[:-1] if stop_token else new, finish is not None)
         if got.stop is not None:
             finish = Finish("stop", got.stop)
+            self._forget_jumps(pieces, len(new) - got.tokens_used)
             del new[got.tokens_used :], scores[got.tokens_used :]
         elif finish is not None and finish.type == "abort" and finish.status:
             raise _refusal(finish, self.request)
@@ -266,6 +267,13 @@ class Stream:
             )
         self.delta, self.new, self.scores, self.prompt_scores = "", [], [], []
         return output
+
+    def _forget_jumps(self, pieces: list[Piece], unread: int) -> None:
+        """The last `unread` tokens of `pieces` are no part of the text. A piece ends with what it jumped."""
+        for piece in reversed(pieces):
+            here = min(unread, len(piece.tokens))
+            self.jumped -= min(here, piece.jumped)
+            unread -= here
 
     def _take_back(self, n: int) -> None:
         """The last `n` tokens, already read, are replaced."""

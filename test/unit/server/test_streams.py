@@ -125,6 +125,24 @@ def test_tokens_that_came_together_with_a_stop_string_are_not_counted(tokenizer:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("slow", [False, True])
+def test_tokens_jumped_behind_a_stop_string_are_not_counted(tokenizer: text.Tokenizer, slow: bool) -> None:
+    async def main() -> None:
+        async with started(tokenizer) as (front, worker):
+            task = asyncio.create_task(collect(front, Request(prompt="x", sampling=SamplingParams(stop=(" three",)))))
+            [submit] = await submits(worker)
+            drawn, forced, rest = (spell(tokenizer, words) for words in ("one", " two three four", " five six"))
+            step(worker, Piece(submit.id, drawn + forced, jumped=len(forced)))
+            if slow:
+                step(worker, Piece(submit.id, rest, jumped=len(rest) - 1))
+            [output] = await task
+            kept = spell(tokenizer, "one two three")
+            assert (output.text, output.tokens) == ("one two", kept)
+            assert output.jumped == len(kept) - len(drawn)
+
+    asyncio.run(main())
+
+
 @settings(max_examples=60, deadline=None)
 @given(words=st.lists(WORDS, min_size=1, max_size=6), cuts=st.lists(st.integers(1, 5), min_size=1), waits=st.data())
 def test_streamed_text_is_the_whole_text_however_steps_fall(
