@@ -148,8 +148,7 @@ class ContextFreeCompiled:
 
         self._matcher = llguidance.LLMatcher(engine.tokenizer, grammar, log_level=0, limits=engine.limits)
         if self._matcher.is_error():
-            reason = str(self._matcher.get_error()).strip().splitlines()
-            raise FieldError(field, f"{field}: {reason[0] if reason else 'cannot be compiled'}")
+            raise FieldError(field, f"{field}: {_reason(str(self._matcher.get_error()))}")
 
     @property
     def nbytes(self) -> int:
@@ -157,6 +156,12 @@ class ContextFreeCompiled:
 
     def cursor(self) -> "ContextFreeCursor":
         return ContextFreeCursor(self.engine, self._matcher.deep_copy(), False)
+
+
+def _reason(error: str) -> str:
+    """What an error tells: its first line, and what comes behind a drawing of the place."""
+    lines = error.strip().splitlines() or ["cannot be compiled"]
+    return " ".join([lines[0], *(line.removeprefix("error: ") for line in lines[1:] if line.startswith("error: "))])
 
 
 class ContextFreeCursor:

@@ -146,3 +146,12 @@ def test_an_unsupported_schema_is_refused_unless_ignored(engine: Engine):
     with pytest.raises(FieldError, match="json_schema"):
         ContextFreeCompiled(engine, contextfree.from_schema(odd, True, True), "json_schema")
     ContextFreeCompiled(engine, contextfree.from_schema(odd, False, True), "json_schema")
+
+
+@pytest.mark.parametrize("lark", [False, True])
+def test_a_pattern_that_the_library_cannot_read_is_refused_by_what_it_cannot(engine: Engine, lark: bool):
+    pattern = "^(?=.*a)b*$"
+    schema = contextfree.from_schema({"type": "string", "pattern": pattern}, True, True)
+    grammar = contextfree.from_grammar(f"start: /{pattern}/") if lark else schema
+    with pytest.raises(FieldError, match="regex parse error: look-around"):
+        ContextFreeCompiled(engine, grammar, "json_schema")
