@@ -85,15 +85,17 @@ def _jump(state: State, seq: Seq, cursor: Cursor, piece: Piece) -> Finish | None
     replaced = len(drawn) - keep
     keep += certain - seq.first
     room = seq.last - seq.first - keep
-    cut = next(
-        (i + 1 for i, t in enumerate(tokens) if t in seq.stops and keep + i >= seq.sampling.min_new_tokens), room
+    if seq.hold and seq.sampling.stops_by_text and replaced > len(piece.tokens):
+        return None  # the front may have stopped behind tokens that it was sent, and goes on from there
+    stop = next(
+        (i for i, t in enumerate(tokens[:room]) if t in seq.stops and keep + i >= seq.sampling.min_new_tokens), None
     )
     finish = None
-    if len(tokens) > cut or (len(tokens) == cut < room):
+    if stop is not None or len(tokens) > room:
         if replaced:
             return None  # what is left of the new tokens might say less than the old ones, which were sent
-        tokens = tokens[:cut]
-        finish = Finish("stop", tokens[-1]) if cut < room or tokens[-1] in seq.stops else Finish("length")
+        tokens = tokens[: room if stop is None else stop + 1]
+        finish = Finish("length") if stop is None else Finish("stop", tokens[-1])
     else:
         cursor.feed(text)
         finish = Finish("stop") if cursor.finished else Finish("length") if len(tokens) == room else None

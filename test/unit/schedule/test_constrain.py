@@ -149,6 +149,10 @@ class Constrained(Run):
         super()._take(pieces)
 
 
+# Behind it much is forced.
+TALKATIVE = max(([a, b] for a in range(4, 30) for b in range(4, 30)), key=lambda p: jumps_of(alone(p, 30)))
+
+
 @pytest.mark.parametrize("depth", [0, 1])
 @pytest.mark.parametrize("jumps", [False, True])
 @pytest.mark.parametrize("page_size", [1, 4])
@@ -205,6 +209,32 @@ def test_a_stop_token_inside_forced_text_ends_it() -> None:
     assert run.finish[0].matched == stop
 
 
+def test_a_stop_token_that_is_the_last_allowed_is_a_stop() -> None:
+    whole = alone(TALKATIVE, 30)
+    at = next(
+        i for i in range(1, 30) if len(forced_after(bytes(whole[:i]))) == 3 and whole[i + 2] not in whole[: i + 2]
+    )
+    for length in (30, at + 3):
+        run = Constrained(0, True)
+        run.state.jump = lambda before, drawn, forced, beyond: (len(drawn), list(forced), forced)
+        run.bind(submit(0, TALKATIVE, length, stop_token_ids=(whole[at + 2],)))
+        run.drain()
+        assert run.got[0] == whole[: at + 3]
+        assert run.finish[0].matched == whole[at + 2]
+
+
+@pytest.mark.parametrize("hold", [False, True])
+def test_tokens_behind_which_the_front_may_go_on_are_not_taken_back(hold: bool) -> None:
+    """It has found a stop string in what it was sent, and says how many of those tokens are to be kept."""
+    run = Constrained(0, True)
+    for id in range(4, 12):
+        sampling = SamplingParams(max_new_tokens=30, temperature=0, stop=("never",))
+        run.bind(Submit(id, pack([id, id + 1]), sampling, hold=hold))
+    run.drain()
+    assert run.state.count.jumped_tokens
+    assert any(piece.replaced for pieces in run.pieces.values() for piece in pieces) != hold
+
+
 def test_what_cannot_be_drawn_ends_its_own_sequence_only() -> None:
     run = Constrained(0, False)
     run.engine = FakeEngine(run.budget.pages, run.budget.page_size, run.budget.slots)  # hears no masks
@@ -246,10 +276,6 @@ def test_a_grammar_that_fails_in_the_middle_fails_one_sequence(cursor: type[Toy]
     run.drain()
     assert run.finish[0].status == 400
     assert run.finish[0].field == "constraint"
-
-
-# Behind it much is forced.
-TALKATIVE = max(([a, b] for a in range(4, 30) for b in range(4, 30)), key=lambda p: jumps_of(alone(p, 30)))
 
 
 def test_what_a_jump_is_asked_about_begins_behind_the_last_one() -> None:
