@@ -69,16 +69,18 @@ class Nfa:
             next = loop
         else:
             end = next
-            for _ in range(high - low):
-                before, next = next, self._fork((self.build(item, next), end))
+            for more in reversed(range(high - low)):
+                left, before, next = self.work.left, next, self._fork((self.build(item, next), end))
                 self.work.spend(1)
                 if next == before:
                     break  # the item is empty
-        for _ in range(low):
-            before, next = next, self.build(item, next)
+                self.work.foresee(left - self.work.left, more)
+        for more in reversed(range(low)):
+            left, before, next = self.work.left, next, self.build(item, next)
             self.work.spend(1)
             if next == before:
                 break
+            self.work.foresee(left - self.work.left, more)
         return next
 
     def _step(self, ranges: Ranges, next: int) -> int:

@@ -21,6 +21,11 @@ class Work:
         if self.left < 0:
             raise self.too_large()
 
+    def foresee(self, amount: int, times: int) -> None:
+        """Much like the last `amount` is to be spent so many `times` more: what cannot be paid is refused at once."""
+        if amount * times > 2 * self.left:  # twice, as it may be half as much
+            raise self.too_large()
+
     def too_large(self) -> TooLarge:
         return TooLarge(
             self.field,

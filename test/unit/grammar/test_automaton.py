@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from sglang.base.errors import FieldError
 from sglang.grammar import automaton, regex
 from sglang.grammar.automaton import Automaton
+from sglang.grammar.characters import determine
 from sglang.grammar.language import Both, Without, alt, cat, to_regex
-from sglang.grammar.work import TooLarge
+from sglang.grammar.work import TooLarge, Work
 
 
 def made(pattern: str) -> Automaton:
@@ -164,3 +165,12 @@ def test_a_large_automaton_is_refused_for_its_size():
     with pytest.raises(TooLarge, match="too large an automaton"):
         made("a{40000}")
     assert made("a{30000}").states == 30001
+
+
+@pytest.mark.parametrize("pattern", ["(a{1000}){1000}", "((a{1,100}){1,100}){1,100}", "x([a-z]{3}|b){1,500000}"])
+def test_what_repeats_too_often_is_refused_before_it_is_built(pattern: str):
+    """On a busy machine compiling gets a tenth of a core, and others wait behind it."""
+    work = Work("regex")
+    with pytest.raises(TooLarge):
+        determine(regex.parse(pattern), work)
+    assert work.left > 0.8 * work.steps
