@@ -246,7 +246,8 @@ class Reader:
             return False
         self._call = None
         if call.name is None:
-            self._say(found, call.raw)
+            if self._style is not DEMANDED:  # there it is a call all the same, cut before its name was said
+                self._say(found, call.raw)
             self._inside = self._inside and call.closed
         else:
             self.calls += 1

@@ -56,6 +56,7 @@ CASES: list[tuple[Style, str, str, list[tuple[str, str]]]] = [
     (HERMES, '<tool_call>{"name": "add", "arguments": {"a": 1', "", [("add", '{"a": 1')]),
     (DEMANDED, '[{"name": "add", "parameters": {"a": 1}}, {"name": "add", "parameters": {"a": 2}}]', "",
      [("add", '{"a": 1}'), ("add", '{"a": 2}')]),
+    (DEMANDED, '[{"name": "add", "parameters": {"a": 1}}, {"name": "ad', "", [("add", '{"a": 1}')]),
 ]  # fmt: skip
 
 
