@@ -5,6 +5,7 @@ conjunction about one value.
 """
 
 import json
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from decimal import Decimal
@@ -41,7 +42,7 @@ def decode(schema: str | dict[str, Any] | bool, name: str) -> dict[str, Any] | b
         if len(schema) > limits.GRAMMAR_CHARS:
             raise FieldError(name, f"{name} may have at most {limits.GRAMMAR_CHARS} characters, got {len(schema)}")
         try:
-            schema = json.loads(schema)
+            schema = json.loads(schema, parse_float=_finite, parse_constant=_finite)
         except RecursionError:
             raise FieldError(name, f"{name} is nested too deeply") from None
         except ValueError as error:
@@ -49,6 +50,14 @@ def decode(schema: str | dict[str, Any] | bool, name: str) -> dict[str, Any] | b
     if not isinstance(schema, dict | bool):
         raise FieldError(name, f"{name} must be an object, got {type(schema).__name__}")
     return schema
+
+
+def _finite(text: str) -> float:
+    """NaN and Infinity, which Python reads and JSON has not, would be written as they are."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:SHOWN_CHARS]} is no finite number")
+    return number
 
 
 class Reader:

@@ -273,6 +273,9 @@ def test_what_needs_a_stack_is_told_apart(value: Any):
         ({"allOf": [{"anyOf": [{"minimum": i} for i in range(70)]}] * 3, "type": "integer"}, "multiply"),
         ({**obj(a=INT, b=INT), "minProperties": 1}, "minProperties"),
         ("[1]", "must be an object"),
+        ('{"const": NaN}', "not valid JSON: NaN is no finite number"),
+        ('{"enum": [1e999]}', "1e999 is no finite number"),
+        ('{"type": "string", "maxLength": -Infinity}', "-Infinity is no finite number"),
         ("{", "not valid JSON"),
         ('{"a":' * 5000, "nested too deeply"),
         (
