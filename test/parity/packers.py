@@ -141,14 +141,16 @@ def compressed_int8(w: Array, channel: bool = True) -> Packed:
     return {"weight": tensor(q, torch.int8), "weight_scale": tensor(s)}, (q * s).astype(np.float32)
 
 
-def fp8(w: Array, by: str = "tensor", static: bool = False, inverse: bool = False) -> Packed:
+def fp8(
+    w: Array, by: str = "tensor", static: bool = False, inverse: bool = False, inputs: str = "input_scale"
+) -> Packed:
     """by: tensor, channel, or block, of 128 x 128, the last of which may be smaller."""
-    rows, inputs = w.shape
+    rows, columns = w.shape
     if by == "block":
-        s = np.zeros((-(-rows // 128), -(-inputs // 128)), np.float32)
+        s = np.zeros((-(-rows // 128), -(-columns // 128)), np.float32)
         for i, j in np.ndindex(*s.shape):
             s[i, j] = np.abs(w[i * 128 : i * 128 + 128, j * 128 : j * 128 + 128]).max() / 448
-        spread = np.repeat(np.repeat(s, 128, 0)[:rows], 128, 1)[:, :inputs]
+        spread = np.repeat(np.repeat(s, 128, 0)[:rows], 128, 1)[:, :columns]
     else:
         s = np.abs(w).max(1, keepdims=True) / 448 if by == "channel" else np.array(np.abs(w).max() / 448)
         s = s.astype(np.float32)
@@ -156,7 +158,7 @@ def fp8(w: Array, by: str = "tensor", static: bool = False, inverse: bool = Fals
     q = tensor(w / spread).to(torch.float8_e4m3fn)
     found = {"weight": q, "weight_scale_inv" if inverse else "weight_scale": tensor(s)}
     if static:
-        found["input_scale"] = torch.tensor(0.05)
+        found[inputs] = torch.tensor(0.05)
     return found, q.float().numpy() * spread
 
 

@@ -97,6 +97,10 @@ CASES: dict[str, Case] = {
     ),
     "fp8": ({"quant_method": "fp8", "activation_scheme": "dynamic"}, packers.fp8),
     "fp8 static": ({"quant_method": "fp8", "activation_scheme": "static"}, partial(packers.fp8, static=True)),
+    "fp8 static by transformers": (
+        {"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": None},
+        partial(packers.fp8, static=True, inverse=True, inputs="activation_scale"),
+    ),
     "fp8 block": (
         {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128], "fmt": "e4m3"},
         partial(packers.fp8, by="block", inverse=True),

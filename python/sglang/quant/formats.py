@@ -26,6 +26,7 @@ NARROW = {"F8_E4M3": torch.float8_e4m3fn, "I8": torch.int8}  # of a module's `we
 # Types that a part must have, by its ending; all others are floating point.
 WORDS = ("qweight", "qzeros", "B", "weight_packed")
 INTEGERS = ("g_idx", "weight_g_idx", "weight_shape", "workspace", "weight_zero_point")
+INPUT_SCALES = ("input_scale", "act_scale", "activation_scale")  # vLLM's word, its older one, and transformers'
 # Scales that keys and values were calibrated to be stored with, which is another's to read (`models/kv_scales.py`).
 KV_SCALES = ("k_scale", "v_scale", "kv_scale", "q_scale", "prob_scale", "output_scale")
 
@@ -263,7 +264,7 @@ def _whole(name: str, dtype: torch.dtype, static: bool, block: tuple[int, int] |
             known = [(math.ceil(rows / block[0]), math.ceil(inputs / block[1]))]
         if given not in known:
             raise ValueError(f"{scale} has shape {list(given)}, not {' or '.join(str(list(one)) for one in known)}")
-        if static and "input_scale" not in shapes and "act_scale" not in shapes:
+        if static and not any(part in shapes for part in INPUT_SCALES):
             raise ValueError("input_scale is missing")
         return rows, inputs
 
@@ -281,13 +282,13 @@ def _whole(name: str, dtype: torch.dtype, static: bool, block: tuple[int, int] |
         zeros = (
             found["weight_zero_point"].float().reshape(-1, 1).expand(rows, 1) if "weight_zero_point" in found else None
         )
-        inputs_by = [found[part] for part in ("input_scale", "act_scale") if part in found] if static else []
+        inputs_by = [found[part] for part in INPUT_SCALES if part in found] if static else []
         bound = float(inputs_by[0].max()) if inputs_by else None
         return Grid(codes, scales.contiguous(), 8, size, zeros, input_scale=bound)
 
-    parts = ("weight", "weight_scale", "weight_scale_inv", "weight_zero_point", "input_scale", "act_scale")
+    parts = ("weight", "weight_scale", "weight_scale_inv", "weight_zero_point", *INPUT_SCALES, "input_zero_point")
     kind = "int8" if dtype == torch.int8 else "fp8"
-    return Format(name, ("weight",), (*parts, "input_zero_point"), (), shape, read, kind)
+    return Format(name, ("weight",), parts, (), shape, read, kind)
 
 
 def _compressed(config: Config) -> Format:
