@@ -24,6 +24,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dots1 experts": ("Dots1", {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
                                 "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "head_dim": 16,
                                 "n_shared_experts": 1}),
+    "biogpt": ("BioGpt", {"tie_word_embeddings": False}),  # its head passes on what only other models have
     "opt": ("OPT", {"ffn_dim": 96, "word_embed_proj_dim": 64}),
 }  # fmt: skip
 
@@ -95,6 +96,9 @@ def test_what_cannot_be_run_stops_the_start(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 4}))
     with pytest.raises(ConfigError, match=r"tensors are missing: model\.layers\.3"):
+        load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "norm_eps": "small"}))
+    with pytest.raises(ConfigError, match=r"^[^\n]*transformers cannot load it: [^\n]*'norm_eps'[^\n]*$"):
         load(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": ["NobodysForCausalLM"]}))
     with pytest.raises(ConfigError, match="Unsupported architectures"):

@@ -144,7 +144,9 @@ class _Given(nn.Module):
     def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> Any:
         from transformers.modeling_outputs import MoeModelOutputWithPast
 
-        return MoeModelOutputWithPast(last_hidden_state=inputs_embeds)  # type: ignore[arg-type]  # a Tensor is one
+        given = MoeModelOutputWithPast(last_hidden_state=inputs_embeds)  # type: ignore[arg-type]  # a Tensor is one
+        given.cross_attentions = None  # type: ignore[attr-defined]  # heads of models that could have such pass them on
+        return given
 
     @property
     def decoder(self) -> "_Given":
@@ -177,6 +179,7 @@ class Foreign(Model):
         try:
             states = self._run(tokens, positions, self._step)
             self._run(tokens[order], positions[order], other)
+            self.logits(states)
         except (ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise ConfigError(f"--model-impl transformers: {name} cannot be run: {error}") from None
         layers = self._step.layers
@@ -276,10 +279,10 @@ def load(folder: Path, raw: HFConfig, load_format: str, device: torch.device, dt
     _refuse_what_depends_on_others(raw)
     AttentionInterface.register(NAME, _attend)
     AttentionMaskInterface.register(NAME, _mask)
-    config = transformers.AutoConfig.for_model(**raw)
     options: dict[str, Any] = {"attn_implementation": NAME, "dtype": dtype}
     found: dict[str, Any] = {}
     try:
+        config = transformers.AutoConfig.for_model(**raw)
         if load_format == "dummy":
             loaded: Any = transformers.AutoModelForCausalLM.from_config(config, **options)
         else:
@@ -288,8 +291,8 @@ def load(folder: Path, raw: HFConfig, load_format: str, device: torch.device, dt
                 str(folder), config=config, output_loading_info=True, use_safetensors=safe, **options
             )
             loaded, found = pair
-    except (ValueError, OSError, RuntimeError, KeyError) as error:
-        raise ConfigError(f"{folder}: transformers cannot load it: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # its checks of configs have classes of their own, and its models raise whatever
+        raise ConfigError(f"{folder}: transformers cannot load it: {' '.join(str(error).split())}") from None
     for key, what in (("missing_keys", "are missing"), ("mismatched_keys", "have another shape")):
         if names := sorted(str(name) for name in found.get(key) or ()):
             raise ConfigError(f"{folder}: {len(names)} tensors {what}: {', '.join(names[:5])}")
