@@ -12,7 +12,7 @@ from sglang.models import config as hf
 from sglang.models import foreign
 from sglang.models.checkpoint import folder_of
 from sglang.models.quantized import Format, chosen
-from sglang.models.spec import FAMILIES, Decoder, Family, Pooling, headless
+from sglang.models.spec import FAMILIES, Decoder, Family, Pooling, check, headless
 
 DTYPES = {
     "half": torch.float16,
@@ -102,11 +102,18 @@ def _family(raw: hf.HFConfig, embeds: bool) -> tuple[Family, bool]:
 def _spec(family: Family, raw: hf.HFConfig) -> Decoder:
     name = raw["architectures"][0]
     try:
-        return family.build(raw)
+        spec = family.build(raw)
     except KeyError as error:
         raise ConfigError(f"config.json: {error} is missing ({name} needs it)") from None
-    except (TypeError, AttributeError, ZeroDivisionError) as error:
+    except (TypeError, AttributeError, ZeroDivisionError, OverflowError) as error:
         raise ConfigError(f"config.json: a value has the wrong type for {name} ({error})") from None
+    try:
+        check(spec)
+    except ValueError as error:
+        raise ConfigError(f"config.json: {error}") from None
+    except (TypeError, LookupError) as error:
+        raise ConfigError(f"config.json: a list of {name}'s layers is none, or too short ({error})") from None
+    return spec
 
 
 def _dtype(flag: str, raw: hf.HFConfig, device: torch.device, few: bool) -> torch.dtype:

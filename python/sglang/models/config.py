@@ -1,6 +1,7 @@
 """config.json of a checkpoint: found, read, checked. No code of the checkpoint runs."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NoReturn, TypeVar
@@ -86,7 +87,9 @@ def _check(config: HFConfig) -> None:
 
 def _check_number(part: HFConfig, key: str, name: str) -> None:
     value = part.get(key)
-    if value is not None and (not isinstance(value, int | float) or isinstance(value, bool) or value < 0):
+    if value is None:
+        return
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:  # NaN fails too
         raise ConfigError(f"config.json: {name} = {value!r} is not supported (it must be a number)")
 
 
@@ -179,14 +182,15 @@ def context_length(config: HFConfig) -> int:
     key = next((k for k in keys if config.get(k)), None)
     if key is None:
         return 2048
-    length = int(config[key])
+    if not isinstance(length := config[key], int):
+        refuse(config, key, "it must be a whole number")
     scaling = _scaling(config)
     factor = float(scaling.get("factor") or 1)
     match _kind(scaling):
         case "linear" | "dynamic" if key == "max_position_embeddings":  # the other keys name the final length
             return int(length * factor)
         case "yarn":  # some files give the length before, some after
-            return max(length, int(scaling.get("original_max_position_embeddings", length) * factor))
+            return max(length, int((scaling.get("original_max_position_embeddings") or length) * factor))
         case _:  # llama3 and longrope count their factor in
             return length
 

@@ -1,8 +1,10 @@
 """The vocabulary in which families say how they differ. Frozen records; `decoder.py` executes them."""
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from types import UnionType
+from typing import Any, Literal, get_args
 
 from sglang.layers.linear import Act
 from sglang.layers.moe import Routing
@@ -134,6 +136,59 @@ class Decoder:
 
     def rope_in(self, layer: int) -> Rope | None:
         return self.rope_of(layer) if self.rope_of else self.rope
+
+
+def check(spec: Decoder) -> None:
+    """Raise ValueError for what a config can say and nobody can compute; else a server would start, and fail at its
+    first request."""
+    _numbers(spec)
+    for name in ("hidden", "layers", "heads", "kv_heads", "head_dim", "vocab"):
+        _demand(getattr(spec, name) > 0, name, getattr(spec, name), "at least 1")
+    _demand(spec.heads % spec.kv_heads == 0, "kv_heads", spec.kv_heads, f"a divisor of heads = {spec.heads}")
+    for name in ("window", "chunk"):
+        span = getattr(spec, name)
+        _demand(span is None or 0 < span < 2**31, name, span, "at least 1, and a place in a text")
+    if spec.experts is not None:
+        r = spec.experts.routing
+        _demand(1 <= r.top_k <= r.count, "experts of a token", r.top_k, f"1 to {r.count}, as many as there are")
+        _demand(r.groups > 0 and r.count % r.groups == 0, "groups of experts", r.groups, f"a divisor of {r.count}")
+        _demand(1 <= r.top_groups <= r.groups, "groups of a token", r.top_groups, f"1 to {r.groups}")
+    for layer in range(spec.layers):
+        turn = spec.rope_in(layer)
+        width = spec.latent.rope if spec.latent else spec.head_dim
+        if turn is not None:
+            _numbers(turn)
+            _demand(0 < turn.dim <= width, "rotated dims of a head", turn.dim, f"1 to {width}")
+            _demand(turn.theta > 1, "theta", turn.theta, "above 1")
+        for of_layer in (spec.local, spec.expert_layers, spec.temperature_in):
+            of_layer(layer)
+
+
+def _numbers(record: Any) -> None:
+    """That the fields of numbers, also of the records within, hold such."""
+    for one in fields(record):
+        value: object = getattr(record, one.name)
+        kinds = get_args(one.type) if isinstance(one.type, UnionType) else (one.type,)
+        match value:
+            case None if type(None) in kinds:
+                continue
+            case bool() | None | str() | list() | dict() if float in kinds or int in kinds:
+                fits = False
+            case float():
+                fits = float in kinds and math.isfinite(value)
+            case int() if int in kinds:
+                fits = value >= 0
+            case _ if is_dataclass(value):
+                _numbers(value)
+                continue
+            case _:
+                continue
+        _demand(fits, one.name, value, "a number" if float in kinds else "a whole number, not negative")
+
+
+def _demand(fits: bool, name: str, value: object, what: str) -> None:
+    if not fits:
+        raise ValueError(f"{name} = {value!r} is not supported (it must be {what})")
 
 
 HFConfig = dict[str, Any]

@@ -28,6 +28,9 @@ CONFIG: dict[str, Any] = {
 
 
 GEMMA2 = {"architectures": ["Gemma2ForCausalLM"], "query_pre_attn_scalar": 8, "sliding_window": 4}
+CHOSEN = {"architectures": ["MixtralForCausalLM"], "num_local_experts": 4, "num_experts_per_tok": 2}
+GROUPS = {"architectures": ["Glm4MoeForCausalLM"], "n_routed_experts": 4, "moe_intermediate_size": 8}
+GROUPS |= {"n_group": 2, "topk_group": 1}
 DEEPSEEK = {"architectures": ["DeepseekV2ForCausalLM"], "num_experts_per_tok": 1, "moe_intermediate_size": 8}
 
 
@@ -284,6 +287,21 @@ def test_a_folder_without_weights_says_what_would_work(tmp_path: Path) -> None:
         ({"rope_scaling": {"type": "linear", "factor": "two"}}, "rope_scaling.factor = 'two' is not supported"),
         ({"rope_scaling": {"type": "yarn"}}, "factor is missing .rope_type = 'yarn' needs it"),
         ({"rope_parameters": {"full_attention": {"rope_theta": "x"}}}, "rope_parameters.rope_theta = 'x' is not"),
+        ({"rope_scaling": {"type": "linear", "factor": float("nan")}}, "rope_scaling.factor = nan is not supported"),
+        ({"hidden_size": None}, "wrong type for LlamaForCausalLM"),
+        ({"vocab_size": None}, "vocab = None is not supported .it must be a whole number"),
+        ({"rms_norm_eps": None}, "norm_eps = None is not supported .it must be a number"),
+        ({"partial_rotary_factor": 3}, "rotated dims of a head = 24 is not supported .it must be 1 to 8"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2}, "rope_theta": 1}, r"theta = 1\.0 is not supported"),
+        ({**GEMMA2, "sliding_window": 0}, "window = 0 is not supported .it must be at least 1"),
+        ({**GEMMA2, "sliding_window": 10**12}, "window = 1000000000000 is not supported"),
+        ({**GEMMA2, "attn_logit_softcapping": "soft"}, "attn_softcap = 'soft' is not supported .it must be a number"),
+        ({**CHOSEN, "num_experts_per_tok": 5}, "experts of a token = 5 is not supported .it must be 1 to 4"),
+        ({**CHOSEN, "num_experts_per_tok": 0}, "experts of a token = 0 is not supported"),
+        ({**CHOSEN, "num_local_experts": None}, "count = None is not supported"),
+        ({**CHOSEN, **GROUPS, "n_group": 3}, "groups of experts = 3 is not supported .it must be a divisor of 4"),
+        ({**CHOSEN, **GROUPS, "topk_group": 3}, "groups of a token = 3 is not supported .it must be 1 to 2"),
+        ({**CHOSEN, **GROUPS, "mlp_layer_types": ["dense"]}, "a list of Glm4MoeForCausalLM's layers is none, or too"),
         ({"eos_token_id": "</s>"}, "eos_token_id = '</s>' is not supported .it must be a number or a list"),
         ({"quantization_config": "awq"}, "quantization_config = 'awq' is not supported .it must be an object"),
         (
