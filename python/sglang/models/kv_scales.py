@@ -9,8 +9,8 @@ from safetensors import safe_open
 from sglang.base.errors import ConfigError
 from sglang.models.checkpoint import weight_files
 
-# model.layers.3.self_attn.k_scale, ....k_proj.k_scale, ....attn.k_scale; kv_scale is for both
-NAME = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\..*\b(k_scale|v_scale|kv_scale)$")
+# model.layers.3.self_attn.k_scale, ....k_proj.k_scale, ....attn.k_scale, ....k_proj.output_scale; kv_scale is for both
+NAME = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\..*\b(?:(k|v|kv)_scale|(k|v)_proj\.output_scale)$")
 
 
 def kv_scales(folder: Path, load_format: str, layers: int) -> list[tuple[float, float]]:
@@ -18,7 +18,7 @@ def kv_scales(folder: Path, load_format: str, layers: int) -> list[tuple[float, 
 
     Raises ConfigError.
     """
-    found = [{"k_scale": 1.0, "v_scale": 1.0} for _ in range(layers)]
+    found = [{"k": 1.0, "v": 1.0} for _ in range(layers)]
     for file in weight_files(folder, load_format) if load_format != "dummy" else ():
         if file.suffix != ".safetensors":
             continue
@@ -33,6 +33,5 @@ def kv_scales(folder: Path, load_format: str, layers: int) -> list[tuple[float, 
                     raise ConfigError(
                         f"{file.name}: {name} is not one number above 0; --kv-cache-dtype auto needs none"
                     )
-                kinds = ("k_scale", "v_scale") if match[2] == "kv_scale" else (match[2],)
-                found[int(match[1])] |= dict.fromkeys(kinds, value)
-    return [(one["k_scale"], one["v_scale"]) for one in found]
+                found[int(match[1])] |= dict.fromkeys(match[2] or match[3], value)
+    return [(one["k"], one["v"]) for one in found]

@@ -19,13 +19,14 @@ def test_every_spelling_is_found(tmp_path: Path) -> None:
     written(
         tmp_path,
         model__layers__0__self_attn__k_scale=torch.tensor(0.5),
-        model__layers__0__self_attn__v_proj__output_scale=torch.tensor(9.0),
+        model__layers__0__self_attn__q_proj__output_scale=torch.tensor(9.0),
+        model__layers__0__self_attn__v_proj__output_scale=torch.tensor(4.0),
         model__layers__1__self_attn__k_proj__k_scale=torch.tensor([0.25], dtype=torch.bfloat16),
         model__layers__1__self_attn__v_proj__v_scale=torch.tensor([[2.0]]),
         model__layers__2__self_attn__kv_scale=torch.tensor(0.125),
         model__layers__4__self_attn__k_scale=torch.tensor(7.0),
     )
-    assert kv_scales(tmp_path, "auto", 4) == [(0.5, 1.0), (0.25, 2.0), (0.125, 0.125), (1.0, 1.0)]
+    assert kv_scales(tmp_path, "auto", 4) == [(0.5, 4.0), (0.25, 2.0), (0.125, 0.125), (1.0, 1.0)]
     assert kv_scales(tmp_path, "dummy", 1) == [(1.0, 1.0)]
 
 
