@@ -13,7 +13,7 @@ import packers
 import pytest
 import torch
 from engine_driver import Driver, load
-from family_cases import TOKENS, Make, known
+from family_cases import LLAMA4, TOKENS, Make, known
 from packers import Packer
 from safetensors.torch import load_file, save_file
 
@@ -166,6 +166,47 @@ def test_experts_in_few_bits_are_read(case: str, make: Make, tmp_path: Path) -> 
     assert difference(tmp_path, stands_for) < CLOSE
 
 
+def test_experts_of_llama4_have_a_map_each_where_they_are_in_few_bits(make: Make, tmp_path: Path) -> None:
+    folder, model = make("Llama4", **LLAMA4)
+    config = json.loads((folder / "config.json").read_text())
+    quantization = compressed("float-quantized", FLOAT | {"strategy": "channel"}, TOKENWISE)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": quantization}))
+    tensors, stands_for = {}, copy.deepcopy(model)
+    for name, weight in load_file(folder / "model.safetensors").items():
+        if ".experts." not in name:
+            tensors[name] = weight
+            continue
+        stem, _, which = name.rpartition(".")
+        target = stands_for.get_parameter(name)  # [experts, inputs, rows], gate and up one after another
+        parts = {"down_proj": slice(None)}
+        if which == "gate_up_proj":
+            half = weight.shape[-1] // 2
+            parts = {"gate_proj": slice(half), "up_proj": slice(half, None)}
+        for (part, rows), (number, whole) in itertools.product(parts.items(), enumerate(weight)):
+            found, dense = packers.fp8(whole[:, rows].t().numpy(), by="channel")
+            tensors |= {f"{stem}.{number}.{part}.{ending}": t.contiguous() for ending, t in found.items()}
+            with torch.no_grad():
+                target[number, :, rows] = torch.from_numpy(dense).t()
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert difference(tmp_path, stands_for) < CLOSE
+
+
+def test_modelopt_says_in_a_file_of_its_own_how_weights_are_stored(make: Make, tmp_path: Path) -> None:
+    stands_for = written(tmp_path, *make("Llama", **LLAMA), *CASES["modelopt"])
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["quantization_config"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    own = tmp_path / "hf_quant_config.json"
+    own.write_text(json.dumps({"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8"}}))
+    assert difference(tmp_path, stands_for) < EXACT
+    own.write_text(json.dumps({"quantization": {"quant_algo": "NVFP4"}}))
+    with pytest.raises(ConfigError, match="quant_algo = 'NVFP4' is not supported"):
+        load(tmp_path)
+    own.write_text(json.dumps({"quantization": "FP8"}))
+    with pytest.raises(ConfigError, match=r"hf_quant_config\.json: quantization must be an object, got 'FP8'"):
+        load(tmp_path)
+
+
 def test_one_module_in_few_bits_beside_others_that_are_not(make: Make, tmp_path: Path) -> None:
     stands_for = written(tmp_path, *make("Llama", **LLAMA), *CASES["awq"], skip="k_proj")
     assert difference(tmp_path, stands_for) < CLOSE
@@ -210,11 +251,11 @@ def test_biases_of_zeros_and_scales_of_keys_and_values_are_passed_over(make: Mak
     stands_for = written(tmp_path, *make("Llama", **LLAMA), *CASES["fp8"])
     changed(tmp_path, Q + "bias", lambda _: torch.zeros(128))
     changed(tmp_path, "model.layers.1.self_attn.k_scale", lambda _: torch.tensor(0.3))
-    changed(tmp_path, "model.layers.1.self_attn.v_proj.output_scale", lambda _: torch.tensor(0.3))
+    changed(tmp_path, "model.layers.1.self_attn.v_proj.output_scale", lambda _: torch.tensor(0.2))
     assert difference(tmp_path, stands_for) < EXACT
     attention = load(tmp_path, kv_cache_dtype="fp8_e4m3")._attention
     assert isinstance(attention, TorchAttention)
-    assert attention._scales[:2] == [(1.0, 1.0), (pytest.approx(0.3), 1.0)]
+    assert attention._scales[:2] == [(1.0, 1.0), (pytest.approx(0.3), pytest.approx(0.2))]
     changed(tmp_path, Q + "bias", lambda _: torch.ones(128))
     with pytest.raises(ConfigError, match=re.escape(f"unexpected tensors: model.safetensors: {Q}bias")):
         load(tmp_path)

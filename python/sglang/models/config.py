@@ -93,8 +93,8 @@ def _check_number(part: HFConfig, key: str, name: str) -> None:
         raise ConfigError(f"config.json: {name} = {value!r} is not supported (it must be a number)")
 
 
-# Where older files say what newer ones say in config.json.
-OLDER = {"quant_config.json": "awq", "quantize_config.json": "gptq"}
+# Where older files say what newer ones say in config.json; ModelOpt's is a part of its file.
+OLDER = {"quant_config.json": "awq", "quantize_config.json": "gptq", "hf_quant_config.json": "modelopt"}
 
 
 def quantization(folder: Path, config: HFConfig) -> HFConfig | None:
@@ -109,7 +109,12 @@ def quantization(folder: Path, config: HFConfig) -> HFConfig | None:
             return found
     for name, method in OLDER.items():
         if (folder / name).is_file():
-            return {"quant_method": method, **_file(folder / name)}
+            said = _file(folder / name)
+            if method == "modelopt":
+                said = said.get("quantization")
+            if not isinstance(said, dict):
+                raise ConfigError(f"{folder / name}: quantization must be an object, got {said!r}")
+            return {"quant_method": method, **said}
     return None
 
 

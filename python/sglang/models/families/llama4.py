@@ -21,6 +21,10 @@ OWN = {
         "layers.*.experts.*.gate.weight", "layers.*.experts.*.up.weight", inputs_first=True
     ),
     FFN + "experts.down_proj": experts("layers.*.experts.*.down.weight", inputs_first=True),
+    # Checkpoints in few bits have a map for each expert.
+    FFN + "experts.*.gate_proj": "layers.*.experts.*.gate",
+    FFN + "experts.*.up_proj": "layers.*.experts.*.up",
+    FFN + "experts.*.down_proj": "layers.*.experts.*.down",
 }
 
 
