@@ -266,6 +266,7 @@ def test_biases_of_zeros_and_scales_of_keys_and_values_are_passed_over(make: Mak
     [
         ("awq", "scales", None, f"{Q}qweight lacks {Q}scales"),
         ("awq", "scales", lambda t: t[:, :64], "scales has shape [1, 64]"),
+        ("awq 64", "scales", lambda t: t.repeat(2, 1), "groups of 64 columns are not 128 inputs"),
         ("awq", "qzeros", lambda t: t[:, :8], "qzeros has shape [1, 8]"),
         ("awq", "qweight", lambda t: t[:64], "qweight has shape [128, 64], the config asks for [128, 128]"),
         ("awq", "qweight", lambda t: t.float(), "qweight has type F32; known: I32"),
@@ -277,6 +278,7 @@ def test_biases_of_zeros_and_scales_of_keys_and_values_are_passed_over(make: Mak
         ("gptq 4", "scales", lambda t: t.repeat(3, 1), "qzeros has shape [1, 16], not [3, 16]"),
         ("marlin", "B", lambda t: t[:, :100], "B has shape [8, 100]"),
         ("marlin", "s", lambda t: t[:, :64], "scales has shape [1, 64]"),
+        ("marlin", "s", lambda t: t.repeat(2, 1), "groups of 128 columns are not 128 inputs"),
         ("compressed int4", "weight_scale", lambda t: t[:64], "weight_scale has shape [64, 1], weight_packed 128 rows"),
         ("compressed fp8", "weight_scale", None, "weight_scale is missing"),
         ("compressed fp8", "weight_scale", lambda t: t[:3], "weight_scale has shape [3, 1]"),

@@ -107,10 +107,11 @@ def _awq(config: Config) -> Format:
     version = str(config.get("version", "gemm")).lower()
     if version != "gemm":
         _refuse("version", config.get("version"), "known: gemm")
+    size = int(config.get("group_size") or config.get("q_group_size") or -1)
 
     def shape(module: str, shapes: Shapes) -> tuple[int, int]:
         inputs, words = shapes["qweight"]
-        groups = _groups(shapes["scales"], (words * 8,), inputs)
+        groups = _groups(shapes["scales"], (words * 8,), inputs, size)
         if shapes.get("qzeros", (groups, words)) != (groups, words):
             raise ValueError(f"qzeros has shape {list(shapes['qzeros'])}, not {[groups, words]}")
         return words * 8, inputs
@@ -128,10 +129,12 @@ def _awq(config: Config) -> Format:
     return Format("awq", ("qweight",), parts, ("scales",), shape, read, groups=groups)
 
 
-def _groups(scales: Shape, rows: Shape, inputs: int) -> int:
-    """Groups of `scales`, [groups, rows]; ValueError where they do not share out the inputs."""
+def _groups(scales: Shape, rows: Shape, inputs: int, size: int) -> int:
+    """Groups of `scales`, [groups, rows]; ValueError where they do not share out the inputs. size: as in `_columns`."""
     if len(scales) != 2 or scales[1:] != rows or scales[0] < 1 or (inputs % scales[0] and scales[0] > 1):
         raise ValueError(f"scales has shape {list(scales)}, which does not fit {list(rows)} rows and {inputs} inputs")
+    if size > 0 and 1 < scales[0] != inputs / size:
+        raise ValueError(f"scales has shape {list(scales)}; groups of {size} columns are not {inputs} inputs")
     return scales[0]
 
 
@@ -202,12 +205,13 @@ def _columns(part: str, found: Found, inputs: int, groups: int, size: int) -> tu
 
 def _marlin(config: Config) -> Format:
     _bits(config, "bits", known=(4,))
+    size = int(config.get("group_size") or -1)
 
     def shape(module: str, shapes: Shapes) -> tuple[int, int]:
         tiles, words = shapes["B"]
         if words % 128:
             raise ValueError(f"B has shape {list(shapes['B'])}; rows must be a multiple of 64")
-        _groups(shapes["s"], (words // 2,), tiles * 16)
+        _groups(shapes["s"], (words // 2,), tiles * 16, size)
         return words // 2, tiles * 16
 
     def read(module: str, found: Found) -> Grid:
