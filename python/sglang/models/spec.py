@@ -172,7 +172,9 @@ def _numbers(record: Any) -> None:
         match value:
             case None if type(None) in kinds:
                 continue
-            case bool() | None | str() | list() | dict() if float in kinds or int in kinds:
+            case bool() | None if float in kinds or int in kinds:
+                fits = False
+            case str() | list() | dict() | complex() if {float, int, bool} & set(kinds):
                 fits = False
             case float():
                 fits = float in kinds and math.isfinite(value)
@@ -183,7 +185,8 @@ def _numbers(record: Any) -> None:
                 continue
             case _:
                 continue
-        _demand(fits, one.name, value, "a number" if float in kinds else "a whole number, not negative")
+        what = "a number" if float in kinds else "a whole number, not negative" if int in kinds else "true or false"
+        _demand(fits, one.name, value, what)
 
 
 def _demand(fits: bool, name: str, value: object, what: str) -> None:

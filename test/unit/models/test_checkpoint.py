@@ -31,6 +31,8 @@ GEMMA2 = {"architectures": ["Gemma2ForCausalLM"], "query_pre_attn_scalar": 8, "s
 CHOSEN = {"architectures": ["MixtralForCausalLM"], "num_local_experts": 4, "num_experts_per_tok": 2}
 GROUPS = {"architectures": ["Glm4MoeForCausalLM"], "n_routed_experts": 4, "moe_intermediate_size": 8}
 GROUPS |= {"n_group": 2, "topk_group": 1}
+LATENT = {"architectures": ["DeepseekV3ForCausalLM"], "kv_lora_rank": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}
+LATENT |= {"qk_nope_head_dim": 8, "n_routed_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8}
 DEEPSEEK = {"architectures": ["DeepseekV2ForCausalLM"], "num_experts_per_tok": 1, "moe_intermediate_size": 8}
 
 
@@ -295,6 +297,8 @@ def test_a_folder_without_weights_says_what_would_work(tmp_path: Path) -> None:
         ({"rope_scaling": {"type": "yarn", "factor": 2}, "rope_theta": 1}, r"theta = 1\.0 is not supported"),
         ({**GEMMA2, "sliding_window": 0}, "window = 0 is not supported .it must be at least 1"),
         ({**GEMMA2, "sliding_window": 10**12}, "window = 1000000000000 is not supported"),
+        ({**GEMMA2, "query_pre_attn_scalar": -8}, "attn_scale = .*j. is not supported .it must be a number"),
+        ({**LATENT, "rope_interleave": {}}, "interleaved = {} is not supported .it must be true or false"),
         ({**GEMMA2, "attn_logit_softcapping": "soft"}, "attn_softcap = 'soft' is not supported .it must be a number"),
         ({**CHOSEN, "num_experts_per_tok": 5}, "experts of a token = 5 is not supported .it must be 1 to 4"),
         ({**CHOSEN, "num_experts_per_tok": 0}, "experts of a token = 0 is not supported"),
