@@ -87,7 +87,12 @@ def chosen(
         raise ConfigError(
             f"--quantization {flag}: config.json says quantization_config.quant_method = {said!r}; leave the flag out"
         )
-    return said, READERS[method](config)
+    try:
+        return said, READERS[method](config)
+    except (TypeError, AttributeError, ValueError, re.error) as error:
+        raise ConfigError(
+            f"config.json: a value of quantization_config has the wrong type for {said} ({error})"
+        ) from None
 
 
 KINDS = ("int8", "int4", "fp8")  # that weights are rounded to while they load
@@ -145,14 +150,15 @@ def _gptq(config: Config) -> Format:
     layout = config.get("checkpoint_format") or "gptq"
     if layout not in ("gptq", "gptq_v2"):
         _refuse("checkpoint_format", layout, "known: gptq, gptq_v2, marlin")
-    rules = [(rule.removeprefix("+:"), change) for rule, change in (config.get("dynamic") or {}).items()]
-    rules = [(rule, change) for rule, change in rules if not rule.startswith("-:")]  # modules left as they are
+    dynamic = (config.get("dynamic") or {}).items()
+    # The others, "-:", name modules that are left as they are.
+    rules = [(re.compile(rule.removeprefix("+:")), change) for rule, change in dynamic if not rule.startswith("-:")]
     for _, change in rules:
-        if "bits" in change:
+        if change.get("bits") is not None:
             _bits(change, "bits", known=(2, 3, 4, 8))
 
     def own(module: str, key: str, usual: int) -> int:
-        return next((int(change.get(key, usual)) for rule, change in rules if re.match(rule, module)), usual)
+        return next((int(change.get(key, usual)) for rule, change in rules if rule.match(module)), usual)
 
     def bits_of(module: str) -> int:
         return own(module, "bits", bits)

@@ -276,6 +276,8 @@ def test_a_folder_without_weights_says_what_would_work(tmp_path: Path) -> None:
         ({"layer_types": ["full_attention", "linear_attention"], **GEMMA2}, "layer_types = .* is not supported"),
         ({"use_bidirectional_attention": True, **GEMMA2}, "use_bidirectional_attention = True"),
         ({"n_routed_experts": 2, **DEEPSEEK, "topk_method": "luck"}, "topk_method = 'luck'.*greedy"),
+        ({"n_routed_experts": 2, **DEEPSEEK, "scoring_func": "sigmoid"}, "scoring_func = 'sigmoid'.*softmax"),
+        ({**LATENT, "scoring_func": "softmax"}, "scoring_func = 'softmax' is not supported .known: sigmoid"),
         ({"num_attention_heads": 3, "num_key_value_heads": 2}, "num_key_value_heads = 2"),
         ({"hidden_size": "big"}, "hidden_size = 'big' is not supported .it must be a whole number"),
         ({"hidden_size": -64}, "hidden_size = -64 is not supported"),

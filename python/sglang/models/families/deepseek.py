@@ -55,6 +55,7 @@ def with_experts(c: HFConfig, base: Decoder, routing: Routing) -> Decoder:
 
 def corrected(c: HFConfig) -> Routing:
     """V3: groups are ranked by their two best experts, and a learned bias keeps the experts equally busy."""
+    choice(c, "scoring_func", {"sigmoid": True}, "sigmoid")
     return Routing(
         c["n_routed_experts"],
         c["num_experts_per_tok"],
@@ -70,6 +71,7 @@ def corrected(c: HFConfig) -> Routing:
 
 @family("DeepseekV2ForCausalLM", names=NAMES | LATENT | EXPERTS, ignored=IGNORED)
 def deepseek_v2(c: HFConfig) -> Decoder:
+    choice(c, "scoring_func", {"softmax": True}, "softmax")
     grouped = choice(c, "topk_method", {"greedy": False, "group_limited_greedy": True}, "greedy")
     renorm = bool(c.get("norm_topk_prob"))  # its code scales the weights only where it does not
     routing = Routing(
