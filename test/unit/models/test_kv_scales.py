@@ -15,7 +15,7 @@ def written(folder: Path, **tensors: torch.Tensor) -> Path:
     return folder
 
 
-def test_every_spelling_is_found(tmp_path: Path) -> None:
+def test_every_spelling_is_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     written(
         tmp_path,
         model__layers__0__self_attn__k_scale=torch.tensor(0.5),
@@ -27,7 +27,11 @@ def test_every_spelling_is_found(tmp_path: Path) -> None:
         model__layers__4__self_attn__k_scale=torch.tensor(7.0),
     )
     assert kv_scales(tmp_path, "auto", 4) == [(0.5, 4.0), (0.25, 2.0), (0.125, 0.125), (1.0, 1.0)]
+    assert "of 1 of 4 layers" in caplog.text
+    caplog.clear()
     assert kv_scales(tmp_path, "dummy", 1) == [(1.0, 1.0)]
+    assert kv_scales(tmp_path, "auto", 3)[2] == (0.125, 0.125)
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("value", [[0.0], [-1.0], [float("nan")], [0.5, 0.5]], ids=str)
