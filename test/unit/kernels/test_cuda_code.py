@@ -1,6 +1,7 @@
 """Kernels in CUDA C++: what is kept on disk. How they run: test_fragments.py, scripts/gpu_check.py."""
 
 import ctypes
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,7 @@ def test_launches_hand_structures_of_the_drivers_sizes_over() -> None:
 @pytest.mark.gpu
 def test_a_kernel_may_be_the_first_thing_that_a_process_does_with_the_device() -> None:
     code = "import torch; from sglang.kernels import fragments; print(fragments.works(torch.bfloat16, 128))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment)
     hopper = torch.cuda.get_device_capability() == (9, 0)
     assert done.stdout.strip() == str(hopper), done.stderr
