@@ -164,8 +164,9 @@ def run() -> dict[str, Any]:
             }
         )  # fmt: skip
         print(rows[-1], flush=True)
-        # Random draws are others where the last bit of a logit is: all tokens are about as likely with these weights.
-        ok = ok and (same > SAME or sampling is random)
+        # A lone row has other kernels in a graph, and its random draws differ where the last bit of a logit does: all
+        # tokens are about as likely with these weights.
+        ok = ok and (same > SAME or (batch == 1 and sampling is random))
     prefills = []
     driver = Driver(engine, 8200, 64)
     for batch, length in (
