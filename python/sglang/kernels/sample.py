@@ -6,8 +6,12 @@ The first reads each logit once and keeps, for every block of tokens, its maximu
 second takes a row's largest logit, or draws: a uniform number picks a block by the sums, then a token inside it. Where
 top-k or top-p limit a row, the least logit that stays is found by quartering all values of their type, which order like
 their bits: 8 looks at a row of 16 bits. Tokens of equal logits stay or go together.
+
+A few rows leave most of a device idle, so a row's blocks are shared among several programs then, which meet after each
+look. They wait for each other, so the launch is cooperative: all of them run at once, or none does.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -68,6 +72,7 @@ def _summarise(
     tops,
     sums,
     bests,
+    arrived,
     vocab,
     MASKED: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -75,6 +80,8 @@ def _summarise(
     row = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
     here = row * tl.num_programs(1) + block
+    if block == 0:
+        tl.store(arrived + row, 0)
     which = _mask_of(places, states, slots, row) if MASKED else 0
     token = block * BLOCK + tl.arange(0, BLOCK)
     x = _read(logits + row * logits_row, token, vocab, masks + which * masks_row, which >= 0, MASKED)
@@ -88,9 +95,26 @@ def _summarise(
 
 
 @triton.jit
+def _meet(arrived, row, wanted):
+    """Wait until `wanted` programs have come here for this row; what they have stored is there then."""
+    tl.debug_barrier()
+    tl.atomic_add(arrived + row, 1, sem="release")
+    while tl.atomic_add(arrived + row, 0, sem="acquire") < wanted:
+        pass
+    tl.debug_barrier()
+
+
+@triton.jit
+def _together(board, parts, BLOCKS: tl.constexpr):
+    """The sum of what the parts of a row have put on its board, in the same order for all of them: they must agree."""
+    b = tl.arange(0, BLOCKS)
+    return tl.sum(tl.load(board + b, mask=b < parts, other=0.0, cache_modifier=".cg"), 0)
+
+
+@triton.jit
 def _enough(mass, count, wanted, top_k, top_p):
-    """Whether these tokens, of whom each lane has a part, are as many as must stay."""
-    return ((top_p < 1.0) & (tl.sum(mass, 0) >= wanted)) | ((top_k > 0) & (tl.sum(count, 0) >= top_k))
+    """Whether these tokens are as many as must stay."""
+    return (((top_p < 1.0) & (mass >= wanted)) | ((top_k > 0) & (count >= top_k))).to(tl.int32)
 
 
 @triton.jit
@@ -110,6 +134,8 @@ def _pick(
     tops,
     sums,
     bests,
+    arrived,
+    boards,
     seats,
     last,
     out,
@@ -120,8 +146,11 @@ def _pick(
     BLOCKS: tl.constexpr,
     ZEROS: tl.constexpr,
     LOOKS: tl.constexpr,
+    SHARED: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    parts = tl.num_programs(1)
     b = tl.arange(0, BLOCKS)
     top = tl.load(tops + row * blocks + b, mask=b < blocks, other=float("-inf"))
     most, best = tl.max(top, 0, return_indices=True)
@@ -149,46 +178,68 @@ def _pick(
                 two = _value(place + 2 * step, ZEROS)
                 three = _value(place + 3 * step, ZEROS)
                 # Of each lane, added up at the end: one block need not wait for the sums of another.
-                mass1, count1 = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.int32)
-                mass2, count2 = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.int32)
-                mass3, count3 = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.int32)
-                for at in range(0, vocab, BLOCK):
-                    x = _read(own, at + i, vocab, words, which >= 0, MASKED)
-                    e = tl.exp((x - most) / temperature)
-                    mass1 += tl.where(x >= one, e, 0.0)
-                    mass2 += tl.where(x >= two, e, 0.0)
-                    mass3 += tl.where(x >= three, e, 0.0)
-                    count1 += (x >= one).to(tl.int32)
-                    count2 += (x >= two).to(tl.int32)
-                    count3 += (x >= three).to(tl.int32)
-                quarters = _enough(mass1, count1, wanted, top_k, top_p).to(tl.int32)
-                quarters += _enough(mass2, count2, wanted, top_k, top_p).to(tl.int32)
-                quarters += _enough(mass3, count3, wanted, top_k, top_p).to(tl.int32)
-                place += quarters * step
+                mass1, count1 = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
+                mass2, count2 = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
+                mass3, count3 = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
+                for block in range(part, blocks, parts):
+                    if tl.load(tops + row * blocks + block) >= one:
+                        x = _read(own, block * BLOCK + i, vocab, words, which >= 0, MASKED)
+                        e = tl.exp((x - most) / temperature)
+                        mass1 += tl.where(x >= one, e, 0.0)
+                        mass2 += tl.where(x >= two, e, 0.0)
+                        mass3 += tl.where(x >= three, e, 0.0)
+                        count1 += tl.where(x >= one, 1.0, 0.0)
+                        count2 += tl.where(x >= two, 1.0, 0.0)
+                        count3 += tl.where(x >= three, 1.0, 0.0)
+                m1, m2, m3 = tl.sum(mass1, 0), tl.sum(mass2, 0), tl.sum(mass3, 0)
+                c1, c2, c3 = tl.sum(count1, 0), tl.sum(count2, 0), tl.sum(count3, 0)
+                if SHARED:
+                    board = boards + (row * LOOKS + look) * 6 * parts
+                    tl.store(board + part, m1)
+                    tl.store(board + parts + part, m2)
+                    tl.store(board + 2 * parts + part, m3)
+                    tl.store(board + 3 * parts + part, c1)
+                    tl.store(board + 4 * parts + part, c2)
+                    tl.store(board + 5 * parts + part, c3)
+                    _meet(arrived, row, (look + 1) * parts)
+                    m1, c1 = _together(board, parts, BLOCKS), _together(board + 3 * parts, parts, BLOCKS)
+                    m2, c2 = _together(board + parts, parts, BLOCKS), _together(board + 4 * parts, parts, BLOCKS)
+                    m3, c3 = _together(board + 2 * parts, parts, BLOCKS), _together(board + 5 * parts, parts, BLOCKS)
+                quarters = _enough(m1, c1, wanted, top_k, top_p) + _enough(m2, c2, wanted, top_k, top_p)
+                place += (quarters + _enough(m3, c3, wanted, top_k, top_p)) * step
             least = _value(place, ZEROS)
         if (floor > 0.0) | (least > float("-inf")):
-            weight = tl.zeros([BLOCKS], tl.float64)
-            for block in range(blocks):
-                x = _read(own, block * BLOCK + i, vocab, words, which >= 0, MASKED)
-                e = tl.exp((x - most) / temperature)
-                stays = tl.where((e >= floor) & (x >= least), e, 0.0)
-                weight = tl.where(b == block, tl.sum(stays, 0).to(tl.float64), weight)
-        target = tl.load(uniforms + row) * tl.sum(weight, 0)
-        beyond = (tl.cumsum(weight, 0) > target) & (weight > 0.0)
-        chosen = tl.min(tl.where(beyond, b, BLOCKS), 0)
-        chosen = tl.where(chosen == BLOCKS, best, chosen)
-        rest = target - tl.sum(tl.where(b < chosen, weight, 0.0), 0)
-        x = _read(own, chosen * BLOCK + i, vocab, words, which >= 0, MASKED)
-        e = tl.exp((x - most) / temperature)
-        e = tl.where((e >= floor) & (x >= least), e, 0.0).to(tl.float64)
-        inside = tl.min(tl.where((tl.cumsum(e, 0) > rest) & (e > 0.0), i, BLOCK), 0)
-        # Rounding may leave the last step short of the target: then the last token that has weight.
-        inside = tl.where(inside == BLOCK, tl.max(tl.where(e > 0.0, i, 0), 0), inside)
-        token = (chosen * BLOCK + inside).to(tl.int64)
-    tl.store(out + row, token)
-    seat = tl.load(seats + row)
-    if seat >= 0:
-        tl.store(last + seat, token)
+            for block in range(part, blocks, parts):
+                stays = 0.0
+                if tl.load(tops + row * blocks + block) >= least:
+                    x = _read(own, block * BLOCK + i, vocab, words, which >= 0, MASKED)
+                    e = tl.exp((x - most) / temperature)
+                    stays = tl.sum(tl.where((e >= floor) & (x >= least), e, 0.0), 0)
+                tl.store(sums + row * blocks + block, stays)
+            if SHARED:
+                limited = (top_k > 0) | (top_p < 1.0)
+                _meet(arrived, row, tl.where(limited, LOOKS + 1, 1) * parts)
+            else:
+                tl.debug_barrier()
+            weight = tl.load(sums + row * blocks + b, mask=b < blocks, other=0.0, cache_modifier=".cg").to(tl.float64)
+        if part == 0:
+            target = tl.load(uniforms + row) * tl.sum(weight, 0)
+            beyond = (tl.cumsum(weight, 0) > target) & (weight > 0.0)
+            chosen = tl.min(tl.where(beyond, b, BLOCKS), 0)
+            chosen = tl.where(chosen == BLOCKS, best, chosen)
+            rest = target - tl.sum(tl.where(b < chosen, weight, 0.0), 0)
+            x = _read(own, chosen * BLOCK + i, vocab, words, which >= 0, MASKED)
+            e = tl.exp((x - most) / temperature)
+            e = tl.where((e >= floor) & (x >= least), e, 0.0).to(tl.float64)
+            inside = tl.min(tl.where((tl.cumsum(e, 0) > rest) & (e > 0.0), i, BLOCK), 0)
+            # Rounding may leave the last step short of the target: then the last token that has weight.
+            inside = tl.where(inside == BLOCK, tl.max(tl.where(e > 0.0, i, 0), 0), inside)
+            token = (chosen * BLOCK + inside).to(tl.int64)
+    if part == 0:
+        tl.store(out + row, token)
+        seat = tl.load(seats + row)
+        if seat >= 0:
+            tl.store(last + seat, token)
 
 
 @dataclass(frozen=True)
@@ -219,20 +270,32 @@ def draw(logits: Tensor, draws: Draws, last: Tensor, out: Tensor, held: Held | N
     logits: [n, vocab]. A row without a finite logit draws token 0; a NaN is never drawn while there is another.
     """
     n, vocab = logits.shape
-    blocks = triton.cdiv(vocab, BLOCK)
+    blocks, looks = triton.cdiv(vocab, BLOCK), LOOKS[logits.dtype]
+    parts = _parts(n, blocks, logits.device)
     tops = torch.empty(n, blocks, dtype=torch.float32, device=logits.device)
-    sums = torch.empty_like(tops)
+    sums, boards = torch.empty_like(tops), tops.new_empty(n, looks, 6, parts)
+    arrived = torch.empty(n, dtype=torch.int32, device=logits.device)
     bests = torch.empty(n, blocks, dtype=torch.int32, device=logits.device)
     under = (out, 0, out, out, out)
     if held is not None:
         under = held.masks, held.masks.stride(0), held.places, held.states, held.slots
     _summarise[(n, blocks)](
-        logits, logits.stride(0), draws.temperatures, *under, tops, sums, bests, vocab,
+        logits, logits.stride(0), draws.temperatures, *under, tops, sums, bests, arrived, vocab,
         MASKED=held is not None, BLOCK=BLOCK, num_warps=8,
     )  # fmt: skip
-    _pick[(n,)](
+    _pick[(n, parts)](
         logits, logits.stride(0), draws.temperatures, draws.top_ks, draws.top_ps, draws.min_ps, draws.uniforms,
-        *under, tops, sums, bests, draws.slots, last, out, vocab, blocks,
+        *under, tops, sums, bests, arrived, boards, draws.slots, last, out, vocab, blocks,
         MASKED=held is not None, BLOCK=BLOCK, BLOCKS=triton.next_power_of_2(blocks),
-        ZEROS=ZEROS[logits.dtype], LOOKS=LOOKS[logits.dtype], num_warps=16,
+        ZEROS=ZEROS[logits.dtype], LOOKS=looks, SHARED=parts > 1, num_warps=16, launch_cooperative_grid=parts > 1,
     )  # fmt: skip
+
+
+def _parts(n: int, blocks: int, device: torch.device) -> int:
+    """Programs for each of n rows: a power of two, and no more in all than there are multiprocessors."""
+    return min(triton.next_power_of_2(blocks), 1 << max(1, _processors(device) // n).bit_length() - 1)
+
+
+@functools.cache
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
