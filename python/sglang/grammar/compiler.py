@@ -1,29 +1,25 @@
-"""Rules -> Compiled, off the hot path: each rule once, remembered, in a process that can be killed.
+"""Rules -> Compiled, off the hot path: each rule once, remembered, prepared in processes that can be killed.
 
-`prepare` is the part that needs no vocabulary and may be long; it runs in a child. What is refused is refused by
-counting work, so it would be refused again and the answer is remembered too; the time limit is for what nobody thought
-of.
+Nobody can say how long a constraint will take, and many come from strangers. So each is tried with a few steps of work
+first; one that needs more is tried again with more of them, behind all that have had fewer, and those that are really
+long have a process of their own. A short one waits for short ones at most, however many long ones there are. Tables of
+what needs a stack are made by a library, which takes as long as it likes: in a thread of their own.
 """
 
 import contextlib
-import os
+import itertools
 import queue
-import signal
-import subprocess
-import sys
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Future
-from pathlib import Path
-from typing import Any, BinaryIO
-
-import msgspec
-import numpy as np
+from dataclasses import dataclass, field, replace
 
 from sglang.base.errors import FieldError
-from sglang.grammar import automaton, contextfree, regex, schema, tags
+from sglang.base.limits import GRAMMAR_WORK
+from sglang.grammar import contextfree
 from sglang.grammar.automaton import Automaton
-from sglang.grammar.language import Alt, Text
+from sglang.grammar.prepare import Child, TimedOut, prepare
 from sglang.grammar.regular import RegularCompiled
 from sglang.grammar.rules import Compiled, Rules
 from sglang.grammar.shelf import Shelf
@@ -33,57 +29,40 @@ from sglang.grammar.work import TooLarge
 ENTRIES = 512
 CACHE_BYTES = 512 << 20
 TIMEOUT_S = 10.0  # of CPU time: a busy machine refuses nothing that an idle one allows
-PATIENCE = 6  # seconds of waiting for each of these: it must leave a sixth of a core
-CHILD_BYTES = 2 << 30  # address space
-# Where every core computes, a tenth of one is the child's: others' tokens come a ninth later at most. With 5 it is a
-# quarter, and a third later.
-CHILD_NICE = 10
+# Steps of one try after another: some 8 ms, 60 ms, a second. Of 428 patterns from real use the first suffices for all
+# but one, and a JSON schema of 60 fields takes half the second.
+TRIES = (GRAMMAR_WORK // 128, GRAMMAR_WORK // 16, GRAMMAR_WORK)
+WHOLE = len(TRIES) - 1
+SHORT = 1 << 14  # characters: only reading more than that takes longer than a first try
 
 
-class TimedOut(FieldError):
-    """Compilation was stopped."""
+@dataclass(order=True)
+class _Job:
+    """Of those that wait, the one with the fewest tries behind it comes first, of these the oldest."""
+
+    tries: int
+    number: int
+    rules: Rules = field(compare=False)
+    future: "Future[Compiled]" = field(compare=False)
+    grammar: str = field(default="", compare=False)  # what they are prepared as, for the library
 
 
-def prepare(rules: Rules) -> Automaton | str:
-    """The automaton of rules, or the grammar (llguidance's) of those that need a stack. Raises FieldError."""
-    match rules.kind:
-        case "regex":
-            return automaton.compile(regex.parse(rules.text), "regex")
-        case "choices":
-            return automaton.compile(Alt(tuple(map(Text, rules.choices))), "choices")
-        case "ebnf":
-            return contextfree.from_grammar(rules.text)
-        case "json_schema":
-            read = schema.load(rules.text)
-            layout = schema.Layout.plain(rules.spaced)
-            try:
-                return automaton.compile(schema.parse(read, strict=rules.strict, layout=layout), "json_schema")
-            except (schema.NotRegular, TooLarge) as error:
-                if rules.strict:
-                    schema.check_one_of(read)
-                return _with_stack(lambda: contextfree.from_schema(read, rules.strict, rules.spaced), error)
-        case "structural_tag":
-            found = tags.read(rules.text)
-            try:
-                return automaton.compile(tags.parse(found, rules.strict, rules.spaced), tags.NAME)
-            except (schema.NotRegular, TooLarge) as error:
-                listed = [(t.trigger, t.begin, t.schema, t.end) for t in found]
-                return _with_stack(lambda: contextfree.from_tags(listed, rules.strict, rules.spaced), error)
+class _Lane:
+    """A thread, and what waits for it. child: where it has things prepared; None: it does so itself."""
+
+    def __init__(self, child: Child | None, work: Callable[["_Lane"], None]):
+        self.child = child
+        self.jobs: queue.PriorityQueue[_Job] = queue.PriorityQueue()
+        self.thread = threading.Thread(target=work, args=(self,), name="grammar", daemon=True)
 
 
-def _with_stack(build: Any, reason: Exception) -> str:
-    try:
-        return build()
-    except ValueError as error:
-        if isinstance(reason, TooLarge):
-            raise reason from None
-        raise FieldError("json_schema", str(error), getattr(error, "status", 400)) from None
+_LAST = _Job(-1, -1, Rules("regex"), Future())  # ends a lane, before all that waits there
 
 
 class Compiler:
     """Compiles for one vocabulary. Thread-safe; `close` it, or leave it to the process's end.
 
-    separate: compile in a child process, which costs a process of about 40 MB and keeps this one's interpreter free.
+    separate: compile in child processes, one for what is long once there is any; they keep this one's interpreter free.
     shelf: where automata are kept beyond this process.
     """
 
@@ -103,11 +82,15 @@ class Compiler:
         self._cache_bytes = cache_bytes
         self._known: OrderedDict[Rules, Future[Compiled]] = OrderedDict()
         self._lock = threading.Lock()
-        self._todo: queue.SimpleQueue[tuple[Rules, Future[Compiled]] | None] = queue.SimpleQueue()
+        self._under_way: set[Rules] = set()
+        self._numbers = itertools.count()
         self._engine: contextfree.Engine | None = None
-        self._child = _Child(timeout_s) if separate else None
-        self._thread = threading.Thread(target=self._work, name="grammar", daemon=True)
-        self._thread.start()
+        children = [Child(timeout_s), Child(timeout_s)] if separate else []  # for what is short, for what is long
+        self._lanes = [_Lane(child, self._work) for child in (*children, None)]
+        for lane in self._lanes:
+            lane.thread.start()
+        for child in children[:1]:
+            child.start()
 
     def submit(self, rules: Rules) -> "Future[Compiled]":
         """Its result is Compiled, or raises FieldError. Equal rules share one compilation."""
@@ -119,8 +102,16 @@ class Compiler:
             future: Future[Compiled] = Future()
             self._known[rules] = future
             self._forget()
-        self._todo.put((rules, future))
+        tries = 0 if len(self._lanes) > 1 and len(rules.text) + sum(map(len, rules.choices)) <= SHORT else WHOLE
+        self._queue(_Job(tries, next(self._numbers), rules, future))
         return future
+
+    def drop(self, rules: Rules) -> None:
+        """Nobody waits for them any more: they are not compiled, unless that is under way."""
+        with self._lock:
+            future = self._known.get(rules)
+            if future is not None and rules not in self._under_way and future.cancel():
+                del self._known[rules]
 
     def rehearse(self) -> None:
         """Make now what is needed once of the vocabulary, before anything is submitted.
@@ -135,8 +126,19 @@ class Compiler:
         return self.submit(rules).result()
 
     def close(self) -> None:
-        self._todo.put(None)
-        self._thread.join()
+        """What waits is cancelled."""
+        with self._lock:
+            for rules in [rules for rules, future in self._known.items() if not future.done()]:
+                if rules not in self._under_way:
+                    self._known.pop(rules).cancel()
+        for lane in self._lanes:
+            lane.jobs.put(_LAST)
+        for lane in self._lanes:
+            lane.thread.join()
+
+    def _queue(self, job: _Job) -> None:
+        lane = -1 if job.grammar else min(job.tries // WHOLE, len(self._lanes) - 1)
+        self._lanes[lane].jobs.put(job)
 
     def _forget(self) -> None:
         """Called with the lock held. What still compiles is kept."""
@@ -148,25 +150,44 @@ class Compiler:
             del self._known[rules]
             held -= future.result().nbytes if future.exception() is None else 0
 
-    def _work(self) -> None:
-        while (job := self._todo.get()) is not None:
-            rules, future = job
+    def _work(self, lane: _Lane) -> None:
+        while (job := lane.jobs.get()) is not _LAST:
+            with self._lock:
+                if job.future.cancelled():
+                    continue
+                self._under_way.add(job.rules)
+            found = None
             try:
-                future.set_result(self._compiled(rules))
+                found = self._further(job, lane.child)
+                if not isinstance(found, _Job):
+                    job.future.set_result(found)
             except BaseException as error:  # the asker's to handle, whatever it is
                 if not isinstance(error, FieldError) or isinstance(error, TimedOut):
                     with self._lock:
-                        self._known.pop(rules, None)  # another time it may go well
-                future.set_exception(error)
-        if self._child is not None:
-            self._child.stop()
+                        self._known.pop(job.rules, None)  # another time it may go well
+                job.future.set_exception(error)
+            with self._lock:
+                self._under_way.discard(job.rules)
+            if isinstance(found, _Job):
+                self._queue(found)
+        if lane.child is not None:
+            lane.child.stop()
 
-    def _compiled(self, rules: Rules) -> Compiled:
-        prepared = None if self._shelf is None else self._shelf.find(rules)
+    def _further(self, job: _Job, child: Child | None) -> Compiled | _Job:
+        """What it asks for, or what another lane is to do."""
+        rules = job.rules
+        prepared = job.grammar or (None if self._shelf is None else self._shelf.find(rules))
         if prepared is None:
-            prepared = prepare(rules) if self._child is None else self._child.prepare(rules)
+            try:
+                prepared = prepare(rules) if child is None else child.prepare(rules, TRIES[job.tries])
+            except TooLarge:
+                if job.tries == WHOLE:
+                    raise
+                return replace(job, tries=job.tries + 1)
             if self._shelf is not None and isinstance(prepared, Automaton):
                 self._shelf.keep(rules, prepared)
+        if isinstance(prepared, str) and child is not None:
+            return replace(job, grammar=prepared)
         if isinstance(prepared, str):
             if self._engine is None:
                 self._engine = contextfree.Engine(self.vocabulary)
@@ -176,108 +197,3 @@ class Compiler:
         compiled.mask(0)
         compiled.mask(prepared.walk(0, prepared.forced(0)))
         return compiled
-
-
-class _Child:
-    """A process that prepares, one at a time. Restarted after it had to be killed."""
-
-    def __init__(self, timeout_s: float):
-        self._timeout_s = timeout_s
-        self._patience_s = PATIENCE * timeout_s
-        self._process: subprocess.Popen[bytes] | None = None
-        self._start()
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-c", f"from sglang.grammar.compiler import child; child({self._timeout_s})"]
-        paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=1 << 16,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        )
-        return self._process
-
-    def prepare(self, rules: Rules) -> Automaton | str:
-        process = self._process or self._start()
-        assert process.stdin is not None and process.stdout is not None
-        timer = threading.Timer(self._patience_s, process.kill)
-        timer.start()
-        try:
-            _write(process.stdin, msgspec.msgpack.encode(rules))
-            answer = _read(process.stdout)
-        except (EOFError, OSError):
-            self.stop()
-            raise TimedOut(
-                rules.kind, f"{rules.kind} took more than {self._timeout_s:g} s or too much memory to compile"
-            ) from None
-        finally:
-            timer.cancel()
-        kind, *parts = msgspec.msgpack.decode(answer)
-        if kind == "error":
-            field, message, status = parts
-            raise FieldError(field, message, status)
-        if kind == "grammar":
-            return parts[0]
-        table, accepts, only = parts
-        return Automaton(
-            np.frombuffer(table, np.int16).reshape(-1, 256), np.frombuffer(accepts, bool), np.frombuffer(only, np.int16)
-        )
-
-    def stop(self) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    try:
-                        pipe.close()
-                    except OSError:  # unsent bytes for a dead process
-                        continue
-
-
-def child(timeout_s: float) -> None:
-    """The child's life: rules in, automata out, until the pipe closes, or it has computed one thing for too long."""
-    import resource  # where it is missing, only this child is
-
-    resource.setrlimit(resource.RLIMIT_AS, (CHILD_BYTES, CHILD_BYTES))
-    os.nice(CHILD_NICE)
-    source, sink = sys.stdin.buffer, sys.stdout.buffer
-    while True:
-        try:
-            rules = msgspec.msgpack.decode(_read(source), type=Rules)
-        except EOFError:
-            return
-        signal.setitimer(signal.ITIMER_PROF, timeout_s)  # then SIGPROF ends the process
-        answer = _answer(rules)
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        _write(sink, msgspec.msgpack.encode(answer))
-
-
-def _answer(rules: Rules) -> tuple[Any, ...]:
-    try:
-        made = prepare(rules)
-    except FieldError as error:
-        return ("error", error.field, str(error), error.status)
-    except MemoryError:
-        return ("error", rules.kind, f"{rules.kind} needs too much memory to compile", 400)
-    except Exception as error:  # a fault of ours: one request's, not the child's end
-        return ("error", rules.kind, f"{rules.kind} could not be compiled: {type(error).__name__}: {error}", 500)
-    if isinstance(made, str):
-        return ("grammar", made)
-    return ("automaton", made.table.tobytes(), made.accepts.tobytes(), made.only.tobytes())
-
-
-def _write(pipe: Any, data: bytes) -> None:
-    pipe.write(len(data).to_bytes(8, "little") + data)
-    pipe.flush()
-
-
-def _read(pipe: BinaryIO | Any) -> bytes:
-    head = pipe.read(8)
-    if len(head) < 8:
-        raise EOFError
-    data = pipe.read(int.from_bytes(head, "little"))
-    return data

@@ -39,7 +39,9 @@ def read(text: str) -> list[Tag]:
         inner = item.get("schema", True)
         if not isinstance(inner, dict | bool | str):
             raise FieldError(NAME, f"{where}.schema must be an object")
-        inner = schema.load(inner or True, NAME)
+        inner = schema.load(inner, NAME)
+        if inner is False:
+            raise FieldError(NAME, f"{where}.schema is false, which nothing matches: the tag could never end")
         fitting = [t for t in triggers if item["begin"].startswith(t)]
         if not fitting:
             raise FieldError(NAME, f"{where}.begin must start with one of the triggers")

@@ -78,7 +78,7 @@ class Grammars:
     def keep(self, message: Constrained | Resume | Abort, pieces: list[Piece]) -> bool:
         """Whether `message` is kept here, or refused into `pieces`: then it is not to be filed yet, or at all."""
         if isinstance(message, Abort):
-            self._held = [held for held in self._held if message.id not in names(held[0])]
+            self._leave(message.id)
             return False
         rules = None if isinstance(message, Resume) else Rules.of(message.sampling)
         if rules is None or isinstance(message, Resume):
@@ -117,6 +117,13 @@ class Grammars:
                 if isinstance(message, Extend):
                     done += [(Abort(id), None) for id in names(message)[1:]]
         return done
+
+    def _leave(self, id: int) -> None:
+        gone = [held for held in self._held if id in names(held[0])]
+        self._held = [held for held in self._held if id not in names(held[0])]
+        for _, rules, future in gone:
+            if future is not None and all(rules != other for _, other, _ in self._held):
+                self._compiler.result().drop(rules)
 
     def jump(
         self, prompt: list[int], generated: list[int], forced: bytes, beyond: Cursor

@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 
@@ -8,8 +9,11 @@ import pytest
 from grammar_patterns import CHARACTER
 
 from sglang.base.errors import FieldError
-from sglang.grammar.compiler import CHILD_NICE, Compiler
+from sglang.grammar import compiler as compiling
+from sglang.grammar import contextfree
+from sglang.grammar.compiler import TRIES, WHOLE, Compiler
 from sglang.grammar.contextfree import ContextFreeCompiled
+from sglang.grammar.prepare import NICE, Child, prepare
 from sglang.grammar.regular import RegularCompiled
 from sglang.grammar.rules import Rules
 from sglang.grammar.vocab import Vocabulary
@@ -26,9 +30,13 @@ def compiler(request: pytest.FixtureRequest) -> Iterator[Compiler]:
 
 
 def patient(compiler: Compiler) -> Compiler:
-    if compiler._child is not None:
-        compiler._child._patience_s = PATIENCE_S
+    for child in children(compiler):
+        child._patience_s = PATIENCE_S
     return compiler
+
+
+def children(compiler: Compiler) -> list[Child]:
+    return [lane.child for lane in compiler._lanes if lane.child is not None]
 
 
 def accepts(compiler: Compiler, rules: Rules, text: bytes) -> bool:
@@ -120,30 +128,36 @@ def test_a_compilation_that_takes_too_long_is_killed_and_the_next_one_served():
         with pytest.raises(FieldError, match="more than 0 s") as error:
             compiler.compile(Rules("regex", "a{30000}"))
         assert error.value.status == 400
-    assert compiler._child is not None
-    compiler._child._timeout_s = compiler._child._patience_s = PATIENCE_S
+    for child in children(compiler):
+        child._timeout_s = child._patience_s = PATIENCE_S
     assert accepts(compiler, Rules("regex", "a{300}"), b"a" * 300)
     compiler.close()
 
 
-def test_computing_for_too_long_ends_the_child_before_patience_does():
+def test_computing_for_too_long_ends_the_child_before_patience_does(monkeypatch: pytest.MonkeyPatch):
+    ended: list[int] = []
+    stop = Child.stop
+
+    def noted(self: Child) -> None:
+        process = self._process
+        stop(self)
+        if process is not None:
+            ended.append(process.returncode)
+
+    monkeypatch.setattr(Child, "stop", noted)
     compiler = patient(Compiler(VOCABULARY, timeout_s=0.02))
-    assert compiler._child is not None
-    process = compiler._child._process
-    assert process is not None
     with pytest.raises(FieldError, match=r"more than 0\.02 s"):
         compiler.compile(Rules("regex", "(.*a.*){20}b(.?c){30}"))
-    assert process.returncode == -signal.SIGPROF
+    assert ended == [-signal.SIGPROF]
     compiler.close()
 
 
 def test_the_child_computes_only_what_others_leave():
     compiler = patient(Compiler(VOCABULARY))
     compiler.compile(Rules("regex", "a"))
-    assert compiler._child is not None
-    assert compiler._child._process is not None
-    nice = os.getpriority(os.PRIO_PROCESS, compiler._child._process.pid)
-    assert nice == min(19, os.getpriority(os.PRIO_PROCESS, 0) + CHILD_NICE)
+    process = children(compiler)[0]._process
+    assert process is not None
+    assert os.getpriority(os.PRIO_PROCESS, process.pid) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + NICE)
     compiler.close()
 
 
@@ -162,11 +176,110 @@ def test_what_holds_the_interpreter_is_made_before_anything_is_asked():
 def test_a_child_that_died_is_replaced():
     compiler = patient(Compiler(VOCABULARY))
     assert accepts(compiler, Rules("regex", "a"), b"a")
-    assert compiler._child is not None
-    assert compiler._child._process is not None
-    compiler._child._process.kill()
-    compiler._child._process.wait()
+    process = children(compiler)[0]._process
+    assert process is not None
+    process.kill()
+    process.wait()
     with pytest.raises(FieldError):
         compiler.compile(Rules("regex", "b"))
     assert accepts(compiler, Rules("regex", "b"), b"b")
     compiler.close()
+
+
+HOSTILE = [Rules("regex", f"({letter}|b)*{letter}({letter}|b){{25}}") for letter in "acdef"]
+
+
+def test_a_short_one_does_not_wait_for_long_ones():
+    compiler = patient(Compiler(VOCABULARY))
+    long = [compiler.submit(rules) for rules in HOSTILE]
+    assert accepts(compiler, Rules("regex", "a+"), b"aa")
+    assert not long[-1].done()
+    for future in long:
+        with pytest.raises(FieldError, match="too large an automaton"):
+            future.result()
+    compiler.close()
+
+
+def test_a_short_one_does_not_wait_for_the_library(monkeypatch: pytest.MonkeyPatch):
+    may_end = threading.Event()
+
+    class Slow(ContextFreeCompiled):
+        def __init__(self, *given: object):
+            assert may_end.wait(PATIENCE_S)
+            super().__init__(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(contextfree, "ContextFreeCompiled", Slow)
+    compiler = patient(Compiler(VOCABULARY))
+    slow = [compiler.submit(Rules("ebnf", f'root ::= "{letter}" root "b" | "c"')) for letter in "ad"]
+    assert accepts(compiler, Rules("regex", "a+"), b"aa")
+    assert not any(future.done() for future in slow)
+    may_end.set()
+    assert all(future.result(PATIENCE_S) for future in slow)
+    compiler.close()
+
+
+def noted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """What children are asked: the texts, and with how many steps."""
+    asked: list[tuple[str, int]] = []
+    ask = Child.prepare
+
+    def asks(self: Child, rules: Rules, steps: int) -> object:
+        asked.append((rules.text, steps))
+        return ask(self, rules, steps)
+
+    monkeypatch.setattr(Child, "prepare", asks)
+    return asked
+
+
+def test_what_needs_more_steps_is_tried_again_and_long_texts_have_all_of_them_at_once(monkeypatch: pytest.MonkeyPatch):
+    asked = noted(monkeypatch)
+    compiler = patient(Compiler(VOCABULARY))
+    text = HOSTILE[0].text
+    with pytest.raises(FieldError, match="too large an automaton"):
+        compiler.compile(HOSTILE[0])
+    assert asked == [(text, steps) for steps in TRIES]
+    many = Rules("choices", choices=tuple(f"number {i}" for i in range(5000)))
+    assert accepts(compiler, many, b"number 4711")
+    assert asked[3:] == [("", TRIES[WHOLE])]
+    large = Rules("json_schema", json.dumps({"type": "string", "maxLength": 20_000}))
+    assert isinstance(compiler.compile(large), ContextFreeCompiled)
+    assert [steps for _, steps in asked[4:]] == list(TRIES), "the library is for what all steps do not suffice for"
+    compiler.close()
+
+
+def test_what_nobody_waits_for_is_not_compiled(monkeypatch: pytest.MonkeyPatch):
+    began, may_end = threading.Event(), threading.Event()
+    asked: list[str] = []
+
+    def slow(rules: Rules) -> object:
+        asked.append(rules.text)
+        began.set()
+        assert may_end.wait(PATIENCE_S)
+        return prepare(rules)
+
+    monkeypatch.setattr(compiling, "prepare", slow)
+    compiler = Compiler(VOCABULARY, separate=False)
+    first, second, third = (compiler.submit(Rules("regex", text)) for text in "abc")
+    assert began.wait(PATIENCE_S)
+    for text in "ab":
+        compiler.drop(Rules("regex", text))
+    assert second.cancelled()
+    assert not first.cancelled(), "it is under way"
+    again = compiler.submit(Rules("regex", "b"))
+    assert again is not second
+    may_end.set()
+    for future in (first, third, again):
+        assert future.result(PATIENCE_S)
+    assert asked == ["a", "c", "b"]
+    compiler.drop(Rules("regex", "a"))
+    assert compiler.submit(Rules("regex", "a")) is first, "what is compiled stays"
+    compiler.close()
+
+
+def test_closing_does_not_wait_for_what_waits(monkeypatch: pytest.MonkeyPatch):
+    asked = noted(monkeypatch)
+    compiler = patient(Compiler(VOCABULARY))
+    futures = [compiler.submit(rules) for rules in HOSTILE]
+    compiler.close()
+    assert futures[-1].cancelled()
+    assert len(asked) < len(HOSTILE) * len(TRIES)

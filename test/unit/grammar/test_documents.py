@@ -9,8 +9,8 @@ from grammar_walks import sample
 from pydantic import UUID4, BaseModel, Field, TypeAdapter
 
 from sglang.grammar import documents, schema
-from sglang.grammar.compiler import prepare
 from sglang.grammar.contextfree import ContextFreeCompiled, Engine
+from sglang.grammar.prepare import prepare
 from sglang.grammar.rules import Illegal, Rules
 
 

@@ -9,6 +9,8 @@ import pytest
 
 from sglang.base.messages import Abort, Extend, Piece, Submit, pack
 from sglang.base.sampling import SamplingParams
+from sglang.grammar.prepare import Child
+from sglang.grammar.rules import Rules
 from sglang.grammar.shelf import Shelf
 from sglang.worker.grammars import Grammars, Lexicon, in_thread
 
@@ -107,6 +109,33 @@ def test_who_leaves_while_it_waits_is_forgotten() -> None:
     assert not grammars.keep(Abort(2), pieces)
     lexicon.set_result(LEXICON)
     assert [message.id for message, _ in wait(grammars, pieces)] == [4]
+    grammars.close()
+
+
+def test_what_nobody_waits_for_any_more_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    began, may_end = threading.Event(), threading.Event()
+    asked: list[str] = []
+    prepare = Child.prepare
+
+    def slow(self: Child, rules: Rules, steps: int) -> object:
+        asked.append(rules.text)
+        began.set()
+        assert may_end.wait(250)
+        return prepare(self, rules, steps)
+
+    monkeypatch.setattr(Child, "prepare", slow)
+    grammars = made()
+    pieces: list[Piece] = []
+    for id, regex in enumerate(["first", "one", "two", "one", "one"], 1):
+        assert grammars.keep(submit(id, regex=regex), pieces)
+    while not began.is_set():
+        grammars.ready(pieces)
+    for id in (2, 3, 4):
+        grammars.keep(Abort(id), pieces)
+    may_end.set()
+    assert [message.id for message, _ in wait(grammars, pieces)] == [1, 5], "another waits for the same"
+    assert asked == ["first", "one"]
+    assert not pieces
     grammars.close()
 
 
