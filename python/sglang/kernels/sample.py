@@ -30,6 +30,20 @@ LOOKS = {torch.bfloat16: 8, torch.float16: 10, torch.float32: 16}
 _BITS = tl.constexpr(0x7FFFFFFF)  # of a float32, but for the sign
 _INF = tl.constexpr(0x7F800000)
 _MINUS_INF = tl.constexpr(-0x7F800001)  # its place among the floats
+# Where these begin depends on the number of rows, and a kernel for each case would gain nothing.
+_OF_ROWS = [
+    "temperatures",
+    "top_ks",
+    "top_ps",
+    "min_ps",
+    "uniforms",
+    "places",
+    "states",
+    "slots",
+    "seats",
+    "last",
+    "out",
+]
 
 
 @triton.jit
@@ -59,7 +73,7 @@ def _mask_of(places, states, slots, row):
     return tl.where(keeps, tl.load(states + slot, mask=keeps, other=-1), place)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=_OF_ROWS)
 def _summarise(
     logits,
     logits_row,
@@ -117,7 +131,7 @@ def _enough(mass, count, wanted, top_k, top_p):
     return (((top_p < 1.0) & (mass >= wanted)) | ((top_k > 0) & (count >= top_k))).to(tl.int32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=_OF_ROWS)
 def _pick(
     logits,
     logits_row,
