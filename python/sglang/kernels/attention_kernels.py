@@ -12,6 +12,8 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 LOG2E = tl.constexpr(1.4426950408889634)
+# Where these begin depends on the number of rows: a kernel for each case would gain nothing, and be compiled for it.
+OF_ROWS = ["slots", "positions", "places", "own", "used", "tiles", "members"]
 
 
 @triton.jit
@@ -94,7 +96,7 @@ def narrowed(x, down, to, MOST: tl.constexpr):
     return x.to(to.dtype.element_ty)
 
 
-@triton.jit(do_not_specialize=["splits", "width"])
+@triton.jit(do_not_specialize=["splits", "width"], do_not_specialize_on_alignment=OF_ROWS)
 def decode_part(
     q,
     k,
@@ -231,7 +233,7 @@ def decode_part(
             tl.store(parts + here[:, None] * DIM + d[None, :], acc, mask=mine)
 
 
-@triton.jit(do_not_specialize=["splits", "width"])
+@triton.jit(do_not_specialize=["splits", "width"], do_not_specialize_on_alignment=OF_ROWS)
 def shared_tile(
     q,
     keys,
@@ -300,7 +302,7 @@ def shared_tile(
         tl.store(parts + here[:, None] * DIM + d[None, :], acc / safe[:, None], mask=mine)
 
 
-@triton.jit(do_not_specialize=["splits", "width"])
+@triton.jit(do_not_specialize=["splits", "width"], do_not_specialize_on_alignment=OF_ROWS)
 def merge_parts(
     parts,
     norms,

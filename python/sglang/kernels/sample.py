@@ -31,19 +31,8 @@ _BITS = tl.constexpr(0x7FFFFFFF)  # of a float32, but for the sign
 _INF = tl.constexpr(0x7F800000)
 _MINUS_INF = tl.constexpr(-0x7F800001)  # its place among the floats
 # Where these begin depends on the number of rows, and a kernel for each case would gain nothing.
-_OF_ROWS = [
-    "temperatures",
-    "top_ks",
-    "top_ps",
-    "min_ps",
-    "uniforms",
-    "places",
-    "states",
-    "slots",
-    "seats",
-    "last",
-    "out",
-]
+_WISHES = ["temperatures", "top_ks", "top_ps", "min_ps", "uniforms"]
+_OF_ROWS = [*_WISHES, "places", "states", "slots", "seats", "last", "out"]
 
 
 @triton.jit
