@@ -355,7 +355,7 @@ class Engine:
         shares = self._tiled is not None and self._tiled.shares
         sizes = self.slots, self._model.spec.kv_heads, self.pages, self.page_size, self.context_length, shares
         plans = warmup.plans(*sizes)
-        held = warmup.held([plan for plan in plans if len(plan.slots) in (1, self.slots)])
+        held = warmup.held([plans[0], *(plan for plan in plans if len(plan.tokens) in (1, self.slots))])
         automata = self._automata
         assert automata is not None
         captures = [one for one in (self._graphs, self._fills) if one is not None]

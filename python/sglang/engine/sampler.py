@@ -294,7 +294,8 @@ class Sampler:
             wishes[0, wishes[0] != 0] = np.array(1.0).view(np.int64)
         nobody, *wishes = self._stager.put([np.full(len(slots), -1), *wishes])
         tokens = torch.empty(len(slots), dtype=torch.int64, device=self._device)
-        sample.draw(logits, sample.Draws.of(nobody, wishes), tokens, tokens, held)
+        # One program for a row: these steps are long, and kernels for few rows would have to be compiled before them.
+        sample.draw(logits, sample.Draws.of(nobody, wishes), tokens, tokens, held, several=False)
         self._remember(seats, tokens)
         return tokens
 

@@ -65,10 +65,8 @@ def plans(slots: int, kv_heads: int, pages: int, page_size: int, context: int, s
     """What fits. shares: keys in common are read once. Every sequence uses the same first pages."""
     most = min(pages * page_size, context) - 1  # tokens of a sequence before its last
     found = [_plan(1, 0, tokens, page_size) for tokens in dict.fromkeys(max(1, min(most, n)) for n in LONG)]
-    # As many rows as there may be are drawn by other kernels than few (`kernels.sample`), those of prompts by others
-    # than decodes, whose logits are not widened.
-    found += [_plan(slots, 0, tokens, page_size) for tokens in (1, min(2, most)) if slots > 1]
-    found += [_plan(rows, 0, 1, page_size) for rows in decodes(slots, kv_heads) if rows < slots]
+    # The most rows: each is drawn by one program then, a few by several (`kernels.sample`).
+    found += [_plan(rows, 0, 1, page_size) for rows in sorted({*decodes(slots, kv_heads), slots})]
     common = sharing(slots, kv_heads) if shares else []
     found += [_plan(rows, keys, 1, page_size) for rows, keys in common if keys <= most]
     return found

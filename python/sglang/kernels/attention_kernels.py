@@ -12,8 +12,6 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 LOG2E = tl.constexpr(1.4426950408889634)
-# Where these begin depends on the number of rows: a kernel for each case would gain nothing, and be compiled for it.
-OF_ROWS = ["slots", "positions", "places", "own", "used", "tiles", "members"]
 
 
 @triton.jit
@@ -96,7 +94,7 @@ def narrowed(x, down, to, MOST: tl.constexpr):
     return x.to(to.dtype.element_ty)
 
 
-@triton.jit(do_not_specialize=["splits", "width"], do_not_specialize_on_alignment=OF_ROWS)
+@triton.jit(do_not_specialize=["splits", "width"])
 def decode_part(
     q,
     k,
@@ -233,7 +231,7 @@ def decode_part(
             tl.store(parts + here[:, None] * DIM + d[None, :], acc, mask=mine)
 
 
-@triton.jit(do_not_specialize=["splits", "width"], do_not_specialize_on_alignment=OF_ROWS)
+@triton.jit(do_not_specialize=["splits", "width"])
 def shared_tile(
     q,
     keys,
@@ -302,7 +300,7 @@ def shared_tile(
         tl.store(parts + here[:, None] * DIM + d[None, :], acc / safe[:, None], mask=mine)
 
 
-@triton.jit(do_not_specialize=["splits", "width"], do_not_specialize_on_alignment=OF_ROWS)
+@triton.jit(do_not_specialize=["splits", "width"])
 def merge_parts(
     parts,
     norms,

@@ -30,9 +30,6 @@ LOOKS = {torch.bfloat16: 8, torch.float16: 10, torch.float32: 16}
 _BITS = tl.constexpr(0x7FFFFFFF)  # of a float32, but for the sign
 _INF = tl.constexpr(0x7F800000)
 _MINUS_INF = tl.constexpr(-0x7F800001)  # its place among the floats
-# Where these begin depends on the number of rows, and a kernel for each case would gain nothing.
-_WISHES = ["temperatures", "top_ks", "top_ps", "min_ps", "uniforms"]
-_OF_ROWS = [*_WISHES, "places", "states", "slots", "seats", "last", "out"]
 
 
 @triton.jit
@@ -62,7 +59,7 @@ def _mask_of(places, states, slots, row):
     return tl.where(keeps, tl.load(states + slot, mask=keeps, other=-1), place)
 
 
-@triton.jit(do_not_specialize_on_alignment=_OF_ROWS)
+@triton.jit
 def _summarise(
     logits,
     logits_row,
@@ -120,7 +117,7 @@ def _enough(mass, count, wanted, top_k, top_p):
     return (((top_p < 1.0) & (mass >= wanted)) | ((top_k > 0) & (count >= top_k))).to(tl.int32)
 
 
-@triton.jit(do_not_specialize_on_alignment=_OF_ROWS)
+@triton.jit
 def _pick(
     logits,
     logits_row,
@@ -267,14 +264,17 @@ class Draws:
         return Draws(slots, floats[0], top_ks, *floats[1:])
 
 
-def draw(logits: Tensor, draws: Draws, last: Tensor, out: Tensor, held: Held | None = None) -> None:
+def draw(
+    logits: Tensor, draws: Draws, last: Tensor, out: Tensor, held: Held | None = None, several: bool = True
+) -> None:
     """A token per row, into out: int64 [n], and into last[slot].
 
-    logits: [n, vocab]. A row without a finite logit draws token 0; a NaN is never drawn while there is another.
+    logits: [n, vocab]. several: programs for a row, where rows are few. A row without a finite logit draws token 0; a NaN
+    is never drawn while there is another.
     """
     n, vocab = logits.shape
     blocks, looks = triton.cdiv(vocab, BLOCK), LOOKS[logits.dtype]
-    parts = _parts(n, blocks, logits.device)
+    parts = _parts(n, blocks, logits.device) if several else 1
     tops = torch.empty(n, blocks, dtype=torch.float32, device=logits.device)
     sums, boards = torch.empty_like(tops), tops.new_empty(n, looks, 6, parts)
     arrived = torch.empty(n, dtype=torch.int32, device=logits.device)
