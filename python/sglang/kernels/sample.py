@@ -269,8 +269,8 @@ def draw(
 ) -> None:
     """A token per row, into out: int64 [n], and into last[slot].
 
-    logits: [n, vocab]. several: programs for a row, where rows are few. A row without a finite logit draws token 0; a NaN
-    is never drawn while there is another.
+    logits: [n, vocab]. several: programs for a row, where rows are few. A row without a finite logit draws token 0; a
+    NaN is never drawn while there is another.
     """
     n, vocab = logits.shape
     blocks, looks = triton.cdiv(vocab, BLOCK), LOOKS[logits.dtype]
