@@ -21,6 +21,7 @@ from sglang.launch import ThreadWorker
 from sglang.offline import Engine
 
 TEXTS = ["The capital of France is Paris.", "Hello", "a b c d e f g h"]
+MOST = 20  # tokens of a text
 POOLING = {"word_embedding_dimension": 32, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
 
 
@@ -45,6 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     kinds = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
     modules = [{"path": p, "type": f"sentence_transformers.models.{k}"} for k, p in kinds.items()]
     (path / "modules.json").write_text(json.dumps(modules))
+    (path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": MOST, "do_lower_case": False}))
     (path / "1_Pooling").mkdir()
     (path / "1_Pooling" / "config.json").write_text(json.dumps(POOLING))
     return path
@@ -87,6 +89,22 @@ def test_openais_client_gets_the_vectors_of_transformers(vectors: Any, folder: P
     ids = engine.get_tokenizer().encode(TEXTS[0])
     by_ids = client.embeddings.create(model="any", input=[ids, ids[:2]]).data
     assert len(by_ids) == 2 and np.abs(np.array(by_ids[0].embedding) - np.array(whole)).max() < 1e-6
+
+
+def test_a_text_is_cut_where_sentence_transformers_cuts_it(vectors: Any, folder: Path, engine: Engine) -> None:
+    import transformers
+
+    long = "The capital of France is Paris. " * 8
+    ids = transformers.AutoTokenizer.from_pretrained(folder).encode(long, truncation=True, max_length=MOST)
+    assert len(ids) == MOST < len(engine.get_tokenizer().encode(long))
+    client = openai.OpenAI(base_url=vectors.url + "/v1", api_key="EMPTY", max_retries=0)
+    answer = client.embeddings.create(model="any", input=[long, TEXTS[0]])
+    assert answer.usage.prompt_tokens == MOST + len(engine.get_tokenizer().encode(TEXTS[0]))
+    by_ids = client.embeddings.create(model="any", input=[ids, ids * 3]).data
+    assert np.abs(np.array(answer.data[0].embedding) - np.array(by_ids[0].embedding)).max() < 1e-6
+    assert np.abs(np.array(by_ids[0].embedding) - np.array(by_ids[1].embedding)).max() > 1e-3, "ids are not cut"
+    assert engine.encode(long)["meta_info"]["prompt_tokens"] == MOST
+    assert httpx.get(vectors.url + "/get_model_info", timeout=HANG_S).json()["max_seq_length"] == MOST
 
 
 def test_encode_and_the_engine_give_the_same(vectors: Any, engine: Engine) -> None:

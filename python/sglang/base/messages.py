@@ -172,6 +172,8 @@ class Ready(Struct, tag=True, array_like=True, frozen=True, gc=False):
     eos_ids: tuple[int, ...]
     sampling: dict[str, float] = {}  # how the model's own generation_config.json wants it sampled
     embedding: int = 0  # numbers in a vector, where the server makes vectors and no text
+    text_tokens: int = 0  # of a text of which a vector is made, at most: what comes after is cut off; 0: nothing is
+    lower_case: bool = False  # of texts
 
 
 class Step(Struct, tag=True, array_like=True, gc=False):

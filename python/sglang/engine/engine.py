@@ -212,6 +212,8 @@ class Engine:
             load_s=time.monotonic() - began,
             eos_ids=engine.eos_ids,
             embedding=spec.hidden if plan.pooling else 0,
+            text_tokens=min(plan.pooling.most or 0, plan.context) if plan.pooling else 0,
+            lower_case=plan.pooling is not None and plan.pooling.lower,
             sampling=hf.sampling(plan.folder) if config.sampling_defaults == "model" else {},
         )
         log.info("memory: %s", engine.account())

@@ -1,6 +1,7 @@
 """config.json of a checkpoint: found, read, checked. No code of the checkpoint runs."""
 
 import json
+import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from sglang.layers.rope import KINDS, Rope
 from sglang.models import gguf, grok1
 from sglang.models.spec import HFConfig, Pooling
 
+log = logging.getLogger("sglang.models")
 T = TypeVar("T")
 ACTS: dict[str, Act] = {
     "silu": "silu",
@@ -332,4 +334,38 @@ def pooling(folder: Path, causal: bool) -> Pooling:
     if len(modes) != 1 or modes[0] not in POOLINGS:
         known = ", ".join(key for key in POOLINGS if "_" in key)
         raise ConfigError(f"{path}: pooling by {' and '.join(modes) or 'nothing'} is not supported; known: {known}")
-    return Pooling(POOLINGS[modes[0]], "Normalize" in kinds)
+    if said.get("include_prompt") is False:
+        log.warning("%s: include_prompt = false is not heeded: what prompts there are, clients write", path)
+    most, lower = _texts(folder / dict(parts).get("Transformer", ""), folder)
+    return Pooling(POOLINGS[modes[0]], "Normalize" in kinds, most, lower)
+
+
+# Of sentence-transformers' word on texts; the first that is there counts.
+OF_TEXTS = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+
+
+def _texts(module: Path, folder: Path) -> tuple[int | None, bool]:
+    """How many tokens of a text sentence-transformers reads, and whether it makes capitals small first."""
+    file = next((f for kind in OF_TEXTS if (f := module / f"sentence_{kind}_config.json").is_file()), None)
+    said = {} if file is None else _file(file)
+    task = said.get("transformer_task", "feature-extraction")
+    if task != "feature-extraction":
+        raise ConfigError(f"{file}: transformer_task = {task!r} is not supported; known: 'feature-extraction'")
+    for key in ("tokenizer_args", "processor_kwargs"):
+        if isinstance(said.get(key), dict) and "model_max_length" in said[key]:
+            said["max_seq_length"] = said[key]["model_max_length"]
+    most, lower = said.get("max_seq_length"), said.get("do_lower_case") or False
+    if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
+        raise ConfigError(f"{file}: max_seq_length = {most!r} is not supported (it must be a whole number, at least 1)")
+    if not isinstance(lower, bool):
+        raise ConfigError(f"{file}: do_lower_case = {lower!r} is not supported (it must be true or false)")
+    if most is None:
+        tokenizer, config = (folder / name for name in ("tokenizer_config.json", "config.json"))
+        limits = [_file(tokenizer).get("model_max_length")] if tokenizer.is_file() else []
+        limits.append(_file(config).get("max_position_embeddings"))
+        most = min((int(one) for one in limits if isinstance(one, int | float) and one > 0), default=None)
+    said = _file(prompts) if (prompts := folder / "config_sentence_transformers.json").is_file() else {}
+    if said.get("default_prompt_name") is not None:
+        log.warning("%s: default_prompt_name = %r is not heeded: clients write their prompts", prompts,
+                    said["default_prompt_name"])  # fmt: skip
+    return most, lower

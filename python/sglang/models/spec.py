@@ -47,10 +47,13 @@ class Latent:
 
 @dataclass(frozen=True)
 class Pooling:
-    """How the states of a text's tokens become one vector. unit: of length one."""
+    """How the states of a text's tokens become one vector. unit: of length one; most: tokens of a text, the end of a
+    longer one is cut off (None: it is refused if it does not fit); lower: texts are written without capitals."""
 
     kind: Literal["last", "first", "mean"]
     unit: bool = True
+    most: int | None = None
+    lower: bool = False
 
 
 @dataclass(frozen=True)

@@ -96,10 +96,11 @@ class Front:
         if loop is not None and not loop.is_closed():
             loop.call_soon_threadsafe(loop.call_later, LAST_WORDS_S, self.fail, reason)
 
-    async def encode(self, text: str) -> list[int]:
+    async def encode(self, text: str, most: int | None = None) -> list[int]:
+        """most: ids, for which the end of the text is cut off."""
         if len(text) <= INLINE_CHARS:
-            return self.tokenizer.encode(text)
-        return await asyncio.to_thread(self.tokenizer.encode, text)
+            return self.tokenizer.encode(text, most=most)
+        return await asyncio.to_thread(self.tokenizer.encode, text, most=most)
 
     async def compile_stops(self, requests: Iterable[Request]) -> None:
         """Sets their `patterns`. Raises FieldError."""
@@ -182,7 +183,10 @@ class Front:
         Their prompts are let go: as long as a request is open a list would take 40 bytes a token, and the garbage
         collector look at each of them.
         """
-        prompts = [await self.encode(r.prompt) if isinstance(r.prompt, str) else r.prompt for r in requests]
+        prompts = [
+            await self.encode(r.prompt, self.ready.text_tokens or None) if isinstance(r.prompt, str) else r.prompt
+            for r in requests
+        ]
         if self._truncate:
             prompts = [self._fitting(tokens) for tokens in prompts]
         await self.compile_stops(requests)
@@ -276,6 +280,8 @@ class Front:
                 self._delivery.file(message)
             case Ready():
                 self._outbox.facts = message
+                if message.lower_case:
+                    self.tokenizer.make_lower()
                 if self._ready is not None and not self._ready.done():
                     self._ready.set_result(message)
             case Flushed():

@@ -148,6 +148,7 @@ class Native:
             architectures=[ready.architecture],
             preferred_sampling_params=ready.sampling or None,
             max_model_len=ready.context_length,
+            max_seq_length=ready.text_tokens or None,
         )
 
     async def server_info(self, _: HTTPRequest) -> dict[str, Any]:

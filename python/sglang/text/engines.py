@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import tokenizers
+from tokenizers.normalizers import Lowercase
+from tokenizers.normalizers import Sequence as Sequential
 from tokenizers.processors import TemplateProcessing
 
 from sglang.base.errors import ConfigError, FieldError
@@ -18,7 +20,13 @@ class Engine(Protocol):
     special_ids: frozenset[int]
     pieces: Pieces | None  # None: what a token stands for depends on its neighbours
 
-    def encode(self, text: str, add_special_tokens: bool) -> list[int]: ...
+    def encode(self, text: str, add_special_tokens: bool, most: int | None = None) -> list[int]:
+        """most: ids, the special ones among them, for which the end of the text is cut off."""
+        ...
+
+    def make_lower(self) -> None:
+        """From now on texts have no capitals."""
+        ...
 
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]: ...
 
@@ -44,11 +52,21 @@ class FastEngine:
         decode = None if fast.decoder is None else fast.decoder.decode
         self.pieces = Pieces(decoder, decode) if is_local(decoder) else None
 
-    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool, most: int | None = None) -> list[int]:
         try:
-            return self._fast.encode(text, add_special_tokens=add_special_tokens).ids
+            found = self._fast.encode(text, add_special_tokens=add_special_tokens)
+            if most is not None and len(found.ids) > most:
+                special = self._fast.num_special_tokens_to_add(False) if add_special_tokens else 0
+                found = self._fast.encode(text, add_special_tokens=False)
+                found.truncate(max(most - special, 0))
+                found = self._fast.post_process(found, add_special_tokens=add_special_tokens)
+            return found.ids
         except TypeError:  # the library's word for half a surrogate pair, which Python strings can hold
             raise FieldError("prompt", "the text is not valid Unicode: it cannot be written as UTF-8") from None
+
+    def make_lower(self) -> None:
+        own = self._fast.normalizer
+        self._fast.normalizer = Lowercase() if own is None else Sequential([Lowercase(), own])
 
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
         return [e.ids for e in self._fast.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)]
@@ -92,11 +110,18 @@ class PythonEngine:
 
     def __init__(self, loaded: Any):  # Any: whatever class the model folder brings
         self._loaded = loaded
+        self._lower = False
         self.vocab_size: int = len(loaded)
         self.special_ids: frozenset[int] = frozenset(loaded.all_special_ids)
 
-    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        return self._loaded.encode(text, add_special_tokens=add_special_tokens)
+    def encode(self, text: str, add_special_tokens: bool, most: int | None = None) -> list[int]:
+        text = text.lower() if self._lower else text
+        return self._loaded.encode(
+            text, add_special_tokens=add_special_tokens, truncation=most is not None, max_length=most
+        )
+
+    def make_lower(self) -> None:
+        self._lower = True
 
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
         return [self.encode(text, add_special_tokens) for text in texts]

@@ -54,8 +54,8 @@ KINDS = {
 class Glm(FastEngine):
     """ChatGLM's chats are written with a special token called "sop", which is a part of many words."""
 
-    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        return super().encode(text.replace("[gMASK]sop", "[gMASK]<sop>", 1), add_special_tokens)
+    def encode(self, text: str, add_special_tokens: bool, most: int | None = None) -> list[int]:
+        return super().encode(text.replace("[gMASK]sop", "[gMASK]<sop>", 1), add_special_tokens, most)
 
 
 def open_released(folder: Path, config: dict[str, Any]) -> FastEngine | None:

@@ -90,8 +90,13 @@ class Tokenizer:
         self._all = Table(self._spell)
         self._shown = Table(lambda id: b"" if id in self.special_ids else self._all[id])
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        return self._engine.encode(text, add_special_tokens)
+    def encode(self, text: str, add_special_tokens: bool = True, most: int | None = None) -> list[int]:
+        """most: ids, the special ones among them, for which the end of the text is cut off."""
+        return self._engine.encode(text, add_special_tokens, most)
+
+    def make_lower(self) -> None:
+        """From now on texts have no capitals."""
+        self._engine.make_lower()
 
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
         return self._engine.encode_batch(texts, add_special_tokens)

@@ -213,6 +213,28 @@ def test_slow_mode_gives_the_same_ids_through_transformers(tmp_path: Path) -> No
     assert (slow.vocab_size, slow.bos_id, slow.eos_ids) == (fast.vocab_size, fast.bos_id, fast.eos_ids)
 
 
+@pytest.mark.parametrize("mode", ["auto", "slow"])
+def test_the_end_of_a_text_is_cut_off_as_transformers_does(tmp_path: Path, mode: str) -> None:
+    from transformers import AutoTokenizer
+
+    raw = raw_of("byte_level").from_str(raw_of("byte_level").to_str())
+    ends = [("<s>", 0), ("<|im_end|>", raw.token_to_id("<|im_end|>"))]
+    raw.post_processor = processors.TemplateProcessing(single="<s> $A <|im_end|>", special_tokens=ends)
+    folder = save(tmp_path, "byte_level")
+    raw.save(str(folder / "tokenizer.json"))
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    tokenizer, reference = load(str(folder), mode=mode), AutoTokenizer.from_pretrained(str(folder))
+    for text in ("one two three", "日本 One", ""):
+        for most in (2, 3, 5, 100):
+            wanted = reference.encode(text, truncation=True, max_length=most)
+            assert tokenizer.encode(text, most=most) == wanted
+            assert wanted[0] == ends[0][1] and wanted[-1] == ends[1][1]
+        whole = tokenizer.encode(text, add_special_tokens=False)
+        assert tokenizer.encode(text, add_special_tokens=False, most=2) == whole[:2]
+    tokenizer.make_lower()
+    assert tokenizer.encode("ONE Two <s>") == tokenizer.encode("one two <s>") == reference.encode("one two <s>")
+
+
 def test_loading_imports_neither_transformers_nor_torch_and_is_quick(tmp_path: Path) -> None:
     folder = save(tmp_path, "byte_level", chat_template=JINJA)
     code = (
