@@ -30,7 +30,7 @@ ENTRIES = 512
 CACHE_BYTES = 512 << 20
 TIMEOUT_S = 10.0  # of CPU time: a busy machine refuses nothing that an idle one allows
 # Steps of one try after another: some 8 ms, 60 ms, a second. Of 428 patterns from real use the first suffices for all
-# but one, and a JSON schema of 60 fields takes half the second.
+# but one; a JSON schema of 60 fields needs half as many as the second has.
 TRIES = (GRAMMAR_WORK // 128, GRAMMAR_WORK // 16, GRAMMAR_WORK)
 WHOLE = len(TRIES) - 1
 SHORT = 1 << 14  # characters: only reading more than that takes longer than a first try
