@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang.base import limits
 from sglang.base.errors import FieldError
 from sglang.grammar.characters import determine
 from sglang.grammar.language import Node
@@ -63,9 +62,9 @@ class Automaton:
         return bytes(out)
 
 
-def compile(node: Node, field: str = "regex", steps: int = limits.GRAMMAR_WORK) -> Automaton:
-    """Raises FieldError(field) for an empty language, TooLarge for one over limits.GRAMMAR_STATES, or `steps`."""
-    work = Work(field, steps=steps)
+def compile(node: Node, field: str = "regex") -> Automaton:
+    """Raises FieldError(field) for an empty language, TooLarge for one over limits.GRAMMAR_STATES or GRAMMAR_WORK."""
+    work = Work(field)
     try:
         dfa = minimal(determine(node, work), work)
     except RecursionError:

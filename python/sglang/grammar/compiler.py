@@ -1,68 +1,107 @@
-"""Rules -> Compiled, off the hot path: each rule once, remembered, prepared in processes that can be killed.
+"""Rules -> Compiled, off the hot path: each rule once, remembered, in processes that can be killed.
 
-Nobody can say how long a constraint will take, and many come from strangers. So each is tried with a few steps of work
-first; one that needs more is tried again with more of them, behind all that have had fewer, and those that are really
-long have a process of their own. A short one waits for short ones at most, however many long ones there are. Tables of
-what needs a stack are made by a library, which takes as long as it likes: in a thread of their own.
+`prepare` is the part that needs no vocabulary and may be long; it runs in a child. What is refused is refused by
+counting work, so it would be refused again and the answer is remembered too; the time limit is for what nobody thought
+of.
+
+What is quick does not wait for what is not. There are lanes, each with a thread and a child of its own, and everything
+begins in the first. What has had its slice of CPU time there gives way if others wait, and begins anew in the next
+lane, whose slice is longer. What is alone is not interrupted. So time says who waits for whom, never what is refused.
 """
 
 import contextlib
-import itertools
+import io
+import os
 import queue
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from sglang.base.errors import FieldError
-from sglang.base.limits import GRAMMAR_WORK
 from sglang.grammar import contextfree
 from sglang.grammar.automaton import Automaton
-from sglang.grammar.prepare import Child, TimedOut, prepare
+from sglang.grammar.child import Child, Slow, TimedOut
+from sglang.grammar.prepare import prepare
 from sglang.grammar.regular import RegularCompiled
 from sglang.grammar.rules import Compiled, Rules
 from sglang.grammar.shelf import Shelf
 from sglang.grammar.vocab import Vocabulary
-from sglang.grammar.work import TooLarge
 
 ENTRIES = 512
 CACHE_BYTES = 512 << 20
 TIMEOUT_S = 10.0  # of CPU time: a busy machine refuses nothing that an idle one allows
-# Steps of one try after another: some 8 ms, 60 ms, a second. Of 428 patterns from real use the first suffices for all
-# but one; a JSON schema of 60 fields needs half as many as the second has.
-TRIES = (GRAMMAR_WORK // 128, GRAMMAR_WORK // 16, GRAMMAR_WORK)
-WHOLE = len(TRIES) - 1
-SHORT = 1 << 14  # characters: only reading more than that takes longer than a first try
 
 
-@dataclass(order=True)
-class _Job:
-    """Of those that wait, the one with the fewest tries behind it comes first, of these the oldest."""
+class Slice(NamedTuple):
+    """What a lane's jobs may take before they give way to others; None: all that they need.
 
-    tries: int
-    number: int
-    rules: Rules = field(compare=False)
-    future: "Future[Compiled]" = field(compare=False)
-    grammar: str = field(default="", compare=False)  # what they are prepared as, for the library
+    seconds: of the child's CPU time. characters: of a grammar that the library reads in about that time; it cannot be
+    interrupted. nice: of the child.
+    """
 
-
-class _Lane:
-    """A thread, and what waits for it. child: where it has things prepared; None: it does so itself."""
-
-    def __init__(self, child: Child | None, work: Callable[["_Lane"], None]):
-        self.child = child
-        self.jobs: queue.PriorityQueue[_Job] = queue.PriorityQueue()
-        self.thread = threading.Thread(target=work, args=(self,), name="grammar", daemon=True)
+    seconds: float | None
+    characters: int | None
+    nice: int
 
 
-_LAST = _Job(-1, -1, Rules("regex"), Future())  # ends a lane, before all that waits there
+# Most patterns take less than the first slice, most schemas less than the second. Where every core computes, a child of
+# nice 10 gets a tenth of one (with 5 it would be a quarter) and one of nice 14 a twentieth: with all three at work on
+# the same core, others' tokens come a fifth later there.
+LANES = (Slice(0.005, 1 << 12, 10), Slice(0.1, 1 << 14, 14), Slice(None, None, 14))
+
+
+@dataclass(eq=False)
+class Job:
+    rules: Rules
+    future: Future[Compiled] = field(default_factory=Future)
+    wanted: bool = True  # somebody waits for it
+    grammar: str | None = None  # what was prepared, where the library is to read it in another lane
+
+
+class Lane:
+    """Jobs in order of arrival, and the thread that does them: `work` runs there until it gets None.
+
+    after: the lane for what takes too long here.
+    """
+
+    def __init__(self, slice: Slice, work: Callable[["Lane"], None], timeout_s: float, after: "Lane | None"):
+        self.slice = slice
+        self.after = after
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        # A byte for each job that waits: the child sees without asking whether there is one.
+        tail, head = os.pipe()
+        for end in (tail, head):
+            os.set_blocking(end, False)  # full: so many wait that it does not matter
+        self._tail, self._head = io.FileIO(tail, "rb"), io.FileIO(head, "wb")
+        self.child = Child(timeout_s, slice.seconds, slice.nice, tail)
+        self._thread = threading.Thread(target=work, args=(self,), name="grammar", daemon=True)
+        self._thread.start()
+
+    def put(self, job: Job | None) -> None:
+        self._head.write(b"\0")
+        self._jobs.put(job)
+
+    def get(self) -> Job | None:
+        job = self._jobs.get()
+        self._tail.read(1)
+        return job
+
+    def close(self) -> None:
+        self.put(None)
+        self._thread.join()
+        self.child.stop()
+        self._head.close()
+        self._tail.close()
 
 
 class Compiler:
     """Compiles for one vocabulary. Thread-safe; `close` it, or leave it to the process's end.
 
-    separate: compile in child processes, one for what is long once there is any; they keep this one's interpreter free.
+    separate: compile in child processes, which keep this one's interpreter free: one, and more once some constraints
+    wait for others that take long. Each takes about 40 MB.
     shelf: where automata are kept beyond this process.
     """
 
@@ -78,19 +117,17 @@ class Compiler:
     ):
         self._shelf = shelf
         self.vocabulary = vocabulary
+        self._separate = separate
         self._entries = entries
         self._cache_bytes = cache_bytes
-        self._known: OrderedDict[Rules, Future[Compiled]] = OrderedDict()
+        self._known: OrderedDict[Rules, Job] = OrderedDict()
         self._lock = threading.Lock()
-        self._under_way: set[Rules] = set()
-        self._numbers = itertools.count()
         self._engine: contextfree.Engine | None = None
-        children = [Child(timeout_s), Child(timeout_s)] if separate else []  # for what is short, for what is long
-        self._lanes = [_Lane(child, self._work) for child in (*children, None)]
-        for lane in self._lanes:
-            lane.thread.start()
-        for child in children[:1]:
-            child.start()
+        self._lanes: list[Lane] = []
+        for slice in reversed(LANES if separate else LANES[-1:]):
+            self._lanes.insert(0, Lane(slice, self._work, timeout_s, self._lanes[0] if self._lanes else None))
+        if separate:
+            self._lanes[0].child.start()
 
     def submit(self, rules: Rules) -> "Future[Compiled]":
         """Its result is Compiled, or raises FieldError. Equal rules share one compilation."""
@@ -98,20 +135,21 @@ class Compiler:
             known = self._known.get(rules)
             if known is not None:
                 self._known.move_to_end(rules)
-                return known
-            future: Future[Compiled] = Future()
-            self._known[rules] = future
+                known.wanted = True
+                return known.future
+            job = self._known[rules] = Job(rules)
             self._forget()
-        tries = 0 if len(self._lanes) > 1 and len(rules.text) + sum(map(len, rules.choices)) <= SHORT else WHOLE
-        self._queue(_Job(tries, next(self._numbers), rules, future))
-        return future
+        self._lanes[0].put(job)
+        return job.future
 
     def drop(self, rules: Rules) -> None:
-        """Nobody waits for them any more: they are not compiled, unless that is under way."""
+        """Nobody waits for it any more. It is not begun, nor begun again when it has to give way; else it goes on.
+
+        Whoever submits it in time saves it: equal rules share one job.
+        """
         with self._lock:
-            future = self._known.get(rules)
-            if future is not None and rules not in self._under_way and future.cancel():
-                del self._known[rules]
+            if rules in self._known:
+                self._known[rules].wanted = False
 
     def rehearse(self) -> None:
         """Make now what is needed once of the vocabulary, before anything is submitted.
@@ -126,23 +164,16 @@ class Compiler:
         return self.submit(rules).result()
 
     def close(self) -> None:
-        """What waits is cancelled."""
+        """What has not begun is cancelled."""
         with self._lock:
-            for rules in [rules for rules, future in self._known.items() if not future.done()]:
-                if rules not in self._under_way:
-                    self._known.pop(rules).cancel()
-        for lane in self._lanes:
-            lane.jobs.put(_LAST)
-        for lane in self._lanes:
-            lane.thread.join()
-
-    def _queue(self, job: _Job) -> None:
-        lane = -1 if job.grammar else min(job.tries // WHOLE, len(self._lanes) - 1)
-        self._lanes[lane].jobs.put(job)
+            for job in self._known.values():
+                job.wanted = False
+        for lane in self._lanes:  # from the first: it may still put jobs into the next
+            lane.close()
 
     def _forget(self) -> None:
         """Called with the lock held. What still compiles is kept."""
-        done = [(r, f) for r, f in self._known.items() if f.done()]
+        done = [(rules, job.future) for rules, job in self._known.items() if job.future.done()]
         held = sum(f.result().nbytes for _, f in done if f.exception() is None)
         for rules, future in done:
             if len(self._known) <= self._entries and held <= self._cache_bytes:
@@ -150,45 +181,38 @@ class Compiler:
             del self._known[rules]
             held -= future.result().nbytes if future.exception() is None else 0
 
-    def _work(self, lane: _Lane) -> None:
-        while (job := lane.jobs.get()) is not _LAST:
+    def _work(self, lane: Lane) -> None:
+        while (job := lane.get()) is not None:
             with self._lock:
-                if job.future.cancelled():
+                if not job.wanted:
+                    self._known.pop(job.rules, None)
+                    job.future.cancel()
                     continue
-                self._under_way.add(job.rules)
-            found = None
             try:
-                found = self._further(job, lane.child)
-                if not isinstance(found, _Job):
-                    job.future.set_result(found)
+                job.future.set_result(self._compiled(job, lane))
+            except Slow:
+                assert lane.after is not None
+                lane.after.put(job)
             except BaseException as error:  # the asker's to handle, whatever it is
                 if not isinstance(error, FieldError) or isinstance(error, TimedOut):
                     with self._lock:
                         self._known.pop(job.rules, None)  # another time it may go well
                 job.future.set_exception(error)
-            with self._lock:
-                self._under_way.discard(job.rules)
-            if isinstance(found, _Job):
-                self._queue(found)
-        if lane.child is not None:
-            lane.child.stop()
 
-    def _further(self, job: _Job, child: Child | None) -> Compiled | _Job:
-        """What it asks for, or what another lane is to do."""
+    def _compiled(self, job: Job, lane: Lane) -> Compiled:
+        """Raises Slow for what another lane is to do."""
         rules = job.rules
-        prepared = job.grammar or (None if self._shelf is None else self._shelf.find(rules))
+        prepared: Automaton | str | None = job.grammar
+        if prepared is None and self._shelf is not None:
+            prepared = self._shelf.find(rules)
         if prepared is None:
-            try:
-                prepared = prepare(rules) if child is None else child.prepare(rules, TRIES[job.tries])
-            except TooLarge:
-                if job.tries == WHOLE:
-                    raise
-                return replace(job, tries=job.tries + 1)
+            prepared = lane.child.prepare(rules) if self._separate else prepare(rules)
             if self._shelf is not None and isinstance(prepared, Automaton):
                 self._shelf.keep(rules, prepared)
-        if isinstance(prepared, str) and child is not None:
-            return replace(job, grammar=prepared)
         if isinstance(prepared, str):
+            if lane.slice.characters is not None and len(prepared) > lane.slice.characters:
+                job.grammar = prepared
+                raise Slow
             if self._engine is None:
                 self._engine = contextfree.Engine(self.vocabulary)
             return contextfree.ContextFreeCompiled(self._engine, prepared, rules.kind)

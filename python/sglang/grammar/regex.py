@@ -15,6 +15,8 @@ from re import _parser as parser  # type: ignore[attr-defined]
 from re._casefix import _EXTRA_CASES as EXTRA_CASES  # type: ignore[import-not-found]
 from typing import Any
 
+import numpy as np
+
 from sglang.base.errors import FieldError
 from sglang.grammar.language import (
     ANY,
@@ -251,7 +253,7 @@ def _category(name: Any, negated: bool, flags: int) -> Ranges:
 def _wide(name: Any) -> Ranges:
     """The Unicode class, as `re` without re.ASCII has it."""
     source = {op.CATEGORY_WORD: r"\w+", op.CATEGORY_DIGIT: r"\d+", op.CATEGORY_SPACE: r"\s+"}[name]
-    everything = "".join(map(chr, range(LAST + 1)))
+    everything = np.arange(LAST + 1, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
     return tuple((m.start(), m.end() - 1) for m in re.finditer(source, everything))
 
 

@@ -1,21 +1,21 @@
+import contextlib
 import json
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 
 import pytest
 from grammar_patterns import CHARACTER
 
 from sglang.base.errors import FieldError
-from sglang.grammar import compiler as compiling
-from sglang.grammar import contextfree
-from sglang.grammar.compiler import TRIES, WHOLE, Compiler
+from sglang.grammar.compiler import LANES, Compiler, Job
 from sglang.grammar.contextfree import ContextFreeCompiled
-from sglang.grammar.prepare import NICE, Child, prepare
 from sglang.grammar.regular import RegularCompiled
-from sglang.grammar.rules import Rules
+from sglang.grammar.rules import Compiled, Rules
 from sglang.grammar.vocab import Vocabulary
 
 PATIENCE_S = 250.0  # of tests: a child computes with what others leave, which on a busy machine is little
@@ -30,13 +30,37 @@ def compiler(request: pytest.FixtureRequest) -> Iterator[Compiler]:
 
 
 def patient(compiler: Compiler) -> Compiler:
-    for child in children(compiler):
-        child._patience_s = PATIENCE_S
+    for lane in compiler._lanes:
+        lane.child._patience_s = PATIENCE_S
     return compiler
 
 
-def children(compiler: Compiler) -> list[Child]:
-    return [lane.child for lane in compiler._lanes if lane.child is not None]
+def process(compiler: Compiler, lane: int = 0) -> "subprocess.Popen[bytes]":
+    found = compiler._lanes[lane].child._process
+    assert found is not None
+    return found
+
+
+@contextlib.contextmanager
+def halted(compiler: Compiler) -> Iterator[None]:
+    """Nothing gets on in the first lane."""
+    pid = process(compiler).pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def begun(compiler: Compiler, rules: Rules) -> "Future[Compiled]":
+    future = compiler.submit(rules)
+    while not compiler._lanes[0]._jobs.empty():
+        time.sleep(0.001)
+    return future
+
+
+def hostile(i: int) -> Rules:
+    return Rules("regex", f"(a|b)*a(a|b){{20}}{i}")
 
 
 def accepts(compiler: Compiler, rules: Rules, text: bytes) -> bool:
@@ -122,43 +146,136 @@ def test_memory_is_bounded_too():
     compiler.close()
 
 
+def test_what_nobody_waits_for_is_not_compiled():
+    compiler = patient(Compiler(VOCABULARY))
+    first, second, third = (Rules("regex", c) for c in "abc")
+    with halted(compiler):
+        runs = begun(compiler, first)
+        dropped, saved = compiler.submit(second), compiler.submit(third)
+        for rules in (first, second, third, Rules("regex", "unknown")):
+            compiler.drop(rules)
+        assert compiler.submit(third) is saved
+    saved.result(PATIENCE_S)
+    assert dropped.cancelled()
+    assert compiler.submit(first) is runs, "what had begun is remembered"
+    assert compiler.submit(second) is not dropped
+    assert accepts(compiler, second, b"b")
+    compiler.close()
+
+
+def test_what_gives_way_is_not_begun_again_where_nobody_waits_for_it():
+    compiler = patient(Compiler(VOCABULARY))
+    with halted(compiler):
+        left = begun(compiler, hostile(0))
+        compiler.drop(hostile(0))
+        honest = compiler.submit(Rules("regex", "a"))
+    honest.result(PATIENCE_S)
+    with contextlib.suppress(BaseException):
+        left.result(PATIENCE_S)
+    assert left.cancelled()
+    assert compiler._lanes[1].child._process is None
+    compiler.close()
+
+
+def test_what_is_quick_does_not_wait_for_what_is_not():
+    compiler = patient(Compiler(VOCABULARY))
+    fields = {f"field {i}": {"type": "string", "maxLength": 16} for i in range(20)}
+    large = Rules("json_schema", json.dumps({"type": "object", "properties": fields, "required": [*fields]}))
+    too_large = Rules("json_schema", json.dumps({"type": "string", "maxLength": 20_000}))
+    apart = [{"type": "object", "properties": {"t": {"const": i}}, "required": ["t"]} for i in range(180)]
+    uncounted = Rules("json_schema", json.dumps({"oneOf": apart}))
+    order: list[Rules] = []
+    futures: dict[Rules, Future[Compiled]] = {}
+    with halted(compiler):
+        for rules in (*map(hostile, range(3)), uncounted, too_large, large, Rules("regex", "[a-z]{3,10}@[a-z]{3,10}")):
+            futures[rules] = begun(compiler, rules) if not futures else compiler.submit(rules)
+            futures[rules].add_done_callback(lambda _, rules=rules: order.append(rules))
+    for i in range(3):
+        with pytest.raises(FieldError, match="too large an automaton"):
+            futures[hostile(i)].result(PATIENCE_S)
+    assert isinstance(futures[too_large].result(PATIENCE_S), ContextFreeCompiled)
+    assert "@" in order[0].text
+    assert order[1] == large
+    processes = [process(compiler, lane) for lane in range(len(LANES))]
+    compiler.close()
+    assert all(one.returncode is not None for one in processes)
+
+
+def test_what_is_alone_is_not_interrupted():
+    compiler = patient(Compiler(VOCABULARY))
+    with pytest.raises(FieldError, match="too large"):
+        compiler.compile(hostile(0))
+    assert accepts(compiler, Rules("regex", "a{20000}"), b"a" * 20_000)
+    assert [lane.child._process is None for lane in compiler._lanes] == [False, True, True]
+    compiler.close()
+
+
+def test_a_grammar_that_the_library_reads_for_long_goes_to_the_last_lane(monkeypatch: pytest.MonkeyPatch):
+    compiler = patient(Compiler(VOCABULARY))
+    seen: list[Job | None] = []
+    put = compiler._lanes[-1].put
+    monkeypatch.setattr(compiler._lanes[-1], "put", lambda job: [seen.append(job), put(job)])
+    for size, is_last in ((3, False), (1500, True)):
+        rules = "".join(f'r{i}: "w{i}" start?\n' for i in range(size))
+        text = f"start: {' | '.join(f'r{i}' for i in range(size))}\n{rules}"
+        assert accepts(compiler, Rules("ebnf", text), b"w1w2")
+        assert len(seen) == is_last
+    assert compiler._lanes[-1].child._process is None, "it was prepared in the first"
+    compiler.close()
+
+
+def test_closing_does_not_wait_for_what_has_not_begun():
+    compiler = patient(Compiler(VOCABULARY))
+    with halted(compiler):
+        begun(compiler, Rules("regex", "a"))
+        futures = [compiler.submit(hostile(i)) for i in range(20)]
+        closing = threading.Thread(target=compiler.close)
+        closing.start()
+        while compiler._known[hostile(19)].wanted:
+            time.sleep(0.001)
+    closing.join(PATIENCE_S)
+    assert all(future.cancelled() for future in futures)
+
+
+def test_answers_arrive_whole_where_python_is_unbuffered(monkeypatch: pytest.MonkeyPatch):
+    """Signals cut unbuffered writes short."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    compiler = patient(Compiler(VOCABULARY))
+    for i in range(4):
+        compiler.submit(Rules("regex", f"a{{9000}}{i}")).result(60)
+        assert accepts(compiler, Rules("regex", f"a{{9000}}{i}"), b"a" * 9000 + b"%d" % i)
+    compiler.close()
+
+
 def test_a_compilation_that_takes_too_long_is_killed_and_the_next_one_served():
     compiler = Compiler(VOCABULARY, timeout_s=0.0)
     for _ in range(2):
         with pytest.raises(FieldError, match="more than 0 s") as error:
             compiler.compile(Rules("regex", "a{30000}"))
         assert error.value.status == 400
-    for child in children(compiler):
-        child._timeout_s = child._patience_s = PATIENCE_S
+    child = compiler._lanes[0].child
+    child._timeout_s = child._patience_s = PATIENCE_S
     assert accepts(compiler, Rules("regex", "a{300}"), b"a" * 300)
     compiler.close()
 
 
-def test_computing_for_too_long_ends_the_child_before_patience_does(monkeypatch: pytest.MonkeyPatch):
-    ended: list[int] = []
-    stop = Child.stop
-
-    def noted(self: Child) -> None:
-        process = self._process
-        stop(self)
-        if process is not None:
-            ended.append(process.returncode)
-
-    monkeypatch.setattr(Child, "stop", noted)
+def test_computing_for_too_long_ends_the_child_before_patience_does():
     compiler = patient(Compiler(VOCABULARY, timeout_s=0.02))
+    ended = process(compiler)
     with pytest.raises(FieldError, match=r"more than 0\.02 s"):
         compiler.compile(Rules("regex", "(.*a.*){20}b(.?c){30}"))
-    assert ended == [-signal.SIGPROF]
+    assert ended.returncode == -signal.SIGPROF
     compiler.close()
 
 
-def test_the_child_computes_only_what_others_leave():
+def test_a_child_computes_only_what_others_leave():
     compiler = patient(Compiler(VOCABULARY))
     compiler.compile(Rules("regex", "a"))
-    process = children(compiler)[0]._process
-    assert process is not None
-    assert os.getpriority(os.PRIO_PROCESS, process.pid) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + NICE)
+    nice = os.getpriority(os.PRIO_PROCESS, process(compiler).pid)
+    assert nice == min(19, os.getpriority(os.PRIO_PROCESS, 0) + LANES[0].nice)
     compiler.close()
+    # What the kernel gives for each step of nice is a fifth less: 1024 for none.
+    assert sum(1024 / 1.25**slice.nice for slice in LANES) < 1024 / 5
 
 
 def test_what_holds_the_interpreter_is_made_before_anything_is_asked():
@@ -176,110 +293,9 @@ def test_what_holds_the_interpreter_is_made_before_anything_is_asked():
 def test_a_child_that_died_is_replaced():
     compiler = patient(Compiler(VOCABULARY))
     assert accepts(compiler, Rules("regex", "a"), b"a")
-    process = children(compiler)[0]._process
-    assert process is not None
-    process.kill()
-    process.wait()
+    process(compiler).kill()
+    process(compiler).wait()
     with pytest.raises(FieldError):
         compiler.compile(Rules("regex", "b"))
     assert accepts(compiler, Rules("regex", "b"), b"b")
     compiler.close()
-
-
-HOSTILE = [Rules("regex", f"({letter}|b)*{letter}({letter}|b){{25}}") for letter in "acdef"]
-
-
-def test_a_short_one_does_not_wait_for_long_ones():
-    compiler = patient(Compiler(VOCABULARY))
-    long = [compiler.submit(rules) for rules in HOSTILE]
-    assert accepts(compiler, Rules("regex", "a+"), b"aa")
-    assert not long[-1].done()
-    for future in long:
-        with pytest.raises(FieldError, match="too large an automaton"):
-            future.result()
-    compiler.close()
-
-
-def test_a_short_one_does_not_wait_for_the_library(monkeypatch: pytest.MonkeyPatch):
-    may_end = threading.Event()
-
-    class Slow(ContextFreeCompiled):
-        def __init__(self, *given: object):
-            assert may_end.wait(PATIENCE_S)
-            super().__init__(*given)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(contextfree, "ContextFreeCompiled", Slow)
-    compiler = patient(Compiler(VOCABULARY))
-    slow = [compiler.submit(Rules("ebnf", f'root ::= "{letter}" root "b" | "c"')) for letter in "ad"]
-    assert accepts(compiler, Rules("regex", "a+"), b"aa")
-    assert not any(future.done() for future in slow)
-    may_end.set()
-    assert all(future.result(PATIENCE_S) for future in slow)
-    compiler.close()
-
-
-def noted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """What children are asked: the texts, and with how many steps."""
-    asked: list[tuple[str, int]] = []
-    ask = Child.prepare
-
-    def asks(self: Child, rules: Rules, steps: int) -> object:
-        asked.append((rules.text, steps))
-        return ask(self, rules, steps)
-
-    monkeypatch.setattr(Child, "prepare", asks)
-    return asked
-
-
-def test_what_needs_more_steps_is_tried_again_and_long_texts_have_all_of_them_at_once(monkeypatch: pytest.MonkeyPatch):
-    asked = noted(monkeypatch)
-    compiler = patient(Compiler(VOCABULARY))
-    text = HOSTILE[0].text
-    with pytest.raises(FieldError, match="too large an automaton"):
-        compiler.compile(HOSTILE[0])
-    assert asked == [(text, steps) for steps in TRIES]
-    many = Rules("choices", choices=tuple(f"number {i}" for i in range(5000)))
-    assert accepts(compiler, many, b"number 4711")
-    assert asked[3:] == [("", TRIES[WHOLE])]
-    large = Rules("json_schema", json.dumps({"type": "string", "maxLength": 20_000}))
-    assert isinstance(compiler.compile(large), ContextFreeCompiled)
-    assert [steps for _, steps in asked[4:]] == list(TRIES), "the library is for what all steps do not suffice for"
-    compiler.close()
-
-
-def test_what_nobody_waits_for_is_not_compiled(monkeypatch: pytest.MonkeyPatch):
-    began, may_end = threading.Event(), threading.Event()
-    asked: list[str] = []
-
-    def slow(rules: Rules) -> object:
-        asked.append(rules.text)
-        began.set()
-        assert may_end.wait(PATIENCE_S)
-        return prepare(rules)
-
-    monkeypatch.setattr(compiling, "prepare", slow)
-    compiler = Compiler(VOCABULARY, separate=False)
-    first, second, third = (compiler.submit(Rules("regex", text)) for text in "abc")
-    assert began.wait(PATIENCE_S)
-    for text in "ab":
-        compiler.drop(Rules("regex", text))
-    assert second.cancelled()
-    assert not first.cancelled(), "it is under way"
-    again = compiler.submit(Rules("regex", "b"))
-    assert again is not second
-    may_end.set()
-    for future in (first, third, again):
-        assert future.result(PATIENCE_S)
-    assert asked == ["a", "c", "b"]
-    compiler.drop(Rules("regex", "a"))
-    assert compiler.submit(Rules("regex", "a")) is first, "what is compiled stays"
-    compiler.close()
-
-
-def test_closing_does_not_wait_for_what_waits(monkeypatch: pytest.MonkeyPatch):
-    asked = noted(monkeypatch)
-    compiler = patient(Compiler(VOCABULARY))
-    futures = [compiler.submit(rules) for rules in HOSTILE]
-    compiler.close()
-    assert futures[-1].cancelled()
-    assert len(asked) < len(HOSTILE) * len(TRIES)

@@ -9,7 +9,7 @@ import pytest
 
 from sglang.base.messages import Abort, Extend, Piece, Submit, pack
 from sglang.base.sampling import SamplingParams
-from sglang.grammar.prepare import Child
+from sglang.grammar.child import Child
 from sglang.grammar.rules import Rules
 from sglang.grammar.shelf import Shelf
 from sglang.worker.grammars import Grammars, Lexicon, in_thread
@@ -117,11 +117,11 @@ def test_what_nobody_waits_for_any_more_is_not_compiled(monkeypatch: pytest.Monk
     asked: list[str] = []
     prepare = Child.prepare
 
-    def slow(self: Child, rules: Rules, steps: int) -> object:
+    def slow(self: Child, rules: Rules) -> object:
         asked.append(rules.text)
         began.set()
         assert may_end.wait(250)
-        return prepare(self, rules, steps)
+        return prepare(self, rules)
 
     monkeypatch.setattr(Child, "prepare", slow)
     grammars = made()
