@@ -107,6 +107,14 @@ def test_a_text_is_cut_where_sentence_transformers_cuts_it(vectors: Any, folder:
     assert httpx.get(vectors.url + "/get_model_info", timeout=HANG_S).json()["max_seq_length"] == MOST
 
 
+def test_a_text_that_is_cut_may_fill_the_context(folder: Path) -> None:
+    with Engine(
+        str(folder), worker=ThreadWorker, max_total_tokens=2000, allow_auto_truncate=True, log_level="error"
+    ) as engine:
+        assert engine.encode(input_ids=[3] * 64)["meta_info"]["prompt_tokens"] == 64
+        assert engine.encode(input_ids=[3] * 65)["meta_info"]["prompt_tokens"] == 64
+
+
 def test_encode_and_the_engine_give_the_same(vectors: Any, engine: Engine) -> None:
     one = httpx.post(vectors.url + "/encode", json={"text": TEXTS[0], "rid": "mine"}, timeout=HANG_S).json()
     assert one["meta_info"]["id"] == "mine" and one["meta_info"]["prompt_tokens"] > 3
@@ -141,7 +149,7 @@ def test_a_runtime_of_vectors(folder: Path, engine: Engine) -> None:
         ("/v1/embeddings", {"input": [10**6]}, "input", "token ids in"),
         ("/v1/embeddings", {"input": "a", "dimensions": 33}, "dimensions", r"in [1, 32], got 33"),
         ("/v1/embeddings", {"input": "a", "encoding_format": "hex"}, "encoding_format", "hex"),
-        ("/v1/embeddings", {"input": [3] * 65}, "input", "longer than the model's context"),
+        ("/v1/embeddings", {"input": [3] * 65}, "input", "longer than the model's context length (64 tokens)"),
         ("/encode", {}, "text", "Either text or input_ids"),
         ("/encode", {"text": "a", "image_data": "x"}, "image_data", "not supported"),
     ],

@@ -60,7 +60,8 @@ def _too_long(state: State, length: int) -> str | None:
     """Why a sequence of `length` known tokens can never run."""
     b = state.budget
     if length >= b.context_length:
-        return f"The input ({length} tokens) is longer than the model's context length ({b.context_length} tokens)."
+        context = b.context_length - b.embeds  # a text of which a vector is made may fill it
+        return f"The input ({length} tokens) is longer than the model's context length ({context} tokens)."
     if length > b.tokens:
         return f"The input ({length} tokens) is longer than the KV pool ({b.tokens} tokens)."
     return None

@@ -196,8 +196,9 @@ class Front:
             request.prompt = ""
 
     def _fitting(self, tokens: list[int]) -> list[int]:
-        """The beginning of a prompt, as much of it as leaves room for an answer."""
-        most = min(self.ready.context_length - 1, self.ready.total_tokens)
+        """The beginning of a prompt, as much of it as leaves room for an answer, which a vector needs none of."""
+        answer = 0 if self.ready.embedding else 1
+        most = min(self.ready.context_length - answer, self.ready.total_tokens)
         if len(tokens) > most:
             log.warning("a prompt of %d tokens is cut to %d (--allow-auto-truncate)", len(tokens), most)
         return tokens[:most]
