@@ -1,15 +1,19 @@
 """Compile kernels side by side before they are needed: one after another, as they are first launched, takes seconds."""
 
+import contextlib
 import functools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
+
+from sglang.kernels.forks import Forks, is_cached
 
 log = logging.getLogger("sglang.kernels")
 MOST_THREADS = 16
 _trials: list[str] = []  # under way
+_forks: Forks | None = None
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -36,6 +40,19 @@ def objection(agrees: Callable[[], bool]) -> str | None:
         return str(error)
 
 
+@contextlib.contextmanager
+def in_processes(wanted: bool) -> Iterator[None]:
+    """Meanwhile `compile_ahead` has processes besides its threads, where `wanted`."""
+    global _forks
+    _forks = Forks() if wanted else None
+    try:
+        yield
+    finally:
+        if _forks is not None:
+            _forks.close()
+        _forks = None
+
+
 def compile_ahead(launch: Callable[[], object]) -> int:
     """Call `launch`; what it launches of Triton's kernels is compiled and not run: their outputs hold anything.
 
@@ -49,8 +66,11 @@ def compile_ahead(launch: Callable[[], object]) -> int:
         log.warning("Kernels are compiled one after another: %s", error)
         return 0
     run = JITFunction.run
+    helped: dict[Any, Callable[..., Any]] = {}
 
     def compile_only(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        if _forks is not None and kernel not in helped:
+            helped[kernel] = _help(kernel, _forks)
         if _trials:
             return run(kernel, *args, grid=grid, warmup=warmup, **options)
         found.append(run(kernel, *args, grid=grid, warmup=True, **options))
@@ -69,7 +89,29 @@ def compile_ahead(launch: Callable[[], object]) -> int:
         log.warning("Kernels are compiled one after another: %s", error)
     finally:
         JITFunction.run = run
+        for kernel, compile in helped.items():
+            kernel.compile = compile
     return len(found)
+
+
+def _help(kernel: Any, forks: Forks) -> Callable[..., Any]:
+    """From now on it is compiled in a process, and what is found on disk then is taken. Returns what it did before."""
+    from triton.runtime import driver
+
+    active: Any = driver.active
+    _ = kernel.device_caches[active.get_current_device()]  # sets `compile`
+    alone = kernel.compile
+
+    def compile(source: Any, target: Any, options: dict[str, Any], **more: Any) -> Any:
+        try:
+            if not is_cached(source, target, options):
+                forks.compile(source, target, options)
+        except Exception as error:
+            log.debug("%s is compiled here: %s", source.name, error)
+        return alone(source, target=target, options=options, **more)
+
+    kernel.compile = compile
+    return alone
 
 
 def _load(kernel: Any) -> None:
