@@ -153,6 +153,9 @@ class Stats(Struct, array_like=True, gc=False):
     compiling: int = 0  # requests whose constraint is being compiled; they do not wait for the device yet
 
 
+Side = Literal["right", "left"]
+
+
 class Ready(Struct, tag=True, array_like=True, frozen=True, gc=False):
     """The worker can serve. The facts the front tells users."""
 
@@ -172,8 +175,10 @@ class Ready(Struct, tag=True, array_like=True, frozen=True, gc=False):
     eos_ids: tuple[int, ...]
     sampling: dict[str, float] = {}  # how the model's own generation_config.json wants it sampled
     embedding: int = 0  # numbers in a vector, where the server makes vectors and no text
-    text_tokens: int = 0  # of a text of which a vector is made, at most: what comes after is cut off; 0: nothing is
-    lower_case: bool = False  # of texts
+    text_tokens: int = 0  # of a text of which a vector is made, at most: the rest is cut off; 0: nothing is
+    text_side: Side = "right"  # where
+    text_prompt: str = ""  # stands before every text
+    lower_case: bool = False  # of texts, the prompt too
 
 
 class Step(Struct, tag=True, array_like=True, gc=False):

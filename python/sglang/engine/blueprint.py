@@ -9,7 +9,7 @@ from sglang.base.config import ServerConfig
 from sglang.base.errors import ConfigError
 from sglang.layers.linear import bfloat16_arithmetic
 from sglang.models import config as hf
-from sglang.models import foreign
+from sglang.models import foreign, sentences
 from sglang.models.checkpoint import folder_of
 from sglang.models.quantized import Format, chosen
 from sglang.models.spec import FAMILIES, Decoder, Family, Pooling, check, headless
@@ -77,7 +77,7 @@ def draw_up(config: ServerConfig, device: torch.device) -> Blueprint:
     pooling = None
     if embeds or not spec.has_head:
         spec, family = replace(spec, has_head=False, tied=True), headless(family)
-        pooling = hf.pooling(folder, spec.causal)
+        pooling = sentences.pooling(folder, raw, spec.causal)
     elif not spec.causal:
         hf.refuse(raw, "is_causal", "only --is-embedding serves it")
     kind, form = chosen(hf.quantization(folder, raw), config.quantization, device.type, family.formats)

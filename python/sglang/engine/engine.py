@@ -198,6 +198,7 @@ class Engine:
                 if not short(error):
                     raise
                 raise ConfigError(engine._advice(config)) from None
+        texts = plan.pooling or Pooling("last")
         engine.ready = Ready(
             model_type=str(plan.raw.get("model_type", "")),
             architecture=plan.raw["architectures"][0],
@@ -214,8 +215,10 @@ class Engine:
             load_s=time.monotonic() - began,
             eos_ids=engine.eos_ids,
             embedding=spec.hidden if plan.pooling else 0,
-            text_tokens=min(plan.pooling.most or 0, plan.context) if plan.pooling else 0,
-            lower_case=plan.pooling is not None and plan.pooling.lower,
+            text_tokens=texts.most or 0,
+            text_side=texts.side,
+            text_prompt=texts.prompt,
+            lower_case=texts.lower,
             sampling=hf.sampling(plan.folder) if config.sampling_defaults == "model" else {},
         )
         log.info("memory: %s", engine.account())

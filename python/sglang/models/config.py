@@ -1,20 +1,18 @@
 """config.json of a checkpoint: found, read, checked. No code of the checkpoint runs."""
 
 import json
-import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 from sglang.base.errors import ConfigError, FieldError
 from sglang.base.sampling import parse_sampling
 from sglang.layers.linear import Act
 from sglang.layers.rope import KINDS, Rope
 from sglang.models import gguf, grok1
-from sglang.models.spec import HFConfig, Pooling
+from sglang.models.spec import HFConfig
 
-log = logging.getLogger("sglang.models")
 T = TypeVar("T")
 ACTS: dict[str, Act] = {
     "silu": "silu",
@@ -38,7 +36,7 @@ def read(folder: Path, overrides: str = "{}") -> HFConfig:
     elif not path.is_file():
         raise ConfigError(f"--model-path {folder}: no config.json there; give a model folder or a hub id")
     else:
-        config = _file(path)
+        config = read_json(path)
     config = config | _object(overrides, "--json-model-override-args")
     text = config.get("text_config")
     if isinstance(text, dict):  # of a model that also sees: what is said of its language part goes for the whole
@@ -111,7 +109,7 @@ def quantization(folder: Path, config: HFConfig) -> HFConfig | None:
             return found
     for name, method in OLDER.items():
         if (folder / name).is_file():
-            said = _file(folder / name)
+            said = read_json(folder / name)
             if method == "modelopt":
                 said = said.get("quantization")
             if not isinstance(said, dict):
@@ -120,7 +118,8 @@ def quantization(folder: Path, config: HFConfig) -> HFConfig | None:
     return None
 
 
-def _file(path: Path) -> HFConfig:
+def read_json(path: Path) -> HFConfig:
+    """The object that a file holds. Raises ConfigError."""
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -143,7 +142,7 @@ def eos_ids(folder: Path, config: HFConfig) -> tuple[int, ...]:
     sources = [config]
     generation = folder / "generation_config.json"
     if generation.is_file():
-        sources.append(_file(generation))
+        sources.append(read_json(generation))
     ids: list[int] = []
     for source in sources:
         value = source.get("eos_token_id")
@@ -163,7 +162,7 @@ def sampling(folder: Path) -> dict[str, float]:
     Raises ConfigError for what is no such setting.
     """
     file = folder / "generation_config.json"
-    said = _file(file) if file.is_file() else {}
+    said = read_json(file) if file.is_file() else {}
     if said.get("do_sample") is False:
         return {}
     found = {name: said[name] for name in SAMPLING if said.get(name) is not None}
@@ -292,80 +291,3 @@ def rope(
         long=tuple(scaling.get("long_factor") or ()),
         interleaved=interleaved,
     )
-
-
-POOLINGS: dict[str, Literal["last", "first", "mean"]] = {
-    "pooling_mode_cls_token": "first",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_lasttoken": "last",
-    "cls": "first",
-    "mean": "mean",
-    "lasttoken": "last",
-}
-
-
-def pooling(folder: Path, causal: bool) -> Pooling:
-    """How the folder's sentence-transformers files make a vector of a text. Raises ConfigError.
-
-    Without them: the last token's state of a model that reads forward, the mean where it sees both ways; of length 1.
-    """
-    usual = "last" if causal else "mean"
-    if folder.is_file():
-        return gguf.pooling(folder, usual)
-    modules = folder / "modules.json"
-    if not modules.is_file():
-        return Pooling(usual)
-    try:
-        listed = json.loads(modules.read_text("utf-8"))
-        parts = [(str(module["type"]).rpartition(".")[2], str(module["path"])) for module in listed]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"{modules}: not a list of modules ({error!r})") from None
-    kinds = [kind for kind, _ in parts]
-    if unknown := [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]:
-        raise ConfigError(f"{modules}: a module of type {unknown[0]} is not supported (Pooling and Normalize are)")
-    if kinds.count("Pooling") != 1:
-        raise ConfigError(f"{modules}: must name one module of type Pooling, got {kinds.count('Pooling')}")
-    path = folder / dict(parts)["Pooling"] / "config.json"
-    if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
-        raise ConfigError(f"{modules}: {path} is missing, or outside the model's folder")
-    said = _file(path)
-    modes = [said["pooling_mode"]] if isinstance(said.get("pooling_mode"), str) else []
-    modes = modes or [key for key, value in said.items() if key.startswith("pooling_mode_") and value is True]
-    if len(modes) != 1 or modes[0] not in POOLINGS:
-        known = ", ".join(key for key in POOLINGS if "_" in key)
-        raise ConfigError(f"{path}: pooling by {' and '.join(modes) or 'nothing'} is not supported; known: {known}")
-    if said.get("include_prompt") is False:
-        log.warning("%s: include_prompt = false is not heeded: what prompts there are, clients write", path)
-    most, lower = _texts(folder / dict(parts).get("Transformer", ""), folder)
-    return Pooling(POOLINGS[modes[0]], "Normalize" in kinds, most, lower)
-
-
-# Of sentence-transformers' word on texts; the first that is there counts.
-OF_TEXTS = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
-
-
-def _texts(module: Path, folder: Path) -> tuple[int | None, bool]:
-    """How many tokens of a text sentence-transformers reads, and whether it makes capitals small first."""
-    file = next((f for kind in OF_TEXTS if (f := module / f"sentence_{kind}_config.json").is_file()), None)
-    said = {} if file is None else _file(file)
-    task = said.get("transformer_task", "feature-extraction")
-    if task != "feature-extraction":
-        raise ConfigError(f"{file}: transformer_task = {task!r} is not supported; known: 'feature-extraction'")
-    for key in ("tokenizer_args", "processor_kwargs"):
-        if isinstance(said.get(key), dict) and "model_max_length" in said[key]:
-            said["max_seq_length"] = said[key]["model_max_length"]
-    most, lower = said.get("max_seq_length"), said.get("do_lower_case") or False
-    if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
-        raise ConfigError(f"{file}: max_seq_length = {most!r} is not supported (it must be a whole number, at least 1)")
-    if not isinstance(lower, bool):
-        raise ConfigError(f"{file}: do_lower_case = {lower!r} is not supported (it must be true or false)")
-    if most is None:
-        tokenizer, config = (folder / name for name in ("tokenizer_config.json", "config.json"))
-        limits = [_file(tokenizer).get("model_max_length")] if tokenizer.is_file() else []
-        limits.append(_file(config).get("max_position_embeddings"))
-        most = min((int(one) for one in limits if isinstance(one, int | float) and one > 0), default=None)
-    said = _file(prompts) if (prompts := folder / "config_sentence_transformers.json").is_file() else {}
-    if said.get("default_prompt_name") is not None:
-        log.warning("%s: default_prompt_name = %r is not heeded: clients write their prompts", prompts,
-                    said["default_prompt_name"])  # fmt: skip
-    return most, lower

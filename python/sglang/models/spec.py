@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from types import UnionType
 from typing import Any, Literal, get_args
 
+from sglang.base.messages import Side
 from sglang.layers.linear import Act
 from sglang.layers.moe import Routing
 from sglang.layers.norm import NormKind
@@ -47,13 +48,16 @@ class Latent:
 
 @dataclass(frozen=True)
 class Pooling:
-    """How the states of a text's tokens become one vector. unit: of length one; most: tokens of a text, the end of a
-    longer one is cut off (None: it is refused if it does not fit); lower: texts are written without capitals."""
+    """How a text becomes tokens, and their states one vector. unit: of length one; prompt: stands before every text;
+    lower: it is read without capitals; most: tokens of a text, a longer one is cut off on `side` (None: it is refused
+    if it does not fit)."""
 
     kind: Literal["last", "first", "mean"]
     unit: bool = True
     most: int | None = None
+    side: Side = "right"
     lower: bool = False
+    prompt: str = ""
 
 
 @dataclass(frozen=True)

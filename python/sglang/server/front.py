@@ -14,7 +14,7 @@ from sglang.base import limits
 from sglang.base.config import ServerConfig
 from sglang.base.errors import ConfigError, FieldError, Overloaded, WorkerDied
 from sglang.base.link import Link
-from sglang.base.messages import Failed, Finish, Flush, Flushed, FromWorker, Ready, Step, ToWorker
+from sglang.base.messages import Failed, Finish, Flush, Flushed, FromWorker, Ready, Side, Step, ToWorker
 from sglang.grammar.search import Patterns, patterns_of
 from sglang.server.delivery import Delivery
 from sglang.server.metrics import Metrics
@@ -96,11 +96,11 @@ class Front:
         if loop is not None and not loop.is_closed():
             loop.call_soon_threadsafe(loop.call_later, LAST_WORDS_S, self.fail, reason)
 
-    async def encode(self, text: str, most: int | None = None) -> list[int]:
-        """most: ids, for which the end of the text is cut off."""
+    async def encode(self, text: str, most: int | None = None, side: Side = "right") -> list[int]:
+        """most: ids, for which the text is cut off on `side`."""
         if len(text) <= INLINE_CHARS:
-            return self.tokenizer.encode(text, most=most)
-        return await asyncio.to_thread(self.tokenizer.encode, text, most=most)
+            return self.tokenizer.encode(text, most=most, side=side)
+        return await asyncio.to_thread(self.tokenizer.encode, text, most=most, side=side)
 
     async def compile_stops(self, requests: Iterable[Request]) -> None:
         """Sets their `patterns`. Raises FieldError."""
@@ -183,8 +183,11 @@ class Front:
         Their prompts are let go: as long as a request is open a list would take 40 bytes a token, and the garbage
         collector look at each of them.
         """
+        facts = self.ready
         prompts = [
-            await self.encode(r.prompt, self.ready.text_tokens or None) if isinstance(r.prompt, str) else r.prompt
+            await self.encode(facts.text_prompt + r.prompt, facts.text_tokens or None, facts.text_side)
+            if isinstance(r.prompt, str)
+            else r.prompt
             for r in requests
         ]
         if self._truncate:

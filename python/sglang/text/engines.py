@@ -12,6 +12,7 @@ from tokenizers.normalizers import Sequence as Sequential
 from tokenizers.processors import TemplateProcessing
 
 from sglang.base.errors import ConfigError, FieldError
+from sglang.base.messages import Side
 from sglang.text.pieces import Pieces, decoder_of, is_local
 
 
@@ -20,8 +21,8 @@ class Engine(Protocol):
     special_ids: frozenset[int]
     pieces: Pieces | None  # None: what a token stands for depends on its neighbours
 
-    def encode(self, text: str, add_special_tokens: bool, most: int | None = None) -> list[int]:
-        """most: ids, the special ones among them, for which the end of the text is cut off."""
+    def encode(self, text: str, add_special_tokens: bool, most: int | None = None, side: Side = "right") -> list[int]:
+        """most: ids, the special ones among them, for which the text is cut off on `side`."""
         ...
 
     def make_lower(self) -> None:
@@ -52,21 +53,22 @@ class FastEngine:
         decode = None if fast.decoder is None else fast.decoder.decode
         self.pieces = Pieces(decoder, decode) if is_local(decoder) else None
 
-    def encode(self, text: str, add_special_tokens: bool, most: int | None = None) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool, most: int | None = None, side: Side = "right") -> list[int]:
         try:
-            found = self._fast.encode(text, add_special_tokens=add_special_tokens)
-            if most is not None and len(found.ids) > most:
-                special = self._fast.num_special_tokens_to_add(False) if add_special_tokens else 0
-                found = self._fast.encode(text, add_special_tokens=False)
-                found.truncate(max(most - special, 0))
-                found = self._fast.post_process(found, add_special_tokens=add_special_tokens)
-            return found.ids
+            if most is None:
+                return self._fast.encode(text, add_special_tokens=add_special_tokens).ids
+            [found] = self._fast.encode_batch_fast([text], add_special_tokens=False)
+            special = self._fast.num_special_tokens_to_add(False) if add_special_tokens else 0
+            found.truncate(max(most - special, 0), direction=side)
+            return self._fast.post_process(found, add_special_tokens=add_special_tokens).ids
         except TypeError:  # the library's word for half a surrogate pair, which Python strings can hold
             raise FieldError("prompt", "the text is not valid Unicode: it cannot be written as UTF-8") from None
 
     def make_lower(self) -> None:
         own = self._fast.normalizer
-        self._fast.normalizer = Lowercase() if own is None else Sequential([Lowercase(), own])
+        steps = [] if own is None else [*own] if isinstance(own, Sequential) else [own]
+        if not any(isinstance(step, Lowercase) for step in steps):
+            self._fast.normalizer = Sequential([Lowercase(), *steps])
 
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
         return [e.ids for e in self._fast.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)]
@@ -110,18 +112,18 @@ class PythonEngine:
 
     def __init__(self, loaded: Any):  # Any: whatever class the model folder brings
         self._loaded = loaded
-        self._lower = False
         self.vocab_size: int = len(loaded)
         self.special_ids: frozenset[int] = frozenset(loaded.all_special_ids)
 
-    def encode(self, text: str, add_special_tokens: bool, most: int | None = None) -> list[int]:
-        text = text.lower() if self._lower else text
+    def encode(self, text: str, add_special_tokens: bool, most: int | None = None, side: Side = "right") -> list[int]:
+        if most is not None:
+            self._loaded.truncation_side = side  # nobody asks for the other one: it is the model's
         return self._loaded.encode(
             text, add_special_tokens=add_special_tokens, truncation=most is not None, max_length=most
         )
 
     def make_lower(self) -> None:
-        self._lower = True
+        self._loaded.do_lower_case = True  # heard or not, as by sentence-transformers
 
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
         return [self.encode(text, add_special_tokens) for text in texts]

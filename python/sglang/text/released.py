@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from tokenizers.processors import TemplateProcessing
 
 from sglang.base.errors import ConfigError
+from sglang.base.messages import Side
 from sglang.text.engines import FastEngine
 
 GPT4 = (
@@ -54,8 +55,8 @@ KINDS = {
 class Glm(FastEngine):
     """ChatGLM's chats are written with a special token called "sop", which is a part of many words."""
 
-    def encode(self, text: str, add_special_tokens: bool, most: int | None = None) -> list[int]:
-        return super().encode(text.replace("[gMASK]sop", "[gMASK]<sop>", 1), add_special_tokens, most)
+    def encode(self, text: str, add_special_tokens: bool, most: int | None = None, side: Side = "right") -> list[int]:
+        return super().encode(text.replace("[gMASK]sop", "[gMASK]<sop>", 1), add_special_tokens, most, side)
 
 
 def open_released(folder: Path, config: dict[str, Any]) -> FastEngine | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang.base.errors import ConfigError, FieldError
+from sglang.base.messages import Side
 from sglang.text.engines import Engine, FastEngine, open_file, open_with_transformers
 from sglang.text.pieces import Table
 from sglang.text.released import open_released
@@ -90,9 +91,11 @@ class Tokenizer:
         self._all = Table(self._spell)
         self._shown = Table(lambda id: b"" if id in self.special_ids else self._all[id])
 
-    def encode(self, text: str, add_special_tokens: bool = True, most: int | None = None) -> list[int]:
-        """most: ids, the special ones among them, for which the end of the text is cut off."""
-        return self._engine.encode(text, add_special_tokens, most)
+    def encode(
+        self, text: str, add_special_tokens: bool = True, most: int | None = None, side: Side = "right"
+    ) -> list[int]:
+        """most: ids, the special ones among them, for which the text is cut off on `side`."""
+        return self._engine.encode(text, add_special_tokens, most, side)
 
     def make_lower(self) -> None:
         """From now on texts have no capitals."""

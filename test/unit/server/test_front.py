@@ -238,7 +238,7 @@ def test_a_long_prompt_is_tokenised_without_holding_up_the_loop() -> None:
 
         threads: ClassVar[dict[int, int]] = {}
 
-        def encode(self, text: str, most: int | None = None) -> list[int]:
+        def encode(self, text: str, most: int | None = None, side: str = "right") -> list[int]:
             self.threads[len(text)] = threading.get_ident()
             return [len(text)]
 
