@@ -107,6 +107,54 @@ def test_a_text_is_cut_where_sentence_transformers_cuts_it(vectors: Any, folder:
     assert httpx.get(vectors.url + "/get_model_info", timeout=HANG_S).json()["max_seq_length"] == MOST
 
 
+def edited(folder: Path, tmp_path: Path, **files: Any) -> Path:
+    """A copy in which files, by the name before .json, say more. files: what."""
+    other = shutil.copytree(folder, tmp_path / "other")
+    for name, said in files.items():
+        file = other / f"{name}.json"
+        before = json.loads(file.read_text()) if file.is_file() else {}
+        file.write_text(json.dumps(before | said))
+    return other
+
+
+def test_texts_are_prepared_as_sentence_transformers_does(folder: Path, tmp_path: Path) -> None:
+    import transformers
+
+    other = edited(
+        folder,
+        tmp_path,
+        config_sentence_transformers={"prompts": {"q": "Query: "}, "default_prompt_name": "q"},
+        sentence_bert_config={"do_lower_case": True},
+        tokenizer_config={"truncation_side": "left"},
+    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(other)
+    with Engine(str(other), worker=ThreadWorker, max_total_tokens=2000, log_level="error") as engine:
+        for text in (TEXTS[0], "The capital of France is Paris. " * 8 + "SO IT IS"):
+            ids = tokenizer.encode("query: " + text.lower(), truncation=True, max_length=MOST)
+            by_ids, by_text = engine.encode(input_ids=ids), engine.encode(text)
+            assert by_text["meta_info"]["prompt_tokens"] == len(ids)
+            assert by_text["embedding"] == by_ids["embedding"], "ids get no prompt"
+        assert len(ids) == MOST and "so it is" in tokenizer.decode(ids)
+
+
+def test_a_text_within_the_limit_that_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
+    other = edited(folder, tmp_path, sentence_bert_config={"max_seq_length": 100})
+    with (
+        Engine(str(other), worker=ThreadWorker, max_total_tokens=2000, log_level="error") as engine,
+        pytest.raises(FieldError, match=r"longer than the model's context length \(64 tokens\)"),
+    ):
+        engine.encode("a b c d " * 30)
+
+
+def test_the_limit_follows_the_settings_that_change_the_config(folder: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(DEMO_MODEL, tmp_path / "other")
+    for name in ("modules.json", "1_Pooling"):
+        (shutil.copytree if (folder / name).is_dir() else shutil.copy)(folder / name, other / name)
+    settings = {"is_embedding": True, "json_model_override_args": '{"max_position_embeddings": 24}'}
+    with Engine(str(other), worker=ThreadWorker, max_total_tokens=2000, log_level="error", **settings) as engine:
+        assert engine.encode("a b c d " * 30)["meta_info"]["prompt_tokens"] == 24
+
+
 def test_a_text_that_is_cut_may_fill_the_context(folder: Path) -> None:
     with Engine(
         str(folder), worker=ThreadWorker, max_total_tokens=2000, allow_auto_truncate=True, log_level="error"

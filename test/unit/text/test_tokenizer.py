@@ -11,9 +11,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from text_kinds import BYTES, LOCAL, MAKERS, SPECIAL, ids_of, raw_of, save, tokenizer_of
-from tokenizers import processors
+from tokenizers import normalizers, processors
 
 from sglang.base.errors import ConfigError, FieldError
+from sglang.base.messages import Side
+from sglang.text.engines import FastEngine, PythonEngine
 from sglang.text.tokenizer import Tokenizer, load
 
 JINJA = (
@@ -213,8 +215,9 @@ def test_slow_mode_gives_the_same_ids_through_transformers(tmp_path: Path) -> No
     assert (slow.vocab_size, slow.bos_id, slow.eos_ids) == (fast.vocab_size, fast.bos_id, fast.eos_ids)
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("mode", ["auto", "slow"])
-def test_the_end_of_a_text_is_cut_off_as_transformers_does(tmp_path: Path, mode: str) -> None:
+def test_a_text_is_cut_off_as_transformers_does(tmp_path: Path, mode: str, side: Side) -> None:
     from transformers import AutoTokenizer
 
     raw = raw_of("byte_level").from_str(raw_of("byte_level").to_str())
@@ -223,16 +226,51 @@ def test_the_end_of_a_text_is_cut_off_as_transformers_does(tmp_path: Path, mode:
     folder = save(tmp_path, "byte_level")
     raw.save(str(folder / "tokenizer.json"))
     (folder / "config.json").write_text('{"model_type": "llama"}')
-    tokenizer, reference = load(str(folder), mode=mode), AutoTokenizer.from_pretrained(str(folder))
-    for text in ("one two three", "日本 One", ""):
+    tokenizer = load(str(folder), mode=mode)
+    reference = AutoTokenizer.from_pretrained(str(folder), truncation_side=side)
+    for text in ("one two three", "日本 One", "<s> one <|im_end|>", ""):
         for most in (2, 3, 5, 100):
             wanted = reference.encode(text, truncation=True, max_length=most)
-            assert tokenizer.encode(text, most=most) == wanted
+            assert tokenizer.encode(text, most=most, side=side) == wanted
             assert wanted[0] == ends[0][1] and wanted[-1] == ends[1][1]
         whole = tokenizer.encode(text, add_special_tokens=False)
-        assert tokenizer.encode(text, add_special_tokens=False, most=2) == whole[:2]
+        cut = whole[:2] if side == "right" else whole[-2:]
+        assert tokenizer.encode(text, add_special_tokens=False, most=2, side=side) == cut
     tokenizer.make_lower()
     assert tokenizer.encode("ONE Two <s>") == tokenizer.encode("one two <s>") == reference.encode("one two <s>")
+    with pytest.raises(FieldError, match="not valid Unicode"):
+        tokenizer.encode("\ud800", most=9)
+
+
+def test_a_tokenizer_in_python_cuts_on_either_side_and_knows_itself_what_a_capital_is() -> None:
+    from transformers import ByT5Tokenizer
+
+    engine, loaded = PythonEngine(ByT5Tokenizer()), ByT5Tokenizer(truncation_side="left")
+    assert engine.encode("One two", True, 4) == [*engine.encode("One", False), loaded.eos_token_id]
+    assert engine.encode("One two", True, 4, "left") == loaded.encode("One two", truncation=True, max_length=4)
+    engine.make_lower()
+    assert engine.encode("ONE", True) == loaded.encode("ONE")
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        normalizers.Sequence([normalizers.Replace("A", "x"), normalizers.Lowercase()]),
+        normalizers.Sequence([normalizers.Replace("A", "x"), normalizers.NFC()]),
+        normalizers.Replace("A", "x"),
+        normalizers.Lowercase(),
+        None,
+    ],
+)
+def test_capitals_are_made_small_first_unless_the_tokenizer_does_it_itself(own: normalizers.Normalizer | None) -> None:
+    raw = raw_of("byte_level").from_str(raw_of("byte_level").to_str())
+    if own is not None:
+        raw.normalizer = own
+    engine = FastEngine(raw)
+    engine.make_lower()
+    itself = isinstance(own, normalizers.Sequence) and isinstance(own[1], normalizers.Lowercase)
+    assert engine.encode("ABC", False) == engine.encode("xbc" if itself else "abc", False)
+    assert engine.encode("ABC", False) != engine.encode("abc" if itself else "xbc", False)
 
 
 def test_loading_imports_neither_transformers_nor_torch_and_is_quick(tmp_path: Path) -> None:
