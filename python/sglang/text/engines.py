@@ -59,7 +59,8 @@ class FastEngine:
                 return self._fast.encode(text, add_special_tokens=add_special_tokens).ids
             [found] = self._fast.encode_batch_fast([text], add_special_tokens=False)
             special = self._fast.num_special_tokens_to_add(False) if add_special_tokens else 0
-            found.truncate(max(most - special, 0), direction=side)
+            if most >= special:  # else transformers cuts nothing
+                found.truncate(most - special, direction=side)
             return self._fast.post_process(found, add_special_tokens=add_special_tokens).ids
         except TypeError:  # the library's word for half a surrogate pair, which Python strings can hold
             raise FieldError("prompt", "the text is not valid Unicode: it cannot be written as UTF-8") from None
