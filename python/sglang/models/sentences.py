@@ -54,7 +54,7 @@ def pooling(folder: Path, config: HFConfig, causal: bool) -> Pooling:
     said = read_json(file)
     _heed(file, said, POOLING)
     modes = said.get("pooling_mode") or [key for key, on in said.items() if key.startswith("pooling_mode_") and on]
-    modes = [modes] if isinstance(modes, str) else modes
+    modes = [str(mode) for mode in (modes if isinstance(modes, list) else [modes])]
     if len(modes) != 1 or modes[0] not in POOLINGS:
         known = ", ".join(key for key in POOLINGS if "_" in key)
         raise ConfigError(f"{file}: pooling by {' and '.join(modes) or 'nothing'} is not supported; known: {known}")
@@ -94,7 +94,12 @@ def _prompt(file: Path) -> tuple[str | None, str]:
     said = _read(file)
     _heed(file, said, {"model_type": ("SentenceTransformer",)}, others=True)
     if (dim := said.get("truncate_dim")) is not None:
-        _refuse(file, "truncate_dim", dim, "a request may say it: dimensions, which also makes the vector length 1")
+        _refuse(
+            file,
+            "truncate_dim",
+            dim,
+            "a request may say it: dimensions, which makes what is left of a vector of length 1 that long again",
+        )
     name, prompts = said.get("default_prompt_name"), {"query": None, "document": None}
     prompts |= _part(file, said, ("prompts",), {}, others=True)
     if name is None:

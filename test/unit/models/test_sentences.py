@@ -65,6 +65,7 @@ def test_states_are_pooled_as_the_file_says(said: dict[str, Any], kind: str, tmp
     ("said", "says"),
     [
         ({"pooling_mode": "max"}, "pooling by max is not supported"),
+        ({"pooling_mode": 3}, "pooling by 3 is not supported"),
         ({"pooling_mode": ["mean", "cls"], "pooling_mode_cls_token": True}, "pooling by mean and cls is not"),
         ({"pooling_mode_cls_token": True, "pooling_mode_max_tokens": 1}, "pooling by pooling_mode_cls_token and pool"),
         ({"pooling_mode_mean_tokens": False}, "pooling by nothing is not supported"),
