@@ -25,7 +25,6 @@ from sglang.engine.pool import GIB, beside_of, chunk_of, default_fraction, grain
 from sglang.engine.pooling import Pooler
 from sglang.engine.sampler import Masked, Sampler, most_likely, next_positions
 from sglang.engine.seen import Seen, describe
-from sglang.kernels.compiling import in_processes
 from sglang.kernels.staging import Landing, triton_works
 from sglang.layers.memory import free_bytes
 from sglang.models import config as hf
@@ -164,8 +163,7 @@ class Engine:
             torch.set_num_threads(config.cpu_threads)
         free = free_bytes(device)
         try:
-            with in_processes(device.type == "cuda" and triton_works()):
-                return cls._load(config, progress, device, began)
+            return cls._load(config, progress, device, began)
         except NoRoom as error:
             error.free = free  # of which weights may have been taken when it was raised
             raise

@@ -17,9 +17,9 @@ from msgspec import structs
 
 from sglang.attention import cascade
 from sglang.base.plan import FREE, Plan
+from sglang.kernels import matvec, skinny
 from sglang.kernels.compiling import compile_ahead
 from sglang.kernels.matvec import FEW as FEW_ROWS
-from sglang.kernels.matvec import works
 from sglang.models.decoder import Model
 
 if TYPE_CHECKING:
@@ -45,7 +45,10 @@ def warm(
     more: what is only to be compiled.
     """
     began = time.monotonic()
-    works(model.dtype)  # its kernels must run to say whether they are right
+    if model.dtype in matvec.TYPES:  # these kernels must run to say whether they are right
+        compile_ahead(lambda: [matvec.rehearse(model.dtype), skinny.rehearse(model.dtype)])
+        matvec.works(model.dtype)
+        skinny.works(model.dtype)
     able = [one for one in captures if one.captures]
     for one in able:
         one.captures = False  # a graph would hold what was not launched: nothing

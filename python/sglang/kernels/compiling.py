@@ -1,10 +1,9 @@
 """Compile kernels side by side before they are needed: one after another, as they are first launched, takes seconds."""
 
-import contextlib
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
@@ -13,7 +12,7 @@ from sglang.kernels.forks import Forks, is_cached
 log = logging.getLogger("sglang.kernels")
 MOST_THREADS = 16
 _trials: list[str] = []  # under way
-_forks: Forks | None = None
+forks: Forks | None = None  # what `compile_ahead` has besides its threads
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -40,19 +39,6 @@ def objection(agrees: Callable[[], bool]) -> str | None:
         return str(error)
 
 
-@contextlib.contextmanager
-def in_processes(wanted: bool) -> Iterator[None]:
-    """Meanwhile `compile_ahead` has processes besides its threads, where `wanted`."""
-    global _forks
-    _forks = Forks() if wanted else None
-    try:
-        yield
-    finally:
-        if _forks is not None:
-            _forks.close()
-        _forks = None
-
-
 def compile_ahead(launch: Callable[[], object]) -> int:
     """Call `launch`; what it launches of Triton's kernels is compiled and not run: their outputs hold anything.
 
@@ -69,8 +55,8 @@ def compile_ahead(launch: Callable[[], object]) -> int:
     helped: dict[Any, Callable[..., Any]] = {}
 
     def compile_only(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
-        if _forks is not None and kernel not in helped:
-            helped[kernel] = _help(kernel, _forks)
+        if forks is not None and kernel not in helped:
+            helped[kernel] = _help(kernel, forks)
         if _trials:
             return run(kernel, *args, grid=grid, warmup=warmup, **options)
         found.append(run(kernel, *args, grid=grid, warmup=True, **options))
@@ -84,6 +70,9 @@ def compile_ahead(launch: Callable[[], object]) -> int:
             # A compiled kernel has a `kernel` too, its code; that of a promise is None where it failed.
             kernels = [one.kernel if isinstance(one, FutureKernel) else one for one in found]
             compiled = {id(kernel): kernel for kernel in kernels if kernel is not None}
+            # Those with arguments of the same types share what launches them, which takes longer than the rest.
+            first = {tuple(kernel.src.signature.values()): kernel for kernel in compiled.values()}
+            list(threads.map(_load, first.values()))
             list(threads.map(_load, compiled.values()))
     except Exception as error:  # a first launch says it again, where it is dealt with
         log.warning("Kernels are compiled one after another: %s", error)

@@ -6,6 +6,7 @@ Triton's cache on disk. The process imports what compilers need while weights ar
 
 import ast
 import contextlib
+import gc
 import hashlib
 import importlib
 import os
@@ -15,6 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -107,14 +109,19 @@ class Driver:
 def live() -> None:
     """The process's life: a number and a kernel in a line come in; numbers go out as these are done, or have failed;
     until the pipe closes."""
+    from triton.runtime.cache import triton_key
+
     import sglang.kernels
 
+    triton_key()  # of all its files, once for all
     for module in pkgutil.iter_modules(sglang.kernels.__path__, "sglang.kernels."):
         importlib.import_module(module.name)
+    gc.disable()  # it would walk, and so copy, all that was imported
     look, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.signal(signal.SIGCHLD, lambda number, frame: None)  # without a handler nothing is written to the pipe
     signal.set_wakeup_fd(wake)
+    _fork(_make_driver)
     at_work: dict[int, bytes] = {}  # process: number
     rest = b""
     while True:
@@ -143,13 +150,24 @@ def _begin(what: bytes) -> int:
     source = ASTSource(getattr(importlib.import_module(module), name), signature, constants, attrs)
     with contextlib.suppress(Exception):
         is_cached(source, target, options)  # hashes much of Triton's and of our files once, not in each process
+    return _fork(lambda: compile(source, target, options))
+
+
+def _make_driver() -> None:
+    """A C compiler makes what Triton calls the device's driver by. It is not called."""
+    from triton.backends.nvidia.driver import CudaUtils
+
+    CudaUtils()
+
+
+def _fork(work: Callable[[], object]) -> int:
     if process := os.fork():
         return process
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
-        compile(source, target, options)
-    finally:  # who asked compiles it again, and says what is wrong
+        work()
+    finally:  # what failed is done again where it is needed, which says what is wrong
         os._exit(0)
 
 
@@ -158,4 +176,5 @@ def _answer(at_work: dict[int, bytes]) -> None:
         process, _ = os.waitpid(-1, os.WNOHANG)
         if not process:
             return
-        os.write(1, at_work.pop(process) + b"\n")
+        if process in at_work:
+            os.write(1, at_work.pop(process) + b"\n")

@@ -19,6 +19,7 @@ from sglang.base.age import age
 from sglang.base.config import ServerConfig
 from sglang.base.errors import ConfigError
 from sglang.base.link import connect
+from sglang.engine.early import compilers
 
 if TYPE_CHECKING:
     from sglang.worker.grammars import Lexicon
@@ -39,14 +40,16 @@ def main(lexicon: Callable[[ServerConfig], "Lexicon"], explain: Callable[[Server
     )
     threading.Thread(target=_leave_with_the_front, daemon=True).start()
     link = connect(address)
-    # Torch is imported only here: the process exists, and its link waits, within milliseconds.
-    from sglang.worker.build import build
     from sglang.worker.loop import last_words, serve
     from sglang.worker.report import Report
 
-    log.info("start: worker with its imports %.1f s", age())
     try:
-        state, engine, grammars = build(config, lambda: lexicon(config))
+        with compilers(config.device):
+            # Torch is imported only here: the process exists, and its link waits, within milliseconds.
+            from sglang.worker.build import build
+
+            log.info("start: worker with its imports %.1f s", age())
+            state, engine, grammars = build(config, lambda: lexicon(config))
         report = Report(config.decode_log_interval, config.watchdog_timeout, lambda why: last_words(link, why))
         link.send(engine.ready)
         # A walk of the garbage collector over all that was loaded would hold up a step, and the lists of each step's
