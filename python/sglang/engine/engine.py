@@ -21,7 +21,7 @@ from sglang.engine import scores
 from sglang.engine.account import Account, check_room, less, room_for, short, unheld
 from sglang.engine.batch import Batch, Tables
 from sglang.engine.blueprint import Blueprint, draw_up, load_foreign
-from sglang.engine.pool import GIB, beside_of, chunk_of, default_fraction, grain_of, make_pool, slots_of
+from sglang.engine.pool import GIB, beside_of, chunk_of, default_fraction, grain_of, largest, make_pool, slots_of
 from sglang.engine.pooling import Pooler
 from sglang.engine.sampler import Masked, Sampler, most_likely, next_positions
 from sglang.engine.seen import Seen, describe
@@ -107,8 +107,10 @@ class Engine:
         self.pooler = None if pooling is None else Pooler(pooling, model, self.slots)
         self._automata: Automata | None = None  # where draws are made by kernels; before the pool takes what is left
         if device.type == "cuda" and triton_works():
-            from sglang.engine import automata
+            from sglang.engine import automata, warmup
 
+            tokens = largest(config, context, device)
+            warmup.begin(model, tokens, min(self.slots, tokens))
             self._automata = automata.Automata(self.slots, spec.vocab, config.automata_memory_mib << 20, device)
         pool = make_pool(config, model, context)
         self.pages, self.page_size, self.kv_bytes = pool.pages, pool.page_size, pool.bytes

@@ -58,6 +58,11 @@ def chunk_of(config: ServerConfig, context: int, device: torch.device) -> int:
     return chunk if chunk > 0 else context
 
 
+def largest(config: ServerConfig, context: int, device: torch.device) -> int:
+    """The same where a part of a prompt ends at a multiple of `grain_of`."""
+    return chunk_of(config, context, device) + grain_of(config, device) // 2
+
+
 def beside_of(config: ServerConfig, device: torch.device) -> int | None:
     """Most tokens of a step with decodes, where these have no say in `chunk_of`."""
     return CUDA_BESIDE if device.type == "cuda" and config.chunked_prefill_size is None else None
@@ -134,7 +139,7 @@ def _room(config: ServerConfig, model: Model, context: int) -> tuple[float, floa
     if device.type == "cpu":
         free = free_bytes(device)
         return min(free * fraction, CPU_MOST if config.mem_fraction_static is None else free), free, 0.0
-    slots, chunk = slots_of(config, device), chunk_of(config, context, device) + grain_of(config, device) // 2
+    slots, chunk = slots_of(config, device), largest(config, context, device)
     with room_for(f"a step of {chunk} tokens beside the weights (a lower --chunked-prefill-size has less)", device):
         passing = _step_bytes(model, chunk, min(slots, chunk)) + SAMPLER_TENSORS * 4 * model.spec.vocab * slots
     torch.cuda.empty_cache()
@@ -153,12 +158,17 @@ class _Blind:
         return q.new_zeros(len(q), q.shape[1] * v.shape[-1])
 
 
+def blind_step(model: Model, tokens: int, draws: int) -> None:
+    """All that `tokens` tokens of a prompt need but attention, and what `draws` draws are made from."""
+    zeros = torch.zeros(tokens, dtype=torch.int64, device=model.device)
+    last = model.forward(zeros, zeros, _Blind())[:draws]
+    model.logits(last) if model.spec.has_head else model.states(last)
+
+
 def _step_bytes(model: Model, tokens: int, draws: int) -> int:
     """What a step of `tokens` tokens takes on a CUDA device besides weights and pool, measured."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(model.device)
     before = torch.cuda.memory_allocated(model.device)
-    zeros = torch.zeros(tokens, dtype=torch.int64, device=model.device)
-    last = model.forward(zeros, zeros, _Blind())[:draws]
-    model.logits(last) if model.spec.has_head else model.states(last)
+    blind_step(model, tokens, draws)
     return torch.cuda.max_memory_allocated(model.device) - before

@@ -17,6 +17,7 @@ from msgspec import structs
 
 from sglang.attention import cascade
 from sglang.base.plan import FREE, Plan
+from sglang.engine.pool import blind_step
 from sglang.kernels import matvec, skinny
 from sglang.kernels.compiling import compile_ahead
 from sglang.kernels.matvec import FEW as FEW_ROWS
@@ -32,6 +33,16 @@ LONG = (128, 2)  # tokens of a row
 FEW = 128  # rows that are enough to have in common what is shared
 
 
+def begin(model: Model, tokens: int, draws: int) -> None:
+    """Compile what must run before all else can be compiled: kernels that are tried, and those of the largest step,
+    whose memory is measured."""
+    tried = [matvec, skinny] if model.dtype in matvec.TYPES else []
+    with model.abridged():
+        compile_ahead(lambda: [*(one.rehearse(model.dtype) for one in tried), blind_step(model, tokens, draws)])
+    for one in tried:
+        one.works(model.dtype)
+
+
 def warm(
     launch: Callable[[Plan], "Flight"],
     plans: list[Plan],
@@ -45,10 +56,6 @@ def warm(
     more: what is only to be compiled.
     """
     began = time.monotonic()
-    if model.dtype in matvec.TYPES:  # these kernels must run to say whether they are right
-        compile_ahead(lambda: [matvec.rehearse(model.dtype), skinny.rehearse(model.dtype)])
-        matvec.works(model.dtype)
-        skinny.works(model.dtype)
     able = [one for one in captures if one.captures]
     for one in able:
         one.captures = False  # a graph would hold what was not launched: nothing
