@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from sglang.base.age import age
 from sglang.base.config import ServerConfig
-from sglang.base.errors import ConfigError, WorkerDied
+from sglang.base.errors import ConfigError, FieldError, WorkerDied
 from sglang.base.link import Link, listen, pair
 from sglang.base.messages import FromWorker, Ready, Stop, ToWorker
 
@@ -231,8 +231,12 @@ async def _warm_up(front: "Front") -> None:
     embeds = front.ready.embedding > 0
     sampling = SamplingParams(max_new_tokens=0 if embeds else 8, temperature=0.0)
     first = Request(prompt="The capital city of France is", sampling=sampling, interval=0, embeds=embeds)
-    async for _ in front.generate(first):
-        pass
+    try:
+        async for _ in front.generate(first):
+            pass
+    except FieldError as error:
+        why = "is --tokenizer-path the model's own?" if "token ids" in str(error) else "that is too little to serve"
+        raise ConfigError(f"the server's own first prompt is refused: {error} ({why})") from None
     await front.flush()
 
 

@@ -258,3 +258,18 @@ def test_a_key_guards_the_server_and_is_never_shown(start_server: Any) -> None:
         assert shown.status_code == 200
         assert "s3cret-key" not in shown.text
         assert "s3cret-key" not in server.log
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--load-format", "dummy", "--json-model-override-args", '{"vocab_size": 64}'), "--tokenizer-path"),
+        (("--context-length", "4"), "context length (4 tokens)"),
+    ],
+)
+def test_a_server_that_cannot_answer_its_own_prompt_says_why(flags: tuple[str, ...], said: str) -> None:
+    command = [sys.executable, "-m", "sglang.launch_server", "--max-total-tokens", "2000", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
+    assert done.returncode == 2
+    assert said in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr

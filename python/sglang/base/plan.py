@@ -6,7 +6,7 @@ A plan never holds a token that is not yet known to the host: a decode row says 
 drawn token, so the next step can be planned before this one's tokens have been read.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from msgspec import Struct, field
@@ -111,16 +111,3 @@ class Result(Struct, gc=False):
     scores: dict[int, Score] = {}  # row -> score of the drawn token
     prompt_scores: dict[int, list[Score]] = {}  # row -> one per target
     embeddings: dict[int, bytes] = {}  # row of `Plan.embeds` -> float32
-
-
-def encode_array(value: Any) -> Any:
-    """msgspec hook: numpy arrays travel as (dtype, shape, bytes). For plans sent to followers and recorded plans."""
-    if isinstance(value, np.ndarray):
-        return (value.dtype.str, value.shape, value.tobytes())
-    raise NotImplementedError(type(value))
-
-
-def decode_array(kind: Any, value: Any) -> Any:
-    if getattr(kind, "__origin__", None) is np.ndarray or kind is np.ndarray:
-        return np.frombuffer(value[2], dtype=np.dtype(value[0])).reshape(value[1])
-    raise NotImplementedError(kind)

@@ -4,7 +4,6 @@ import math
 from typing import Any, get_args
 
 import msgspec
-import numpy as np
 import pytest
 
 from sglang.base.messages import (
@@ -27,7 +26,6 @@ from sglang.base.messages import (
     ToWorker,
     pack,
 )
-from sglang.base.plan import Plan, Seat, decode_array, encode_array
 from sglang.base.sampling import SamplingParams
 
 SAMPLING = SamplingParams(
@@ -91,14 +89,3 @@ def test_records_do_not_share_their_empty_lists() -> None:
     one, other = Piece(1, []), Piece(2, [])
     one.scores.append(SCORE)
     assert other.scores == []
-
-
-def test_a_plan_travels_with_its_arrays() -> None:
-    ints = np.arange(3, dtype=np.int32)
-    plan = Plan(7, ints, ints, ints, np.array([True, False, True]), ints, ints, ints, ints, [Seat(1, SAMPLING, 4)])
-    data = msgspec.msgpack.encode(plan, enc_hook=encode_array)
-    again = msgspec.msgpack.decode(data, type=Plan, dec_hook=decode_array)
-    assert again.step == 7 and again.seats == plan.seats
-    for name in ("slots", "starts", "counts", "samples", "tokens", "table_slots", "table_index", "table_pages"):
-        assert np.array_equal(getattr(again, name), getattr(plan, name))
-        assert getattr(again, name).dtype == getattr(plan, name).dtype
