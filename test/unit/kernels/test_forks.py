@@ -72,6 +72,10 @@ def test_a_constant_that_is_no_plain_value_is_compiled_here(run: Run) -> None:
     assert sorted(run("ACT = triton.language.bfloat16")) == ["3", "compiled", "found", "found"]
 
 
+def test_a_function_that_its_module_does_not_have_is_compiled_here(run: Run) -> None:
+    assert run("pointwise._gate.__module__ = 'nowhere'") == ["compiled", "compiled", "compiled", "3"]
+
+
 def test_a_process_that_dies_at_work_holds_up_nothing(run: Run) -> None:
     assert run("compiling.is_cached = lambda *_: compiling.forks._process.kill()") == [
         "compiled",
