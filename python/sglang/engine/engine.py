@@ -381,16 +381,20 @@ class Engine:
             self._fills.start(min(self.pages * self.page_size, self.context_length))
         if self._graphs is not None:
             self._graphs.start()
+        began = time.monotonic()
         try:
             for plan in held:
                 self.launch(plan).wait()
         except Exception as error:  # whatever a compiler throws
             log.warning("Constraints are slow, their draws cannot be compiled for this device: %s", error)
             self._automata = None
+        drawn = time.monotonic()
         if self._tiled is not None:
             self._tiled.prepare(self.chunk_tokens, min(self.context_length, self.pages * self.page_size))
             self._tiled.long_rows.expect((met[0], met[1]) for met in self._seen.first("long") if len(met) == 2)
         self._seen.begin()
+        times = drawn - began, time.monotonic() - drawn
+        log.info("start: draws under constraints %.1f s, attention of long rows %.1f s", *times)
 
 
 def _loaded(config: ServerConfig, device: torch.device, progress: bool) -> tuple[Model, Blueprint, int, Counter[str]]:
