@@ -40,6 +40,7 @@ TEXTS = [
     TOKENS[:7],
     TOKENS[3:20],
     TOKENS[::-1],
+    [9, 1, 1, 7, 0, 1, 12, 8, 1],  # 1 is RoBERTa's padding, which a text can hold
 ]
 
 

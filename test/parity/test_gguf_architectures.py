@@ -109,8 +109,9 @@ def test_a_converted_file_makes_the_vectors_of_its_texts(case: str, tmp_path: Pa
     tensors = {n: t.float().numpy() for n, t in load_file(tmp_path / "model.safetensors").items()}
     path = tmp_path / "model.gguf"
     path.write_bytes(converted(case, config, tensors))
-    found, _ = embedding_cases.vectors(path, embedding_cases.TEXTS)
-    for vector, text in zip(found, embedding_cases.TEXTS, strict=True):
+    texts = embedding_cases.TEXTS[:-1]  # such a file does not have RoBERTa's rows for padding, which the last one holds
+    found, _ = embedding_cases.vectors(path, texts)
+    for vector, text in zip(found, texts, strict=True):
         torch.testing.assert_close(vector, embedding_cases.expected(model, case, text), rtol=1e-4, atol=1e-5)
 
 

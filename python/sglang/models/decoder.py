@@ -291,7 +291,7 @@ class Model:
             heat = (1 + t.beta * torch.log1p(far)).to(self.dtype)
         x = self.embed(tokens)
         if spec.learned_positions:
-            x = x + self.positions(positions + spec.first_position if spec.first_position else positions)
+            x = x + self.positions(_past_padding(tokens, positions, spec.first_position))
         if spec.token_kinds:
             x = x + self.kinds.weight[0]
         if self.embed_norm is not None:
@@ -320,6 +320,17 @@ class Model:
             logits = logits * self.spec.logit_scale
         cap = self.spec.logit_softcap
         return logits if cap is None else (logits / cap).tanh_().mul_(cap)
+
+
+def _past_padding(tokens: Tensor, positions: Tensor, first: int) -> Tensor:
+    """Rows of a table of learned positions: RoBERTa's begin behind the row of its padding, whose id is that row's
+    number, and such a token in a text has that row and is not counted. All of a text is here."""
+    if not first:
+        return positions
+    padding = tokens == first - 1
+    before = padding.cumsum(0) - padding.long()  # in all texts
+    begins = torch.arange(len(tokens), device=tokens.device) - positions
+    return torch.where(padding, first - 1, positions + first - before + before[begins])
 
 
 def few(kinds: Sequence[Hashable]) -> Sequence[int]:
