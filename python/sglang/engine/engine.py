@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from sglang.engine.graphs import DecodeGraphs
 
 log = logging.getLogger("sglang.engine")
+Told = Callable[[tuple[int, ...], int], None]
 # How long there must be no step before graphs are captured, which is soon left, and before cuDNN plans, which is not.
 SOON_S, LATER_S = 0.02, 1.0
 THREAD_BYTES = 32 << 20  # weights for a thread of a CPU: with fewer it gains little, and loses much beside other work
@@ -157,24 +158,27 @@ class Engine:
         self.ready: Ready  # set by load
 
     @classmethod
-    def load(cls, config: ServerConfig, progress: bool = True) -> "Engine":
-        """Read config and weights, size the pool. `config` must be resolved. Raises ConfigError."""
+    def load(cls, config: ServerConfig, progress: bool = True, told: Told = lambda eos_ids, vocab: None) -> "Engine":
+        """Read config and weights, size the pool. `config` must be resolved. Raises ConfigError.
+
+        told: before weights are read, what ends a text and how many tokens there are.
+        """
         began = time.monotonic()
         device = _device(config.device)
         if device.type == "cpu" and config.cpu_threads is not None:
             torch.set_num_threads(config.cpu_threads)
         free = free_bytes(device)
         try:
-            return cls._load(config, progress, device, began)
+            return cls._load(config, progress, told, device, began)
         except NoRoom as error:
             error.free = free  # of which weights may have been taken when it was raised
             raise
 
     @classmethod
-    def _load(cls, config: ServerConfig, progress: bool, device: torch.device, began: float) -> "Engine":
+    def _load(cls, config: ServerConfig, progress: bool, told: Told, device: torch.device, began: float) -> "Engine":
         with torch.inference_mode():
             with room_for("the weights", device):
-                model, plan, parameters, became = _loaded(config, device, progress)
+                model, plan, parameters, became = _loaded(config, device, progress, told)
             spec = plan.spec
             held = parameters * model.dtype.itemsize if isinstance(model, Foreign) else weight_bytes(model, parameters)
             if device.type == "cpu" and config.cpu_threads is None:
@@ -397,12 +401,16 @@ class Engine:
         log.info("start: draws under constraints %.1f s, attention of long rows %.1f s", *times)
 
 
-def _loaded(config: ServerConfig, device: torch.device, progress: bool) -> tuple[Model, Blueprint, int, Counter[str]]:
+def _loaded(
+    config: ServerConfig, device: torch.device, progress: bool, told: Told
+) -> tuple[Model, Blueprint, int, Counter[str]]:
     """The model, how many parameters it has, and what those became that are kept in few bits."""
     if (foreign := load_foreign(config, device)) is not None:
         model, plan = foreign
+        told(hf.eos_ids(plan.folder, plan.raw), plan.spec.vocab)
         return model, plan, model.parameters, Counter()
     plan = draw_up(config, device)
+    told(hf.eos_ids(plan.folder, plan.raw), plan.spec.vocab)
     model = Model(plan.spec, plan.context, device, plan.dtype)
     became = quantize(model, plan.kind, plan.form)
     parameters = sum(t.numel() for t in model.places().values())

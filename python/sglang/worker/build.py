@@ -1,6 +1,7 @@
 """Configuration -> scheduler state, engine, constraints: the parts of a worker, sized for each other."""
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 from sglang import schedule
@@ -19,25 +20,30 @@ def build(config: ServerConfig, read: Callable[[], Lexicon]) -> tuple[schedule.S
     """
     shelf = Shelf(Path(config.grammar_cache_dir)) if config.grammar_cache_dir else None
     lexicon = in_thread(read)
-    engine = Engine.load(config)
-    state = schedule.State(budget(config, engine))
     jumps = not config.disable_regex_jump_forward
+    loaded: Future[tuple[schedule.State, Engine]] = Future()
+    begun: list[Grammars] = []
 
     def learn(vocabulary: Vocabulary) -> None:
+        state, engine = loaded.result()
         state.words = vocabulary.bytes
         first, rows = engine.learn(vocabulary.bytes, vocabulary.eos_ids)
         state.residents = Residents(first, rows) if rows else None
 
-    grammars = Grammars(
-        lexicon,
-        engine.eos_ids,
-        engine.ready.vocab_size,
-        jumps=jumps,
-        most=config.max_queued_requests,
-        shelf=shelf,
-        learn=learn,
-    )
+    def begin(eos_ids: tuple[int, ...], vocab: int) -> None:
+        """The library holds the interpreter for half a second: better while the model loads than under requests."""
+        most = config.max_queued_requests
+        begun.append(Grammars(lexicon, eos_ids, vocab, jumps=jumps, most=most, shelf=shelf, learn=learn))
+
+    try:
+        engine = Engine.load(config, told=begin)
+    except BaseException as error:
+        loaded.set_exception(error)
+        raise
+    state = schedule.State(budget(config, engine))
+    [grammars] = begun
     state.jump = grammars.jump if jumps else None
+    loaded.set_result((state, engine))
     return state, engine, grammars
 
 

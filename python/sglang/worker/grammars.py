@@ -150,7 +150,11 @@ class Grammars:
         compiler = Compiler(vocabulary, shelf=self._shelf)
         compiler.rehearse()
         if self._learn is not None:
-            self._learn(vocabulary)
+            try:
+                self._learn(vocabulary)
+            except BaseException:
+                compiler.close()
+                raise
         if self._jumps:
             self._jumper = Jumper(vocabulary, lexicon.encode)
         return compiler
