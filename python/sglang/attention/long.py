@@ -9,6 +9,7 @@ own in the square, from `cached` to `start`, and after them, up to its padded si
 real query sees the keys after its own.
 """
 
+import contextlib
 import functools
 import logging
 import time
@@ -150,6 +151,12 @@ class LongRows:
         """
         return attend(q, pool, self._shape.scale, row, out)
 
+    def rehearse(self) -> None:
+        """Launch what `works` does: its kernels may only be compiled meanwhile, and cuDNN's libraries are read."""
+        with contextlib.suppress(Exception):  # `works` says what it is
+            if self.on:
+                disagreement(self._shape, self._dtype, torch.device("cuda"))
+
     def prepare(self, pool: kernels.Pool, chunk: int, most: int) -> None:
         """Plans for usual rows before anybody waits for them, as many as there is time for. chunk: tokens of a step;
         most: of a sequence."""
@@ -251,7 +258,7 @@ def possible(shape: Shape, dtype: torch.dtype, device: torch.device) -> bool:
 def works(shape: Shape, dtype: torch.dtype) -> bool:
     """Whether it gives what a reference in float64 gives, with keys before the row and padding on both its sides."""
     try:
-        error = disagreement(shape, dtype, torch.device("cuda"))
+        error = trial(disagreement)(shape, dtype, torch.device("cuda"))
         if error < 0.02:
             return True
         reason = f"results differ by {error:.2g}"
@@ -261,7 +268,6 @@ def works(shape: Shape, dtype: torch.dtype) -> bool:
     return False
 
 
-@trial
 @torch.inference_mode()
 def disagreement(shape: Shape, dtype: torch.dtype, device: torch.device) -> float:
     """Relative error of two rows of a step: one after 150 cached keys, one after none."""

@@ -379,6 +379,8 @@ class Engine:
                 self._one_by_one(plan)
             if self._fills is not None:
                 self._fills.rehearse(experts=self._model.spec.experts is not None)
+            if self._tiled is not None:  # last: it takes a while, in which the others are compiled
+                self._tiled.long_rows.rehearse()
 
         warmup.warm(self.launch, plans, captures, self._model, rehearse)
         if self._fills is not None:
