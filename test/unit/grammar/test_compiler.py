@@ -195,7 +195,8 @@ def test_what_is_quick_does_not_wait_for_what_is_not():
             futures[hostile(i)].result(PATIENCE_S)
     assert isinstance(futures[too_large].result(PATIENCE_S), ContextFreeCompiled)
     assert "@" in order[0].text
-    assert order[1] == large
+    # While what comes before it has had its slices, the last lane may be done with one of the hostile ones.
+    assert order.index(large) < sorted(order.index(hostile(i)) for i in range(3))[1]
     processes = [process(compiler, lane) for lane in range(len(LANES))]
     compiler.close()
     assert all(one.returncode is not None for one in processes)
