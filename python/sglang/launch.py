@@ -235,8 +235,8 @@ async def _warm_up(front: "Front") -> None:
         async for _ in front.generate(first):
             pass
     except FieldError as error:
-        why = "is --tokenizer-path the model's own?" if "token ids" in str(error) else "that is too little to serve"
-        raise ConfigError(f"the server's own first prompt is refused: {error} ({why})") from None
+        hint = "--tokenizer-path must be the model's own, --context-length more than a few tokens"
+        raise ConfigError(f"the server's own first prompt is refused: {error} ({hint})") from None
     await front.flush()
 
 

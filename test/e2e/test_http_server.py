@@ -263,7 +263,7 @@ def test_a_key_guards_the_server_and_is_never_shown(start_server: Any) -> None:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--load-format", "dummy", "--json-model-override-args", '{"vocab_size": 64}'), "--tokenizer-path"),
+        (("--load-format", "dummy", "--json-model-override-args", '{"vocab_size": 64}'), "token ids in [0, 64)"),
         (("--context-length", "4"), "context length (4 tokens)"),
     ],
 )
