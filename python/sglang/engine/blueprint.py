@@ -1,5 +1,6 @@
 """What a configuration and a model's folder say, before anything is loaded: which model, in what type, how long."""
 
+import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,6 +37,11 @@ class Blueprint:
     form: Format | None
     dtype: torch.dtype
     context: int
+
+    @functools.cached_property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Raises ConfigError."""
+        return hf.eos_ids(self.folder, self.raw)
 
 
 def load_foreign(config: ServerConfig, device: torch.device) -> tuple[foreign.Foreign, Blueprint] | None:

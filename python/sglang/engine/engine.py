@@ -190,9 +190,8 @@ class Engine:
             scales = None
             if config.kv_cache_dtype != "auto" and not spec.latent:
                 scales = kv_scales(plan.folder, config.load_format, spec.layers)
-            eos_ids = hf.eos_ids(plan.folder, plan.raw)
             with room_for("keys and values and what sequences need besides", device):
-                engine = cls(config, model, plan.context, eos_ids, device, plan.pooling, scales)
+                engine = cls(config, model, plan.context, plan.eos_ids, device, plan.pooling, scales)
         pooled = time.monotonic()
         log.info("start: weights %.1f s, memory for keys and values %.1f s", loaded - began, pooled - loaded)
         if plan.pooling is None:
@@ -409,10 +408,10 @@ def _loaded(
     """The model, how many parameters it has, and what those became that are kept in few bits."""
     if (foreign := load_foreign(config, device)) is not None:
         model, plan = foreign
-        told(hf.eos_ids(plan.folder, plan.raw), plan.spec.vocab)
+        told(plan.eos_ids, plan.spec.vocab)
         return model, plan, model.parameters, Counter()
     plan = draw_up(config, device)
-    told(hf.eos_ids(plan.folder, plan.raw), plan.spec.vocab)
+    told(plan.eos_ids, plan.spec.vocab)
     model = Model(plan.spec, plan.context, device, plan.dtype)
     became = quantize(model, plan.kind, plan.form)
     parameters = sum(t.numel() for t in model.places().values())
