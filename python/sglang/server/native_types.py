@@ -128,7 +128,7 @@ class ModelInfo(Struct, kw_only=True):
     model_type: str
     architectures: list[str]
     max_model_len: int
-    max_seq_length: int | None = None  # tokens of a text of which a vector is made; the end of a longer one is cut off
+    max_seq_length: int | None = None  # tokens of a text of which a vector is made; a longer one is cut
     segments: bool = True  # /generate takes chains
 
 
