@@ -18,19 +18,26 @@ def config() -> ServerConfig:
     return ServerConfig(max_total_tokens=2000, device="cpu").resolve()
 
 
-def test_constraints_are_prepared_while_the_model_loads(monkeypatch: pytest.MonkeyPatch) -> None:
-    rehearsed, rehearse, load = threading.Event(), Compiler.rehearse, Engine.load
+def called(monkeypatch: pytest.MonkeyPatch, name: str) -> threading.Event:
+    """When a compiler's method of that name has returned."""
+    event, method = threading.Event(), getattr(Compiler, name)
 
     def noted(compiler: Compiler) -> None:
-        rehearse(compiler)
-        rehearsed.set()
+        method(compiler)
+        event.set()
+
+    monkeypatch.setattr(Compiler, name, noted)
+    return event
+
+
+def test_constraints_are_prepared_while_the_model_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    rehearsed, load = called(monkeypatch, "rehearse"), Engine.load
 
     def slow(config: ServerConfig, told: Any) -> Engine:
         engine = load(config, told=told)
         assert rehearsed.wait(HANG_S), "it waits for the model"
         return engine
 
-    monkeypatch.setattr(Compiler, "rehearse", noted)
     monkeypatch.setattr(Engine, "load", slow)
     one = config()
     state, _, grammars = build(one, lambda: lexicon(one))
@@ -40,17 +47,12 @@ def test_constraints_are_prepared_while_the_model_loads(monkeypatch: pytest.Monk
 
 
 def test_a_load_that_fails_leaves_no_compiler_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    closed, close, load = threading.Event(), Compiler.close, Engine.load
-
-    def noted(compiler: Compiler) -> None:
-        close(compiler)
-        closed.set()
+    closed, load = called(monkeypatch, "close"), Engine.load
 
     def failing(config: ServerConfig, told: Any) -> Engine:
         load(config, told=told)
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr(Compiler, "close", noted)
     monkeypatch.setattr(Engine, "load", failing)
     one = config()
     with pytest.raises(RuntimeError, match="no memory"):
