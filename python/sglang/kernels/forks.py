@@ -9,6 +9,7 @@ import contextlib
 import gc
 import hashlib
 import importlib
+import logging
 import os
 import pkgutil
 import select
@@ -21,6 +22,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+log = logging.getLogger("sglang.kernels")
 PATIENCE_S = 60  # for one kernel, the imports among it
 
 
@@ -65,6 +67,8 @@ class Forks:
             done.result(PATIENCE_S)
 
     def close(self) -> None:
+        with self._lock:
+            self._ended = True
         self._process.kill()
         self._process.wait()
         assert self._process.stdin is not None
@@ -77,6 +81,8 @@ class Forks:
             for number in answers:
                 self._asked[int(number)].set_result(None)
         with self._lock:
+            if not self._ended:
+                log.warning("The process that compiles kernels has ended: threads do it, which takes longer")
             self._ended = True
         for one in self._asked.values():
             if not one.done():
