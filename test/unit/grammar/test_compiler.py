@@ -179,15 +179,18 @@ def test_what_gives_way_is_not_begun_again_where_nobody_waits_for_it():
 
 def test_what_is_quick_does_not_wait_for_what_is_not():
     compiler = patient(Compiler(VOCABULARY))
-    fields = {f"field {i}": {"type": "string", "maxLength": 16} for i in range(20)}
-    large = Rules("json_schema", json.dumps({"type": "object", "properties": fields, "required": [*fields]}))
+    fields = [{f"{name} {i}": {"type": "string", "maxLength": 16} for i in range(20)} for name in ("field", "part")]
+    large, behind_all = (
+        Rules("json_schema", json.dumps({"type": "object", "properties": of, "required": [*of]})) for of in fields
+    )
     too_large = Rules("json_schema", json.dumps({"type": "string", "maxLength": 20_000}))
     apart = [{"type": "object", "properties": {"t": {"const": i}}, "required": ["t"]} for i in range(180)]
     uncounted = Rules("json_schema", json.dumps({"oneOf": apart}))
     order: list[Rules] = []
     futures: dict[Rules, Future[Compiled]] = {}
     with halted(compiler):
-        for rules in (*map(hostile, range(3)), uncounted, too_large, large, Rules("regex", "[a-z]{3,10}@[a-z]{3,10}")):
+        slow = hostile(1), hostile(2), uncounted, too_large
+        for rules in (hostile(0), large, *slow, behind_all, Rules("regex", "[a-z]{3,10}@[a-z]{3,10}")):
             futures[rules] = begun(compiler, rules) if not futures else compiler.submit(rules)
             futures[rules].add_done_callback(lambda _, rules=rules: order.append(rules))
     for i in range(3):
@@ -195,8 +198,9 @@ def test_what_is_quick_does_not_wait_for_what_is_not():
             futures[hostile(i)].result(PATIENCE_S)
     assert isinstance(futures[too_large].result(PATIENCE_S), ContextFreeCompiled)
     assert "@" in order[0].text
-    # While what comes before it has had its slices, the last lane may be done with one of the hostile ones.
-    assert order.index(large) < sorted(order.index(hostile(i)) for i in range(3))[1]
+    assert order[1] == large
+    # While all before it have their slices, the last lane may be done with one of the hostile ones.
+    assert order.index(behind_all) < sorted(order.index(hostile(i)) for i in range(3))[1]
     processes = [process(compiler, lane) for lane in range(len(LANES))]
     compiler.close()
     assert all(one.returncode is not None for one in processes)
